@@ -1,0 +1,58 @@
+# make demo, make test and make test-slow each make the environment they need and are safe to run again.
+#
+# The environment is the active one if it has torch, else .venv in this folder. Installing is skipped until
+# settings.ini, setup.py or pyproject.toml changes. PYTHON=/path/to/python chooses what .venv is made with.
+
+HAS_TORCH := import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)
+ACTIVE := $(firstword $(foreach env,$(VIRTUAL_ENV) $(CONDA_PREFIX),$(shell $(env)/bin/python -c '$(HAS_TORCH)' 2>/dev/null && echo $(env))))
+ENV := $(or $(ACTIVE),.venv)
+PY := $(ENV)/bin/python
+INSTALLED := $(ENV)/.memory-vlm
+INSTALLED_DEV := $(ENV)/.memory-vlm-dev
+# Tests log in nowhere (netrc is where W&B keeps its key) and download nothing.
+TEST := env -u WANDB_API_KEY NETRC=/dev/null HF_HUB_OFFLINE=1
+# pytest exits with 5 when it finds no test of the kind asked for.
+NO_TESTS := || test $$? -eq 5
+
+.PHONY: help demo test test-slow
+
+help:
+	@echo "make demo       train a small memory-CLIP and its twin without memory, and compare them (minutes)"
+	@echo "make test       check the notebooks, run them all, run the quick tests (minutes)"
+	@echo "make test-slow  run the tests that take long"
+
+demo: $(INSTALLED)
+	@echo "== 1 of 3: a small CLIP with memory tokens learns captioned scenes"
+	@$(PY) train.py --config-name=quickstart
+	@echo "== 2 of 3: its twin without memory, at the same budget"
+	@$(PY) train.py --config-name=quickstart model/memory=off training.logging.name=quickstart_no_memory
+	@echo "== 3 of 3: the two side by side"
+	@$(PY) tools/compare.py runs/quickstart runs/quickstart_no_memory
+
+test: $(INSTALLED_DEV)
+	@echo "== 1 of 3: is everything exported, clean and in order?"
+	@$(PY) tools/check.py
+	@echo "== 2 of 3: every notebook, from its first cell to its last"
+	@$(TEST) OMP_NUM_THREADS=1 $(ENV)/bin/nbdev-test --n-workers 2 --timing
+	@echo "== 3 of 3: what a notebook cannot test"
+	@$(TEST) $(PY) -m pytest $(NO_TESTS)
+
+test-slow: $(INSTALLED_DEV)
+	@echo "== 1 of 2: notebooks with slow cells"
+	@for nb in $$(grep -rl --include='*.ipynb' --exclude-dir='.*' '#| *slow' nbs); do \
+		echo "$$nb"; $(TEST) $(ENV)/bin/nbdev-test "$$nb" --flags slow || exit 1; done
+	@echo "== 2 of 2: slow tests"
+	@$(TEST) $(PY) -m pytest -m slow $(NO_TESTS)
+
+$(INSTALLED): settings.ini setup.py pyproject.toml | $(PY)
+	@echo "== Installing Memory-VLM into $(ENV) (the first time several GB of PyTorch: some minutes)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(INSTALLED_DEV): settings.ini setup.py pyproject.toml | $(PY)
+	@echo "== Installing Memory-VLM and the tools to work on it into $(ENV) (the first time several GB: some minutes)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(INSTALLED) $@
+
+.venv/bin/python:
+	@sh tools/environment.sh

@@ -1,0 +1,58 @@
+"""Put the final evaluations of two runs side by side.
+
+    python tools/compare.py runs/quickstart runs/quickstart_no_memory
+
+A run is its folder, or the folder of all runs of one name: then the newest finished one is taken."""
+import csv, sys
+from pathlib import Path
+from omegaconf import OmegaConf
+
+METRICS = ('i2t/R@1', 't2i/R@1', 'val_loss')
+
+def run_folder(path):
+    "The folder of one run: `path` itself, or the newest finished run in it."
+    if (path/'metrics.csv').exists(): return path
+    done = sorted(path.glob('*/DONE'))
+    if not done: sys.exit(f'{path} has no metrics.csv and no finished run; give the folder of a run')
+    return done[-1].parent
+
+def final(folder):
+    "The last row of metrics.csv that holds an evaluation, as numbers."
+    with open(folder/'metrics.csv', newline='') as file: rows = [r for r in csv.DictReader(file) if r.get(METRICS[0])]
+    if not rows: sys.exit(f'{folder}/metrics.csv holds no evaluation ({METRICS[0]})')
+    return {name: float(rows[-1][name]) for name in METRICS if rows[-1].get(name)}
+
+def flat(node, prefix=''):
+    "A nested mapping as {'a.b.c': value}."
+    if not isinstance(node, dict): return {prefix[:-1]: node}
+    return {k: v for name, child in node.items() for k, v in flat(child, f'{prefix}{name}.').items()}
+
+def memory_of(config):
+    "What a run has for memory, in words."
+    if not config['model.memory.enabled']: return 'no memory'
+    return f"{config['model.memory.num_memory_tokens']} memory tokens"
+
+def show(name, value): return f'{value:.4f}' if name == 'val_loss' else f'{100*value:.1f} %'
+
+def sentence(labels, finals, seeds):
+    "What two single runs show, and no more."
+    first = [show(METRICS[0], f[METRICS[0]]) for f in finals]
+    return (f'The right caption came first for {first[0]} of the pictures with {labels[0]}, and for {first[1]} with '
+            f'{labels[1]}.\nThat is one run of each (seeds {seeds[0]} and {seeds[1]}). Another seed moves both figures, '
+            'so it does not show which is better: that takes several seeds of each.')
+
+def main(*paths):
+    folders = [run_folder(Path(p)) for p in paths]
+    configs = [flat(OmegaConf.to_container(OmegaConf.load(f/'config.yaml'))) for f in folders]
+    finals = [final(f) for f in folders]
+    labels = [memory_of(c) for c in configs]
+    for folder, label, metrics in zip(folders, labels, finals):
+        print(f'{label:<18}', '  '.join(f'{n} {show(n, v)}' for n, v in metrics.items()), f'  {folder}')
+    others = {k for k in configs[0].keys() | configs[1].keys() if configs[0].get(k) != configs[1].get(k)
+        and not k.startswith(('model.memory.', 'training.logging.', 'training.run_dir'))}
+    if others: print('Besides memory, the runs differ in:', ', '.join(sorted(others)))
+    print(sentence(labels, finals, [c['training.seed'] for c in configs]))
+
+if __name__ == '__main__':
+    if len(sys.argv) != 3: sys.exit(__doc__)
+    main(*sys.argv[1:])
