@@ -1,22 +1,25 @@
 "Fit a memory-CLIP: python train.py --config-name=quickstart, or any key=value of nbs/explain/configuration.ipynb."
-import os, sys
+import os, sys, warnings
 import hydra
 from hydra.errors import HydraException
 from memory_vlm.config import config_dir, explain, free_keys, register_schema
 from memory_vlm.core import NotYetError, UserError
 
+def stop(mistake):
+    print(mistake, file=sys.stderr)
+    sys.exit(2)
+
 @hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')
 def main(cfg):
+    warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # of libraries, when they are imported
     from memory_vlm.run import fit # here, so that --help and mistakes are answered at once
-    if fit(cfg).interrupted: sys.exit(130)
+    try: run = fit(cfg)
+    except (UserError, NotYetError) as e: stop(e)
+    if run.interrupted: sys.exit(130)
 
 if __name__ == '__main__':
     os.environ['HYDRA_FULL_ERROR'] = '1' # else Hydra exits by itself, and advises +key= for a typo
     register_schema()
     sys.argv[1:] = free_keys(sys.argv[1:])
     try: main()
-    except (UserError, NotYetError) as e: mistake = e
-    except HydraException as e: mistake = explain(e)
-    else: sys.exit()
-    print(mistake, file=sys.stderr)
-    sys.exit(2)
+    except HydraException as e: stop(explain(e))

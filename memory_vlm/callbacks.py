@@ -77,7 +77,7 @@ class LogCallback(Callback):
     "Write training metrics every `interval` steps, and every evaluation, into a log."
     run_valid, order = False, 80 # after evaluation
     def __init__(self, log, interval:int):
-        self.log, self.interval = log, interval
+        self.out, self.interval = log, interval
 
     def before_fit(self):
         self.written = len(self.learn.evaluations)
@@ -98,13 +98,13 @@ class LogCallback(Callback):
     def write(self):
         loss = torch.stack(self.losses).mean().item()
         took = time.perf_counter() - self.since
-        self.log.add(self.train_iter, dict(
+        self.out.add(self.train_iter, dict(
             epoch=self.learn.epochs_done, train_loss=loss, lr=float(self.opt.hypers[-1]['lr']),
             grad_norm=float(self.learn.grad_norm), temperature=math.exp(-self.model.logit_scale.item()),
             pairs_per_second=self.pairs / took, data_wait=self.waited / took))
         self.clear()
     def write_evaluations(self):
-        for e in self.learn.evaluations[self.written:]: self.log.add(e['step'], {k: v for k, v in e.items() if k != 'step'})
+        for e in self.learn.evaluations[self.written:]: self.out.add(e['step'], {k: v for k, v in e.items() if k != 'step'})
         self.written = len(self.learn.evaluations)
 
 # %% ../nbs/43_callbacks.ipynb #b78ab509

@@ -9,7 +9,7 @@ __all__ = ['NOT_YET', 'num', 'one_of', 'free', 'MemoryConfig', 'TextConfig', 'Co
            'check_not_yet', 'free_keys', 'register_schema', 'compose']
 
 # %% ../nbs/01_config.ipynb #ac8a51e9
-import re, warnings
+import re, sys
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -294,7 +294,7 @@ NOT_YET = {'training.accumulate_grad_batches': (1,), 'model.memory.mem_reinit_st
 def check_not_yet(
     cfg:DictConfig, # A validated configuration
 ):
-    "Raise `NotYetError` for a key of `NOT_YET` that the user set; warn once about defaults."
+    "Raise `NotYetError` for a key of `NOT_YET` that the user set; tell of defaults in one line."
     keys, ignored = schema_fields(), []
     for key, neutral in NOT_YET.items():
         value, default = OmegaConf.select(cfg, key), default_of(keys[key])
@@ -302,7 +302,7 @@ def check_not_yet(
         if value != default:
             raise NotYetError(f'{key}={value} is not built yet; allowed for now: {", ".join(map(str, neutral))}')
         ignored.append(f'{key}={value}')
-    if ignored: warnings.warn(f'Not built yet, so without effect in this run: {", ".join(ignored)}', stacklevel=2)
+    if ignored: print(f'Not built yet, so without effect in this run: {", ".join(ignored)}', file=sys.stderr)
 
 # %% ../nbs/01_config.ipynb #5e312545
 def free_keys(
@@ -325,12 +325,16 @@ def compose(
 )->DictConfig:                  # Typed configuration: `cfg.model.memory.num_memory_tokens`
     "Compose and validate a configuration, the same way as the command line. Raises `UserError`."
     from hydra import compose as hydra_compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     register_schema()
+    instance = GlobalHydra.instance()
+    outer, instance.hydra = instance.hydra, None # set while train.py's own Hydra is at work
     try:
         with initialize_config_dir(str(config_dir().absolute()), version_base='1.3'):
             cfg = hydra_compose(config_name, free_keys(list(overrides)))
     except HydraException as e: raise explain(e) from e
+    finally: instance.hydra = outer
     return validate(cfg)
 
 # %% ../nbs/01_config.ipynb #496331eb

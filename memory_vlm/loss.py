@@ -68,22 +68,23 @@ class _TiledLogits:
         return slice(start, max(start, stop))
 
     def start_gradients(self):
-        self.gx, self.gy = (torch.zeros_like(t, dtype=self.scale.dtype) for t in (self.x, self.y))
         self.gbias = torch.zeros_like(self.scale)
+        if len(self.tiles) > 1: # a single tile's products are the sums
+            self.gx, self.gy = (torch.zeros_like(t, dtype=self.scale.dtype) for t in (self.x, self.y))
 
-    def add_gradients(self, r, c, p, weight):
-        "Add the share of a tile whose derivative by the logits is `weight * p`."
-        if self.bias is not None: self.gbias.add_(p.sum(), alpha=weight)
+    def add_gradients(self, r, c, p):
+        "Add the share of a tile whose derivative by the logits is `p`."
+        if self.bias is not None: self.gbias.add_(p.sum())
         p = p.to(self.x.dtype)
-        self.gx[r].add_(_matmul(p, self.y[c]), alpha=weight)
-        self.gy[c].add_(_matmul(p.T, self.x[r]), alpha=weight)
+        gx, gy = _matmul(p, self.y[c]), _matmul(p.T, self.x[r])
+        if len(self.tiles) == 1: self.gx, self.gy = gx, gy
+        else: self.gx[r].add_(gx), self.gy[c].add_(gy)
 
     def gradients(self):
-        "Gradients of rows, this rank's columns, scale and bias, times `world` because DDP averages over ranks."
-        gscale, gy = (self.gx * self.x).sum(), self.gy
-        if self.world > 1: gy = _sum(gy, self.world)[self.own].clone()
-        factor = self.scale * self.world
-        return self.gx.mul_(factor), gy.mul_(factor), gscale * self.world, self.gbias * self.world
+        "Of rows, of this rank's columns, of scale and bias; the first two still lack the factor `scale`."
+        gscale = (self.gx * self.x).sum().view_as(self.scale)
+        gy = self.gy if self.world == 1 else _sum(self.gy, self.world)[self.own].clone()
+        return self.gx, gy, gscale, self.gbias
 
 # %% ../nbs/30_loss.ipynb #076c0b2b
 def _gather(
@@ -106,30 +107,34 @@ def _sum(
 
 # %% ../nbs/30_loss.ipynb #31a59579
 def _compute(objective, world, side, image, text, scale, bias, grads):
-    "The loss, and the gradients of the four inputs if `grads`."
+    "The loss; and if `grads`, the factor that gradients still lack, the scale, and gradients of the four inputs."
     dtype = _product_dtype(image, text)
     exact = torch.promote_types(dtype, torch.float32)
     first = dist.get_rank() * len(image) if world > 1 else 0
     with torch.autocast(image.device.type, enabled=False): # or it would cast the operands of every product again
         scale, bias = (t if t is None else torch.as_tensor(t, dtype=exact, device=image.device) for t in (scale, bias))
         logits = _TiledLogits(image.to(dtype), _gather(text.to(dtype), world), scale, bias, first, world, side)
-        loss = objective(logits, grads)
-        return loss, logits.gradients() if grads else None
+        total, terms = objective(logits, grads)
+        return (total / terms, world / terms, scale, *logits.gradients()) if grads else (total / terms,)
 
 # %% ../nbs/30_loss.ipynb #4b392715
 class _Contrast(torch.autograd.Function):
     "A loss that makes its gradients beside its value."
     @staticmethod
     def forward(ctx, objective, world, side, *inputs):
-        loss, grads = _compute(objective, world, side, *inputs, grads=True)
-        ctx.save_for_backward(*(g.view(t.shape) if torch.is_tensor(t) else None for g, t in zip(grads, inputs)))
+        loss, ctx.factor, *saved = _compute(objective, world, side, *inputs, grads=True)
+        ctx.save_for_backward(*saved)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        grad = grad * ctx.factor
+        scale, *grads = ctx.saved_tensors
+        scaled = grad * scale
+        factors = scaled, scaled, grad, grad
         needs = ctx.needs_input_grad[3:]
-        return None, None, None, *(g * grad if need else None for g, need in zip(ctx.saved_tensors, needs))
+        return None, None, None, *(g * f if need else None for g, f, need in zip(grads, factors, needs))
 
 # %% ../nbs/30_loss.ipynb #07df06de
 def _contrast(objective, image, text, scale, bias, gather_distributed, tile):
@@ -144,31 +149,38 @@ def _contrast(objective, image, text, scale, bias, gather_distributed, tile):
     return _compute(objective, world, tile, *inputs, grads=False)[0]
 
 # %% ../nbs/30_loss.ipynb #0c19d157
+def _logsumexp(
+    z:Tensor, # (r, c)
+    dim:int,  # Summed over
+)->Tensor:    # (r,) or (c,)
+    "Log of the sum of exponentials of finite numbers."
+    top = z.amax(dim, keepdim=True)
+    return (z - top).exp_().sum(dim, keepdim=True).log_().add_(top).squeeze(dim)
+
 def _clip(
     logits:_TiledLogits, # The matrix
     grads:bool,          # Also add up gradients
-)->Tensor:               # Loss, 0-d
+)->tuple[Tensor, int]:   # Sum of cross-entropies, 0-d, and how many they are
     "Symmetric InfoNCE in two walks. Source: arXiv:2103.00020 figure 3."
-    m, pairs = logits, len(logits.y)
+    m = logits
     row, col = (m.scale.new_full((len(t),), -torch.inf) for t in (m.x, m.y))
     matched = torch.empty_like(row)
     for r, c in m.tiles:
         z = m.tile(r, c)
-        row[r] = row[r].logaddexp(z.logsumexp(1))
-        col[c] = col[c].logaddexp(z.logsumexp(0))
+        row[r] = row[r].logaddexp(_logsumexp(z, 1))
+        col[c] = col[c].logaddexp(_logsumexp(z, 0))
         matched[m.matching_rows(r, c)] = m.matching(z, r, c)
     col = _gather(col[None], m.world).logsumexp(0)
-    loss = _sum(((row - matched) + (col[m.own] - matched)).sum(), m.world) / (2 * pairs)
-    if not grads: return loss
-    m.start_gradients()
-    for r, c in reversed(m.tiles):
+    total = _sum(((row - matched) + (col[m.own] - matched)).sum(), m.world)
+    if grads: m.start_gradients()
+    for r, c in reversed(m.tiles) if grads else ():
         if (r, c) != m.tiles[-1]: z = m.tile(r, c)
         p = (z - row[r, None]).exp_()
         p += z.sub_(col[c]).exp_()
         m.matching(p, r, c).sub_(2)
-        m.add_gradients(r, c, p, 1 / (2 * pairs))
+        m.add_gradients(r, c, p)
         del z, p # before the next tile is made: two tiles of memory less
-    return loss
+    return total, 2 * len(m.y)
 
 # %% ../nbs/30_loss.ipynb #2c2e8916
 def clip_loss(
@@ -185,22 +197,21 @@ def clip_loss(
 def _siglip(
     logits:_TiledLogits, # The matrix
     grads:bool,          # Also add up gradients
-)->Tensor:               # Loss, 0-d
+)->tuple[Tensor, int]:   # Sum of the losses of all pairs, 0-d, and what it is divided by
     "Pairwise sigmoid loss in one walk. Source: arXiv:2303.15343 equation 1."
-    m, pairs = logits, len(logits.y)
-    loss = m.scale.new_zeros(())
+    m, total = logits, logits.scale.new_zeros(())
     if grads: m.start_gradients()
     for r, c in m.tiles:
         z = m.tile(r, c)
         m.matching(z, r, c).neg_() # now z is -t z
-        loss -= F.logsigmoid(-z).sum()
+        total -= F.logsigmoid(-z).sum()
         if grads:
             p = z.sigmoid_()
             m.matching(p, r, c).neg_()
-            m.add_gradients(r, c, p, 1 / pairs)
+            m.add_gradients(r, c, p)
             del p
         del z
-    return _sum(loss, m.world) / pairs
+    return _sum(total, m.world), len(m.y)
 
 # %% ../nbs/30_loss.ipynb #6e9cc3d8
 def siglip_loss(

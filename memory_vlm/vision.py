@@ -183,7 +183,7 @@ def make_vit(
                   memory_position=m.memory_position, mem_alpha=m.mem_alpha, memory_dim=m.dim) if m.enabled else {}
     return MemoryViT(img_size=cfg.image_size, patch_size=cfg.patch_size, embed_dim=cfg.embed_dim, depth=cfg.depth,
                      num_heads=cfg.num_heads, mlp_ratio=cfg.mlp_ratio, pos_drop_rate=cfg.drop_rate,
-                     proj_drop_rate=cfg.drop_rate, attn_drop_rate=cfg.attn_drop_rate, num_classes=0, **memory)
+                     proj_drop_rate=cfg.drop_rate, attn_drop_rate=cfg.attn_drop_rate, num_classes=0, weight_init='jax', **memory)
 
 # %% ../nbs/21_vision.ipynb #3efe1fb3
 def tiny_vit(

@@ -49,21 +49,23 @@ def imported(path):
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Import): yield from (a.name.split('.')[0] for a in node.names)
         if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.split('.')[0]
-        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'need' and isinstance(node.args[0], ast.Constant):
-            yield node.args[0].value.split('.')[0]
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'need':
+            yield from (a.value.split('.')[0] for a in node.args[:1] if isinstance(a, ast.Constant))
 
 def test_imports_are_declared(settings):
-    declared = {distribution(line) for key in settings if key.endswith('requirements') and key != 'dev_requirements'
-                for line in settings[key].strip().splitlines()}
+    keys = [key for key in settings if key.endswith('requirements') and key != 'dev_requirements']
+    declared = {distribution(line) for key in keys for line in settings[key].strip().splitlines()}
     provides = packages_distributions()
-    for path in [*ROOT.glob('memory_vlm/**/*.py'), ROOT/'train.py']:
-        for name in set(imported(path)) - set(sys.stdlib_module_names) - {'memory_vlm'}:
-            names = {distribution(d) for d in provides.get(name, [name])}
-            assert names & declared, f'{path.relative_to(ROOT)} imports {name}: add {names} to settings.ini'
+    paths = [*ROOT.glob('memory_vlm/**/*.py'), ROOT/'train.py']
+    missing = {f'{path.relative_to(ROOT)} imports {name}' for path in paths
+               for name in set(imported(path)) - set(sys.stdlib_module_names) - {'memory_vlm'}
+               if not declared & {distribution(d) for d in provides.get(name, [name])}}
+    assert not missing, f'add to the requirements in settings.ini: {sorted(missing)}'
 
 def test_installed_from_this_clone(tmp_path):
-    where = run(sys.executable, '-c', 'import memory_vlm.config as c; print(c.__file__, c.config_dir(), sep="\\n")', cwd=tmp_path)
-    assert where.splitlines() == [str(ROOT/'memory_vlm/config.py'), str(ROOT/'configs')], 'run pip install -e . here'
+    code = 'import memory_vlm.config as c; print(c.__file__, c.config_dir(), sep="\\n")'
+    found = run(sys.executable, '-c', code, cwd=tmp_path).splitlines()
+    assert found == [str(ROOT/'memory_vlm/config.py'), str(ROOT/'configs')], 'run pip install -e . here'
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
@@ -87,7 +89,7 @@ def test_wheel_composes_a_config_elsewhere(wheel, tmp_path):
     venv.create(tmp_path/'env', with_pip=False)
     python = tmp_path/'env/bin/python'
     run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', wheel)
-    # The rest of what it needs is borrowed from this environment, whose own .pth files (an editable install) stay unread.
+    # The rest is borrowed from this environment, whose own .pth files (an editable install) stay unread.
     site = Path(run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'))
     (site/'borrowed.pth').write_text('\n'.join(p for p in sys.path if p.endswith('-packages')))
     code = ('import memory_vlm.config as c; cfg = c.compose(["training.epochs=3"], config_name="quickstart"); '

@@ -10,7 +10,8 @@ import check, compare, readme
 
 def cell(source, kind='code', **extra):
     extra = dict(execution_count=None, outputs=[]) | extra if kind == 'code' else extra
-    return dict(cell_type=kind, id=f'{crc32(source.encode()):08x}', metadata={}, source=source.splitlines(keepends=True)) | extra
+    id = f'{crc32(source.encode()):08x}'
+    return dict(cell_type=kind, id=id, metadata={}, source=source.splitlines(keepends=True)) | extra
 
 def notebook(*sources, title='# Name\n> What for.', kernel='python3'):
     return dict(cells=[cell(title, 'markdown'), *map(cell, sources)], nbformat=4, nbformat_minor=5,
@@ -32,7 +33,8 @@ def house(tmp_path, monkeypatch):
     write(tmp_path/'nbs/10_up.ipynb', notebook('#| default_exp data.up', '#| export\nfrom memory_vlm.low import low'))
     write(tmp_path/'nbs/index.ipynb', notebook())
     monkeypatch.setattr(check, 'ROOT', tmp_path)
-    for tool in ('nbdev-export', 'nbdev-clean'): subprocess.run([Path(sys.executable).with_name(tool)], cwd=tmp_path, check=True)
+    for tool in ('nbdev-export', 'nbdev-clean'):
+        subprocess.run([Path(sys.executable).with_name(tool)], cwd=tmp_path, check=True)
     (tmp_path/'README.md').write_text(readme.readme_text(tmp_path/'nbs/index.ipynb'))
     return tmp_path
 
@@ -44,7 +46,7 @@ def test_stale_export_and_dirty_notebook(house):
     write(house/'nbs/20_new.ipynb', notebook('#| default_exp new', '#| export\nx = 1') | {'metadata': {'signature': 1}})
     (house/'README.md').write_text('edited by hand')
     found = '\n'.join(check.findings())
-    assert 'memory_vlm/low.py: differs from its notebook' in found
+    assert 'memory_vlm/low.py: differs from what the notebooks give' in found
     assert 'return 2' in (house/'memory_vlm/low.py').read_text(), 'the check overwrote work in progress'
     assert 'memory_vlm/gone.py: no notebook exports it' in found
     assert 'memory_vlm/new.py: not exported yet' in found
@@ -52,26 +54,36 @@ def test_stale_export_and_dirty_notebook(house):
     assert 'nbs/20_new.ipynb: needs kernelspec python3' in found
     assert 'README.md: differs' in found
 
+def test_syntax_error():
+    nb = notebook('#| default_exp bad', '#| export\ndef f(:')
+    assert 'nbs/1_bad.ipynb: this Python cannot read it' in next(check.check_syntax({Path('nbs/1_bad.ipynb'): nb}))
+
 @pytest.mark.parametrize('line', ['from memory_vlm.data.up import low', 'from memory_vlm.data import up',
                                   'import memory_vlm.data.up', 'def f(): from memory_vlm.data.up import low'])
-def test_import_of_a_higher_floor(house, line):
-    write(house/'nbs/00_low.ipynb', notebook('#| default_exp low', f'#| export\n{line}'))
-    assert any('imports memory_vlm.data.up from 10_up.ipynb, which does not stand below' in f for f in check.findings())
+def test_import_of_a_higher_floor(line):
+    low = notebook('#| default_exp low', f'#| export\n{line}')
+    up = notebook('#| default_exp data.up', '#| export\nx = 1')
+    found = list(check.check_floors({Path('nbs/00_low.ipynb'): low, Path('nbs/10_up.ipynb'): up}))
+    assert found == ['nbs/00_low.ipynb: imports memory_vlm.data.up from 10_up.ipynb, which does not stand below it']
 
-def test_rules_of_one_notebook(house):
-    live = {'output_type': 'display_data', 'data': {'application/vnd.jupyter.widget-view+json': {}}, 'metadata': {}}
-    nb = notebook('#| default_exp bad', '#| export\nfrom math import *', "p = '/' + 'home/someone/data'", title='No title')
-    nb['cells'].append(cell('show()', outputs=[live]))
-    nb['cells'].append(cell("path = '" + '/'.join(['', 'home', 'someone', 'data']) + "'"))
-    (house/'memory_vlm/long.py').write_text('x = 1\n'*401)
-    write(house/'nbs/30_bad.ipynb', nb)
-    found = '\n'.join(check.findings())
+def test_rules_of_one_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, 'ROOT', tmp_path)
+    nb = notebook('#| default_exp bad', '#| export\nfrom math import *', title='No title')
+    nb['cells'].append(cell('show()', outputs=[
+        {'output_type': 'display_data', 'data': {'application/vnd.jupyter.widget-view+json': {}}, 'metadata': {}}]))
+    path = '/'.join(['', 'home', 'someone', 'data'])   # in parts, since this file is checked too
+    nb['cells'].append(cell(f"folder = '{path}'"))
+    write(tmp_path/'nbs/30_bad.ipynb', nb)
+    (tmp_path/'memory_vlm').mkdir()
+    (tmp_path/'memory_vlm/long.py').write_text('x = 1\n'*(check.MAX_LINES + 1))
+    found = '\n'.join([*check.check_notebook(Path('nbs/30_bad.ipynb'), nb), *check.check_files()])
     for part in ('exports a star import', 'saves a live widget', 'names a path of one machine, /h', 'is not "# Name"',
-                 'long.py: 401 lines'): assert part in found, part
+                 'long.py: '): assert part in found, part
 
 def test_readme(tmp_path):
     out = {'output_type': 'stream', 'name': 'stdout', 'text': ['12\n']}
-    nb = notebook('#| hide\nsecret()', '#| eval: false\nrun()', title='# Name\n> What for.\n![it](images/a.png) [c](../configs) [w](https://a.b)')
+    title = '# Name\n> What for.\n![it](images/a.png) [c](../configs) [w](https://a.b)'
+    nb = notebook('#| hide\nsecret()', '#| eval: false\nrun()', title=title)
     nb['cells'].append(cell('print(12)', outputs=[out]))
     write(tmp_path/'index.ipynb', nb)
     assert readme.readme_text(tmp_path/'index.ipynb') == readme.HEADER + (
@@ -84,9 +96,10 @@ def test_compare(tmp_path, capsys):
             run = tmp_path/name/time
             run.mkdir(parents=True)
             (run/'DONE').touch()
-            (run/'config.yaml').write_text(
-                f'model: {{memory: {{enabled: {memory}, num_memory_tokens: 8}}}}\ntraining: {{seed: 0, epochs: {len(name)}}}\n')
-            (run/'metrics.csv').write_text(f'step,epoch,i2t/R@1,val_loss\n1,0,0.1,2\n2,1,{first if time == "2" else 0.2},1.5\n3,1,,\n')
+            (run/'config.yaml').write_text(f'model: {{memory: {{enabled: {memory}, num_memory_tokens: 8}}}}\n'
+                                           f'training: {{seed: 0, epochs: {len(name)}}}\n')
+            last = first if time == '2' else 0.2
+            (run/'metrics.csv').write_text(f'step,epoch,i2t/R@1,val_loss\n1,0,0.1,2\n2,1,{last},1.5\n3,1,,\n')
     (tmp_path/'with/3').mkdir()   # still running
     compare.main(tmp_path/'with', tmp_path/'without')
     said = capsys.readouterr().out

@@ -18,7 +18,8 @@ MACHINE_PATH = re.compile(r'(?<![\w.~}*])/(?:home|root|work|Users|tmp)/\w[^\s"\'
 
 def notebooks(root):
     "Every notebook nbdev sees, in order."
-    return [p for p in sorted((root/'nbs').rglob('*.ipynb')) if not any(d[0] in '._' for d in p.relative_to(root).parts)]
+    found = sorted((root/'nbs').rglob('*.ipynb'))
+    return [p for p in found if all(d[0] not in '._' for d in p.relative_to(root).parts)]
 
 def is_made(path):
     "Whether nbdev wrote this module."
@@ -26,7 +27,8 @@ def is_made(path):
 
 def make_again(to):
     "Export and clean a copy of the project in folder `to`; yields what went wrong."
-    for name in ('nbs', LIB): shutil.copytree(ROOT/name, to/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb*'))
+    ignore = shutil.ignore_patterns('__pycache__', '.ipynb*')
+    for name in ('nbs', LIB): shutil.copytree(ROOT/name, to/name, ignore=ignore)
     for name in ('pyproject.toml', 'settings.ini'): shutil.copy(ROOT/name, to/name)
     for path in (to/LIB).rglob('*.py'):
         if is_made(path): path.unlink()   # so that a module whose notebook is gone does not come back
@@ -36,15 +38,13 @@ def make_again(to):
 
 def check_export(again):
     "Compare the package with the one just made from the notebooks."
-    def modules(root): return {p.relative_to(root) for p in (root/LIB).rglob('*.py')}
-    here, new = modules(ROOT), modules(again)
+    def made(root): return {p.relative_to(root) for p in [*(root/LIB).rglob('*.py'), root/'pyproject.toml']}
+    here, new = made(ROOT), made(again)
     for path in sorted(new - here): yield f'{path}: not exported yet; run nbdev-export'
     for path in sorted(here - new): yield f'{path}: no notebook exports it; delete it'
     for path in sorted(here & new):
         if (ROOT/path).read_bytes() != (again/path).read_bytes():
-            yield f'{path}: differs from its notebook; run nbdev-export (what was edited here by hand will be lost)'
-    if (ROOT/'pyproject.toml').read_bytes() != (again/'pyproject.toml').read_bytes():
-        yield 'pyproject.toml: nbdev-export would rewrite it; run nbdev-export and look at the difference'
+            yield f'{path}: differs from what the notebooks give; run nbdev-export (edits by hand will be lost)'
 
 def check_clean(again):
     "Compare each notebook with its cleaned copy."
@@ -71,6 +71,12 @@ def exported(nb):
     "The cells a notebook exports, as syntax trees."
     return [ast.parse(''.join(c['source'])) for c in nb['cells'] if directives(c).keys() & {'export', 'exporti'}]
 
+def check_syntax(nbs):
+    "Exported cells are Python, of the version that runs this."
+    for path, nb in nbs.items():
+        try: exported(nb)
+        except SyntaxError as e: yield f'{path}: this Python cannot read it, {e.msg}: {(e.text or "").strip()}'
+
 def imports(tree, floors):
     "Names of the modules a cell imports: of this package where `floors` knows them, else as they are written."
     for node in ast.walk(tree):
@@ -80,17 +86,21 @@ def imports(tree, floors):
                 whole = f'{node.module}.{a.name}'
                 yield whole if whole in floors else node.module
 
+def floor(path):
+    "The number a notebook's name starts with; a notebook without one stands above all others."
+    return int(found[0]) if (found := re.match(r'\d+', path.name)) else float('inf')
+
 def check_floors(nbs):
     "A notebook imports only modules of notebooks with a lower number."
     floors = {}
     for path, nb in nbs.items():
         if not (module := module_of(nb)): continue
         if module in floors: yield f'{path}: exports {module}, as {floors[module]} does'
-        floors[module] = path.name
+        floors[module] = path
     for path, nb in nbs.items():
         for module in sorted({m for tree in exported(nb) for m in imports(tree, floors)}):
-            if module in floors and floors[module] >= path.name:
-                yield f'{path}: imports {module} from {floors[module]}, which does not stand below it'
+            if module in floors and floor(floors[module]) >= floor(path):
+                yield f'{path}: imports {module} from {floors[module].name}, which does not stand below it'
             if module.startswith(f'{LIB}.') and module not in floors:
                 yield f'{path}: imports {module}, which no notebook exports'
 
@@ -109,7 +119,6 @@ def check_notebook(path, nb):
     for out in (o for c in nb['cells'] for o in c.get('outputs', [])):
         if 'application/vnd.jupyter.widget-view+json' in out.get('data', {}):
             yield f'{path}: saves a live widget, which is blank elsewhere; show its snapshot()'
-        if out['output_type'] == 'error': yield f'{path}: saves an error; run it again'
 
 def check_files():
     "Rules for files of every kind: modules are short, nothing names a folder of somebody's machine."
@@ -125,10 +134,11 @@ def check_files():
 
 def findings():
     "Everything there is to mend."
+    nbs = {p.relative_to(ROOT): json.loads(p.read_text(encoding='utf-8')) for p in notebooks(ROOT)}
+    if broken := list(check_syntax(nbs)): return (yield from broken)   # the exporter would stop at it
     with tempfile.TemporaryDirectory() as folder:
         failed = list(make_again(Path(folder)))
         yield from failed or [*check_export(Path(folder)), *check_clean(Path(folder))]
-    nbs = {p.relative_to(ROOT): json.loads(p.read_text(encoding='utf-8')) for p in notebooks(ROOT)}
     yield from check_floors(nbs)
     for path, nb in nbs.items(): yield from check_notebook(path, nb)
     yield from check_readme()

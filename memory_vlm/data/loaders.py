@@ -40,7 +40,8 @@ class PairDataset(Dataset):
         try: captions, pixels = self.source.captions(key[1]), self.source.pixels(key[1])
         except UserError as e: return e
         if self.one_caption: captions = [captions[rng.integers(len(captions))]]
-        picture = self.augment(torch.from_numpy(np.array(pixels)).permute(2, 0, 1), self.image_size, rng) # (3,image_size,image_size)
+        picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1) # (3,height,width), a copy: sources may be read-only
+        picture = self.augment(picture, self.image_size, rng) # (3,image_size,image_size)
         return picture, [caption_ids(c, self.context_length) for c in captions], key[1]
 
 def collate(
@@ -125,9 +126,11 @@ def worker_settings(
     persistent_workers:bool,  # Keep workers between epochs
 )->dict:                      # What torch accepts
     "Drop what has no meaning without workers, with one warning."
-    if num_workers: return dict(num_workers=num_workers, prefetch_factor=prefetch_factor, persistent_workers=persistent_workers)
-    idle = [f'prefetch_factor={prefetch_factor}']*(prefetch_factor not in (None, 2)) + ['persistent_workers=true']*persistent_workers
-    if idle: warnings.warn(f'{" and ".join(idle)} without effect: num_workers=0 loads in the main process', stacklevel=3)
+    if num_workers:
+        return dict(num_workers=num_workers, prefetch_factor=prefetch_factor, persistent_workers=persistent_workers)
+    idle = ['persistent_workers=true'] if persistent_workers else []
+    if prefetch_factor not in (None, 2): idle.append(f'prefetch_factor={prefetch_factor}')
+    if idle: warnings.warn(f'{" and ".join(idle)} has no effect: num_workers=0 loads in the main process', stacklevel=3)
     return dict(num_workers=0)
 
 def make_loader(
@@ -135,7 +138,7 @@ def make_loader(
     *,
     image_size:int,               # Side of the pictures (pixels)
     batch_size:int,               # Pictures in a batch of this rank
-    train:bool,                   # One drawn caption, augmentation, order of the epoch; or all captions, in the source's order
+    train:bool,                   # One drawn caption, augmentation, shuffled; or all captions, nothing drawn
     augmentation:str='clip',      # Key of `AUGMENTATIONS`, for training
     seed:int=0,                   # Of order, captions and crops
     num_workers:int=0,            # Loader processes
@@ -148,17 +151,18 @@ def make_loader(
     shuffle:bool|None=None,       # None: as `train`
     drop_last:bool|None=None,     # None: as `train`
 )->PairLoader:
-    "The loader of a source. Raises `UserError` for an unknown augmentation, or when training data does not fill one batch."
+    "The loader of a source. Raises `UserError` for an unknown augmentation, or data that does not fill one batch."
     settings = {k: v for k, v in locals().items() if k != 'source'}
     augment = pick(AUGMENTATIONS, augmentation, 'training.data.augmentation')
     shuffle, drop_last = (train if x is None else x for x in (shuffle, drop_last))
     sampler = EpochSampler(source, batch_size, shuffle, drop_last, seed, rank, world_size)
     if drop_last and not len(sampler):
-        raise UserError(f'{source.name} has {len(source)} pictures, too few for one batch of {batch_size} on {world_size} '
-                        f'device(s); set training.batch_size to at most {len(source)//world_size}')
+        raise UserError(f'{source.name} has {len(source)} pictures, too few for a batch of {batch_size} on each of '
+                        f'{world_size} device(s); set training.batch_size to at most {len(source)//world_size}')
     dataset = PairDataset(source, image_size, augment if train else AUGMENTATIONS['none'], train, seed, context_length)
-    return PairLoader(source, batch_size, settings, dataset, sampler, pin_memory=pin_memory and torch.cuda.is_available(),
-                      **worker_settings(num_workers, prefetch_factor, persistent_workers))
+    workers = worker_settings(num_workers, prefetch_factor, persistent_workers)
+    pin_memory = pin_memory and torch.cuda.is_available()
+    return PairLoader(source, batch_size, settings, dataset, sampler, pin_memory=pin_memory, **workers)
 
 # %% ../../nbs/13_data.loaders.ipynb #027167ea
 def picture_grid(

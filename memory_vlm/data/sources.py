@@ -10,7 +10,7 @@ import os, re, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
-from ..core import UserError, nearest, pick
+from ..core import NotYetError, UserError, nearest, pick
 from .folder import FolderSource, Source
 from .scenes import SceneSource
 
@@ -25,7 +25,7 @@ def open_built_in(
 )->Source:
     "A set that comes with the package."
     name, *details = path.removeprefix('builtin:').split(':')
-    if len(details) > 2: raise UserError(f"{key}='{path}' has too many parts; it is {name}:LEVEL:VOCABULARY, both optional")
+    if len(details) > 2: raise UserError(f"{key}='{path}' has too many parts; at most {name}:LEVEL:VOCABULARY")
     try: return pick(BUILT_IN, name, 'set')(split, *details, image_size=image_size)
     except UserError as e: raise UserError(f"{key}='{path}': {e}") from e
 
@@ -36,7 +36,8 @@ def open_folder(
     image_size:int, # Not used: pictures have the size they have
 )->Source:
     "A folder of x.jpg + x.txt."
-    if path in BUILT_IN: warnings.warn(f"{key}='{path}' is a folder here and wins over the built-in set; builtin:{path} is the set")
+    if path in BUILT_IN:
+        warnings.warn(f"{key}='{path}' is a folder here and wins over the built-in set; builtin:{path} is the set")
     return FolderSource(path, key)
 
 # %% ../../nbs/12_data.sources.ipynb #c9e19c4f
@@ -68,7 +69,7 @@ def open_source(
     split:str,          # 'train' or 'valid': which part of a built-in set, and which key messages name
     image_size:int=224, # Side of the pictures, where a set is drawn to order (pixels)
 )->Source:              # Pictures and captions by index
-    "Open data by what its path looks like. Raises `UserError` where there is nothing, `NotImplementedError` for forms to come."
+    "Open data by what its path looks like. `UserError` if nothing is there, `NotYetError` for forms to come."
     path, key = str(path), pick(KEYS, split, 'split')
     name, form = next(((n, f) for n, f in FORMS.items() if f.matches(path)), (None, None))
     can = "a folder of x.jpg + x.txt, or the built-in set 'scenes'"
@@ -76,6 +77,7 @@ def open_source(
         near = nearest(path.split(':')[0], BUILT_IN)
         hint = f" (did you mean '{near}'?)" if near else ''
         problem = 'is no form of data known here' if os.path.exists(path) else 'is not there'
-        raise UserError(f"{key}='{path}' {problem}{hint}; give {can}, or try --config-name=quickstart, which needs no data")
-    if form.open is None: raise NotImplementedError(f"{key}='{path}' is {name}, which is not built yet; for now give {can}")
+        raise UserError(f"{key}='{path}' {problem}{hint}; give {can}, or try --config-name=quickstart, "
+                        'which needs no data')
+    if form.open is None: raise NotYetError(f"{key}='{path}' is {name}, not built yet; for now give {can}")
     return form.open(path, split, key, image_size)

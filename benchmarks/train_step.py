@@ -1,0 +1,105 @@
+"""One training step of ours beside open_clip's, at the default architecture.
+
+    python benchmarks/train_step.py                     # batch 16 on the CPU, or batch 256 on CUDA if there is one
+    python benchmarks/train_step.py --profile           # also say where the time of each goes
+    python benchmarks/train_step.py --csv benchmarks/results/train_step.csv
+
+The peer is open_clip's `CLIP` of the same sizes with its `ClipLoss` and torch's AdamW, fed as open_clip feeds it:
+normalised float pictures and captions padded to 77 tokens. Ours is fed as our loader feeds it: uint8 pictures and
+captions of the same words trimmed to the longest of the batch. A step is forward, loss, backward, clipping to norm 1,
+optimizer, and setting gradients to None. All take turns in this one process, so a busy machine slows all alike; the
+ratio is the median over rounds of the ratios within a round.
+"""
+import argparse, random, statistics, time
+import torch, open_clip
+from open_clip.loss import ClipLoss
+from open_clip.model import CLIP
+from memory_vlm.clip import MemoryCLIP, normalise
+from memory_vlm.config import compose
+from memory_vlm.data.tokenizer import tokenize, trim
+from memory_vlm.learner import make_loss, make_optimizer
+from results import machine, store
+
+WORDS = 'a the small old red green dog cat boat house tree man woman child runs sits stands on under near with and two three'.split()
+
+
+def captions(n):
+    "Captions of 8 to 16 words, 12 on average."
+    rng = random.Random(0)
+    return [' '.join(rng.choices(WORDS, k=rng.randint(8, 16))) for _ in range(n)]
+
+
+def peer_step(args, images, ids):
+    "open_clip's model, loss and optimizer, and a function that takes one step."
+    sizes = dict(vision_cfg=dict(layers=12, width=512, head_width=64, patch_size=16, image_size=224),
+                 text_cfg=dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12))
+    model, loss = CLIP(embed_dim=512, **sizes).to(args.device), ClipLoss()
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    opt = torch.optim.AdamW([dict(params=decay, weight_decay=0.01), dict(params=rest, weight_decay=0.)], lr=1e-5)
+    mean, std = (torch.tensor(t, device=args.device) for t in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    floats = normalise(images, mean, std) # its loader has normalised them
+    return model, lambda: step(args, model, opt, lambda: loss(*model(floats, ids)))
+
+
+def our_step(args, images, ids, *overrides):
+    "Our model, loss and optimizer, and a function that takes one step."
+    cfg = compose(['training.learning_rate=1e-5', 'model.memory.mem_reinit_steps=0', *overrides])
+    model, loss = MemoryCLIP.from_config(cfg.model).to(args.device), make_loss(cfg.model.contrastive)
+    opt = make_optimizer(model, cfg.training)
+    short = trim(ids)
+    return model, lambda: step(args, model, opt, lambda: loss(model(images, short), None))
+
+
+def step(args, model, opt, loss):
+    with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == 'bf16'): value = loss()
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+    opt.step()
+    opt.zero_grad()
+
+
+def seconds(args, f):
+    start = time.perf_counter()
+    f()
+    if args.device == 'cuda': torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def profile(f):
+    "The operators that take most of a step, summed over their shapes."
+    with torch.profiler.profile() as p: f()
+    return p.key_averages().table(sort_by='self_cpu_time_total', row_limit=12, max_name_column_width=45)
+
+
+def main():
+    cuda = torch.cuda.is_available()
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--device', default='cuda' if cuda else 'cpu')
+    p.add_argument('--batch', type=int, help='pairs; 16 on the CPU, 256 on CUDA')
+    p.add_argument('--rounds', type=int, default=5)
+    p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
+    p.add_argument('--profile', action='store_true')
+    p.add_argument('--csv', help='append the figures to this file')
+    args = p.parse_args()
+    args.batch = args.batch or (256 if args.device == 'cuda' else 16)
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (args.batch, 3, 224, 224), dtype=torch.uint8, device=args.device)
+    ids = tokenize(captions(args.batch)).to(args.device)
+    steps = {'open_clip': peer_step(args, images, ids), 'ours, no memory': our_step(args, images, ids, 'model/memory=off'),
+             'ours, 64 tokens': our_step(args, images, ids)}
+    rounds = []
+    for i in range(args.rounds + 1):
+        rounds.append({name: seconds(args, f) for name, (_, f) in steps.items()})
+    rounds = rounds[1:] # the first warms up
+    rows = []
+    for name in steps:
+        ratio = statistics.median(r['open_clip'] / r[name] for r in rounds)
+        rows.append(dict(step=name, seconds=round(statistics.median(r[name] for r in rounds), 4), speed_vs_open_clip=round(ratio, 3)))
+        print(f'{name:18} {rows[-1]["seconds"]:8.3f} s   {ratio:.2f} x the speed of open_clip')
+    if args.profile:
+        for name, (_, f) in steps.items(): print(f'\n{name}\n{profile(f)}')
+    if args.csv: store(args.csv, rows, device=args.device, batch=args.batch, precision=args.precision)
+
+
+if __name__ == '__main__': main()
