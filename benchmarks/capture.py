@@ -51,8 +51,8 @@ def captured(vit, images, **kwargs):
 def largest_error(vit, images):
     "Of the captured weights against explicit attention on the same queries and keys."
     full = []
-    hooks = [b.attn.register_forward_pre_hook(lambda attn, args: full.append(explicit_attention(*attn.project(args[0])[:2]).cpu()))
-             for b in vit.blocks]
+    def look(attn, args): full.append(explicit_attention(*attn.project(args[0])[:2]).cpu())
+    hooks = [b.attn.register_forward_pre_hook(look) for b in vit.blocks]
     try: _, maps = captured(vit, images, dtype=torch.float32)
     finally:
         for h in hooks: h.remove()
@@ -69,7 +69,8 @@ def measure(args, num_tokens):
     for block in vit.blocks: block.attn.qkv.weight.data *= 4 # attention far from uniform
     images = torch.randn(args.batch, 3, 224, 224, device=args.device)
     clock = time.process_time if args.clock == 'cpu' else time.perf_counter
-    ways = dict(plain=lambda: vit(images), capture=lambda: captured(vit, images, device=args.keep), usual=lambda: usual_way(vit, images))
+    ways = dict(plain=lambda: vit(images), capture=lambda: captured(vit, images, device=args.keep),
+                usual=lambda: usual_way(vit, images))
     def seconds(way):
         if args.device == 'cuda': torch.cuda.synchronize()
         start = clock()
@@ -86,9 +87,23 @@ def measure(args, num_tokens):
         error = largest_error(vit, images)
     ratio = {way: statistics.median(r[way] / r['plain'] for r in rounds[1:]) for way in ways}
     return dict(tokens=num_tokens, plain_seconds=round(statistics.median(r['plain'] for r in rounds[1:]), 4),
-                capture_over_plain=round(ratio['capture'], 3), usual_over_plain=round(ratio['usual'], 3), bits_equal=bits,
-                largest_error=f'{error:.1e}', capture_mib=round(maps.nbytes / 2**20, 1),
+                capture_over_plain=round(ratio['capture'], 3), usual_over_plain=round(ratio['usual'], 3),
+                bits_equal=bits, largest_error=f'{error:.1e}', capture_mib=round(maps.nbytes / 2**20, 1),
                 capture_over_full_bytes=round(maps.nbytes / sum(m.nbytes for m in full), 4))
+
+
+def show(row, with_goals):
+    "Print the figures of one number of tokens."
+    goals = GOALS.get(row['tokens'], (None, None)) if with_goals else (None, None)
+    def verdict(value, goal): return '' if goal is None else f"  ({'meets' if value <= goal else 'MISSES'} <= {goal})"
+    time, size = row['capture_over_plain'], row['capture_over_full_bytes']
+    print(f"\n{row['tokens']} memory tokens: plain forward {row['plain_seconds']:.3f} s\n"
+          f'{time:10} times the plain forward{verdict(time, goals[0])}\n'
+          f"{row['usual_over_plain']:10} times the plain forward for the usual way\n"
+          f'{size:10} of the bytes of full maps{verdict(size, goals[1])}\n'
+          f"{row['capture_mib']:10} MiB captured\n"
+          f"{row['largest_error']:>10} largest difference from explicit attention\n"
+          f"{'equal' if row['bits_equal'] else 'DIFFERENT':>10} output bits", flush=True)
 
 
 def main():
@@ -98,7 +113,7 @@ def main():
     p.add_argument('--batch', type=int, default=8, help='pictures')
     p.add_argument('--rounds', type=int, default=9)
     p.add_argument('--device', default='cuda' if cuda else 'cpu')
-    p.add_argument('--keep', default='cpu', help="where captured arrays are kept: 'cpu', or 'cuda' to leave out moving them")
+    p.add_argument('--keep', default='cpu', help="where captured arrays are kept: 'cpu', or 'cuda' to move nothing")
     p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
     p.add_argument('--threads', type=int, help='of the CPU')
     p.add_argument('--clock', choices=['wall', 'cpu'], default='wall', help='time that passes, or time on a processor')
@@ -106,17 +121,10 @@ def main():
     args = p.parse_args()
     if args.threads: torch.set_num_threads(args.threads)
     print(f'{args.precision}, batch {args.batch}, {machine(args.device)}, torch {torch.__version__}')
-    rows = [measure(args, n) for n in args.tokens]
-    with_goals = (args.batch, args.precision, args.device) == (8, 'fp32', 'cpu')
-    for r in rows:
-        print(f"\n{r['tokens']} memory tokens: plain forward {r['plain_seconds']:.3f} s")
-        lines = [('times the plain forward', 'capture_over_plain', 0), ('of the bytes of full maps', 'capture_over_full_bytes', 1)]
-        for text, key, i in lines:
-            goal = GOALS.get(r['tokens'], (None, None))[i] if with_goals else None
-            print(f'{r[key]:10} {text}' + (f"  ({'meets' if r[key] <= goal else 'MISSES'} <= {goal})" if goal else ''))
-        print(f"{r['usual_over_plain']:10} times the plain forward for the usual way\n{r['capture_mib']:10} MiB captured\n"
-              f"{r['largest_error']:>10} largest difference from explicit attention\n"
-              f"{'equal' if r['bits_equal'] else 'DIFFERENT':>10} output bits")
+    rows = []
+    for tokens in args.tokens:
+        rows.append(measure(args, tokens))
+        show(rows[-1], with_goals=(args.batch, args.precision, args.device) == (8, 'fp32', 'cpu'))
     if args.csv: store(args.csv, rows, device=args.device, batch=args.batch, precision=args.precision,
                         keep=args.keep, clock=args.clock, threads=torch.get_num_threads())
 
