@@ -180,7 +180,7 @@ def find_clip(
 def encode_under(
     model:nn.Module,     # With `encode_image`
     dl,                  # Batches that begin with images
-    runs:list,           # Pairs of a kind and one token, or 'all'
+    runs:list,           # Pairs of a kind and a token, a tuple of tokens, or 'all'
     layers:list,         # Blocks in which memory is changed
     states:MemoryStates, # Moments of the memory over `dl`
     seed:int=0,          # Of the interventions

@@ -135,7 +135,7 @@ def _noise(states, seed):
 def _shuffle(states, seed):
     def swap(layer, memory):
         pool = states.last[layer]
-        if len(pool) < max(2, len(memory)):
+        if len(pool) != max(2, len(memory)):
             raise UserError(f'shuffle has the memory of {len(pool)} pictures for a batch of {len(memory)}: '
                             'record the states of this very batch, of two pictures at least')
         return pool[derangement(len(pool), seed)[-len(memory):]]

@@ -72,8 +72,8 @@ class Retrieval:
         others = [i for i in range(min(self.n, 8))
                   if i != picture] if kind == 'shuffle' else [] # company to shuffle with
         images = self.images[[picture, *others]]
-        with at_rest(self.model), self.under(kind,
-                                             off), capture(self.model) as maps: picture_features(self.model, images)
+        with at_rest(self.model), self.under(kind, off), capture(self.model) as maps:
+            picture_features(self.model, images)
         return maps
 
 # %% ../../nbs/65_widgets.ablation.ipynb #2189f0b4

@@ -41,7 +41,7 @@ def read_patches(
     layer:int=-1,       # Block
     num:int=256,        # Pictures, the first ones
     batch:int=32,       # Pictures at once
-)->tuple:               # Usage (M,); attention and patch of each token's strongest patch (n, M); mean state (M, D) or None
+)->tuple:               # Usage (M,); each token's strongest patch: attention, index (n, M); mean state (M, D) or None
     "What each token reads, and how much it is read, over a data set."
     layout, usage, values, patches, states = find_vit(model).layout, [], [], [], []
     n = min(num, len(pictures))
@@ -151,8 +151,8 @@ class MemoryAtlas(Panel):
     ):
         super().__init__()
         self.model, self.num, self.top, self.resets = model_of(learn), num, top, resets
-        self.pictures, self.grid = Pictures(learn if data is None else data,
-                                            self.model), find_vit(self.model).layout.grid
+        self.pictures = Pictures(learn if data is None else data, self.model)
+        self.grid = find_vit(self.model).layout.grid
         self.depth, self.cards, self.crops, self.body = len(find_vit(self.model).blocks), [], {}, W.HTML()
         self.layer = -1
         style, wide = dict(description_width='64px'), W.Layout(width='260px')
@@ -235,7 +235,7 @@ def card_facts(
     card:Card, # A card
 )->dict:       # Its texts
     "A card in words."
-    return dict(title=f'token {card.token}', usage=f'read {card.usage / card.even:.2f} times as much as even '
-                                                   f'({number(card.usage)})',
+    usage = f'read {card.usage / card.even:.2f} times as much as even ({number(card.usage)})'
+    return dict(title=f'token {card.token}', usage=usage,
                 words='near (probe): ' + ', '.join(f'{w} ({c:.2f})' for w, c in card.words) if card.words else '',
                 reset=f'last reset at step {card.reset}' if card.reset is not None else '')

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['CURVES', 'SHARES', 'History', 'Curve', 'map_sheet']
 
-# %% ../../nbs/61_widgets.curves.ipynb #b7f9c6e3
+# %% ../../nbs/61_widgets.curves.ipynb #a0b2accc
 import numpy as np
 import torch
 from collections.abc import Mapping
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ..plots import INK, SERIES, Plot, overlay, style
 from .base import png_bytes
 from .draw import enlarge
 from PIL import Image, ImageDraw, ImageFont
 
-# %% ../../nbs/61_widgets.curves.ipynb #fcaefcc5
+# %% ../../nbs/61_widgets.curves.ipynb #c42d1f18
 class History:
     "Metrics of the steps of one fit, in a table that never grows beyond `most` rows."
     columns = ('step', 'train_loss', 'grad_norm', 'temperature', 'lr', 'data_wait')
@@ -49,7 +49,7 @@ def _joined(rows, k): # Means of k rows each; what is left over stays as it is
     whole = len(rows) // k * k
     return np.concatenate([rows[:whole].reshape(-1, k, rows.shape[1]).mean(1), rows[whole:]])
 
-# %% ../../nbs/61_widgets.curves.ipynb #a59b4a34
+# %% ../../nbs/61_widgets.curves.ipynb #ffb9fdee
 CURVES = {'Loss': {'train_loss': 'train', 'val_loss': 'valid'}, 'Recall at 1': {'i2t/R@1': 'i2t', 't2i/R@1': 't2i'},
           'Temperature': {'temperature': ''}, 'Gradient norm': {'grad_norm': ''}, 'Learning rate': {'lr': ''}, 'Waiting for data': {'data_wait': ''}}
 SHARES = ('Recall at 1', 'Waiting for data') # Shown in percent, from 0
@@ -67,7 +67,7 @@ class Curve:
             ax = FigureCanvasAgg(fig).figure.add_axes((0.17, 0.16, 0.79, 0.66))
         self.name, self.ax, self.shown = name, style(ax, name, grid='y'), None
         for axis in (ax.xaxis, ax.yaxis): axis.set_major_locator(MaxNLocator(3))
-        if name in SHARES: ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.yaxis.set_major_formatter(FuncFormatter(self.number))
         self.lines = {c: ax.plot([], [], color=SERIES[i], linewidth=1.6, markersize=3)[0] for i, c in enumerate(CURVES[name])}
         for i, label in enumerate(CURVES[name].values()):
             ax.text(0.76 + 0.24 * i, 1.05, label, color=SERIES[i], fontsize=8.5, ha='right', transform=ax.transAxes)
@@ -83,38 +83,45 @@ class Curve:
         mark = [(len(x), x[-1], y[-1]) for x, y in mine.values()]
         if mark == self.shown: return False
         self.shown = mark
-        for c, (x, y) in mine.items():
-            self.lines[c].set_data(x, y)
-            self.lines[c].set_marker('o' if len(x) <= 20 else '')
+        for c, line in self.lines.items():
+            line.set_data(*mine.get(c, ([], [])))
+            line.set_marker('o' if len(line.get_xdata()) <= 20 else '')
         newest = next((y[-1] for x, y in mine.values()), None)
-        number = '' if newest is None else f'{newest:.0%}' if self.name in SHARES else f'{newest:.3g}'
-        self.ax.set_title(f'{self.name}  {number}', fontsize=9.5, color=INK, loc='left')
+        self.ax.set_title(self.name if newest is None else f'{self.name}  {self.number(newest)}', fontsize=9.5, color=INK, loc='left')
         self.empty.set_visible(not mine)
-        self.ax.relim()
-        self.ax.autoscale_view()
-        if self.name in SHARES: self.ax.set_ylim(0, max(0.05, self.ax.get_ylim()[1]))
+        self.ax.tick_params(labelbottom=bool(mine), labelleft=bool(mine))
+        if mine: self._limit(*(np.concatenate(v) for v in zip(*mine.values())))
         return True
+
+    def number(self, v:float, place=None)->str: # As titles and ticks show it
+        if self.name in SHARES: return f'{v:.0%}'
+        return f'{v:.3g}' if v == 0 or abs(v) >= 1e-3 else f'{v:.1e}'.replace('e-0', 'e-')
+
+    def _limit(self, x, y): # All of the data; what hardly changes does not fill the height with noise
+        low, high = (0, max(0.05, np.nanmax(y))) if self.name in SHARES else (np.nanmin(y), np.nanmax(y))
+        pad = max(0.06 * (high - low), 0.025 * abs(high), 1e-12)
+        self.ax.set(xlim=(0, x.max() * 1.03), ylim=(low - pad * (low != 0), high + pad))
 
     def png(self)->bytes:
         "The figure as it is, without the second pass that other themes would take."
         self.ax.figure.canvas.draw()
         return png_bytes(np.asarray(self.ax.figure.canvas.buffer_rgba()))
 
-# %% ../../nbs/61_widgets.curves.ipynb #4553e35f
+# %% ../../nbs/61_widgets.curves.ipynb #1368b224
 def map_sheet(
     images,          # Pictures (P), as `as_picture` takes them
     maps:np.ndarray, # Attention of each token to each patch (P, T, h, w)
     norm,            # Scale of all
     names:list,      # A word per token (T)
-    width:int=96,    # Of a picture (pixels)
+    width:int=140,   # Of a picture (pixels)
 )->np.ndarray:       # uint8 (height, width, 4), transparent between the pictures
     "A row per picture: the picture, then where each token looks."
     small = [enlarge(image, width) for image in images]
-    height, gap = small[0].shape[0], 3
-    sheet = Image.new('RGBA', ((width + gap) * (maps.shape[1] + 1) - gap, (height + gap) * len(small) - gap))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    height, gap, head = small[0].shape[0], 4, 24
+    sheet = Image.new('RGBA', ((width + gap) * (maps.shape[1] + 1) - gap, head + (height + gap) * len(small) - gap))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    for column, name in enumerate(['picture', *names]): pen.text((column * (width + gap), 2), name, INK, font)
     for row, picture in enumerate(small):
         for column, tile in enumerate([picture, *overlay(picture, maps[row], norm)]):
-            sheet.paste(Image.fromarray(tile), (column * (width + gap), row * (height + gap)))
-    for column, name in enumerate(names, 1): pen.text((column * (width + gap) + 4, 2), name, 'white', font, stroke_width=1, stroke_fill='black')
+            sheet.paste(Image.fromarray(tile), (column * (width + gap), head + row * (height + gap)))
     return np.asarray(sheet)

@@ -51,8 +51,8 @@ class Watch:
         return map_sheet(self.images, self.maps, scale_of(self.maps), [f'token {m}' for m in self.tokens])
 
     def scale(self)->str: # HTML
-        bar = scale_html(scale_of(self.maps), self.images[0], 'attention', self.even, 690)
-        return f'<div style="max-width:690px">{bar}<div style="font-size:12px;line-height:1.4;opacity:.75">Attention to each patch: {escape(self.note)}.</div></div>'
+        bar = scale_html(scale_of(self.maps), self.images[0], 'attention', self.even, 720)
+        return f'<div style="max-width:720px">{bar}<div style="font-size:12px;line-height:1.4;opacity:.75">Attention to each patch: {escape(self.note)}.</div></div>'
 
 # %% ../../nbs/63_widgets.fit.ipynb #121c7a96
 class DashboardCallback(Callback):
@@ -108,11 +108,11 @@ class FitDashboard(Panel):
         self.text = W.HTML()
         chance = 1 / self.gallery
         self.curves = {name: Curve(name, chance=chance) for name in CURVES}
-        self.panels = {name: W.Image(layout=W.Layout(width='250px', max_width='100%')) for name in CURVES}
-        self.maps, self.scale = W.Image(layout=W.Layout(max_width='100%')), W.HTML()
+        self.panels = {name: W.Image(layout=W.Layout(width='100%', max_width='320px')) for name in CURVES}
+        self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='100%')), W.HTML()
         if self.watch.images is None: self.scale.value = 'No maps: the model has no memory tokens, or no picture was chosen.'
         row = W.Layout(flex_flow='row wrap', align_items='center', grid_gap='2px 10px')
-        self.children = [W.Box([self.button, self.text], layout=row), self.status, W.Box([*self.panels.values()], layout=row), self.maps, self.scale]
+        self.children = [W.Box([self.button, self.text], layout=row), self.status, W.GridBox([*self.panels.values()], layout=W.Layout(grid_template_columns='repeat(auto-fit, minmax(max(165px, 30%), 1fr))')), self.maps, self.scale]
 
     def _repr_mimebundle_(self, **kwargs): # Whoever shows it decides where it stands
         self.placed = True
@@ -133,11 +133,11 @@ class FitDashboard(Panel):
             self.placed = False # it stands in this cell only as long as the cell is not run again
         def work():
             with model_lock(self.learn): fit(*args, **kwargs)
-        self.running = True
+        self.running, self.stopping = True, False
         try:
             thread = asyncio.ensure_future(asyncio.to_thread(work))
             while not thread.done():
-                try: await asyncio.shield(thread)
+                try: await asyncio.wait([thread], timeout=0.2) # a loop that nothing wakes sleeps through an interrupt (ipykernel 7.4)
                 except asyncio.CancelledError: self.stop() # the kernel was interrupted
             thread.result()
         finally:
@@ -146,7 +146,7 @@ class FitDashboard(Panel):
 
     def stop(self):
         "End the fit after the step that it is in, with a checkpoint."
-        if not self.fitting: raise UserError('There is nothing to stop: no fit is running.')
+        if not (self.fitting or self.running): raise UserError('There is nothing to stop: no fit is running.')
         self.stopping, self.button.disabled = True, True
         self.say('Stopping after this step ...')
 
@@ -154,7 +154,8 @@ class FitDashboard(Panel):
 @patch
 def _begin(self:FitDashboard): # A fit starts, by whomever
     self.history, self.checkpoint, self._first = History(), None, len(self.learn.evaluations)
-    self.fitting, self.stopping, self._started, self._given_way = True, False, time.perf_counter(), time.perf_counter()
+    self.fitting, self.stopping = True, self.stopping and self.running
+    self._started = self._given_way = time.perf_counter()
     self.redraws, self.spent = 0, 0.
     self.button.disabled, self.button.description = not self.running, 'Stop' if self.running else 'Stop (not heard)'
     self.say('' if self.running else NOT_HEARD)
@@ -239,7 +240,7 @@ def snapshot(self:FitDashboard)->Plot:
     "Curves and maps as they are now, as a still figure."
     maps = self.watch.maps is not None
     sheet = self.watch.sheet() if maps else np.zeros((0, 1, 4))
-    height = 8.2 * sheet.shape[0] / sheet.shape[1]
+    height = 7.8 * sheet.shape[0] / sheet.shape[1]
     fig = make_figure(self.learn.cfg.training.logging.name, self.told + (f' Maps: {self.watch.note}.' if maps else ''), (9, 4.2 + height))
     grid = fig.add_gridspec(2 + maps, 3, height_ratios=[1.8, 1.8, height][:2 + maps])
     curves = self.data()

@@ -50,9 +50,8 @@ class Index:
         "The pictures that fit a caption best."
         if not caption.strip(): raise UserError('Type a caption to search for.')
         features, device = self.features(), next(self.model.parameters()).device
-        with at_rest(self.model): text = self.model.encode_text(tokenize([caption],
-                                                                         self.model.text.context_length).to(device),
-                                                                         normalize=True)
+        ids = tokenize([caption], self.model.text.context_length).to(device)
+        with at_rest(self.model): text = self.model.encode_text(ids, normalize=True)
         cosine = features @ text[0].float().cpu() # (n,)
         best = cosine.topk(min(top, self.n))
         return list(zip(best.indices.tolist(), best.values.tolist()))
