@@ -47,11 +47,18 @@ class Retrieval:
                                            normalize=True).float().cpu() # (C,dim)
             self.features()
 
-    def features(self, batch:int=64)->Tensor: # (n, dim)
-        return torch.cat([picture_features(self.model, x) for x in self.images.split(batch)]).float().cpu()
+    def features(self, kind:str='mask', off=(), batch:int=64)->Tensor: # (n, dim)
+        parts, out = self.images.tensor_split(-(-self.n // batch)), []
+        for images in parts:
+            with self.under(kind, off, images): out.append(picture_features(self.model, images))
+        return torch.cat(out).float().cpu()
 
-    def under(self, kind, off): # A context in which tokens are off
-        return intervene(self.model, kind, list(off), states=self.states) if off else nullcontext()
+    def under(self, kind, off, images): # A context in which tokens are off; shuffling needs the memory of this very batch
+        if not off: return nullcontext()
+        states = self.states
+        if kind == 'shuffle':
+            with record_states(self.model) as states: picture_features(self.model, images)
+        return intervene(self.model, kind, list(off), states=states)
 
     def score(
         self,
@@ -59,7 +66,7 @@ class Retrieval:
         off=(),          # Memory tokens that are off; empty: untouched
     )->dict:             # Metrics
         "Recall with some tokens off."
-        with at_rest(self.model), self.under(kind, off): features = self.features()
+        with at_rest(self.model): features = self.features(kind, off)
         return retrieval_metrics(features, self.texts, self.owner)
 
     def look(
@@ -72,7 +79,7 @@ class Retrieval:
         others = [i for i in range(min(self.n, 8))
                   if i != picture] if kind == 'shuffle' else [] # company to shuffle with
         images = self.images[[picture, *others]]
-        with at_rest(self.model), self.under(kind, off), capture(self.model) as maps:
+        with at_rest(self.model), self.under(kind, off, images), capture(self.model) as maps:
             picture_features(self.model, images)
         return maps
 
