@@ -85,6 +85,7 @@ COMMANDS = [['training.epochs=50', 'model.memory.num_memory_tokens=128'], ['trai
 def test_the_commands_of_the_guide_take_two_steps(command, tmp_path):
     done = train(*command, 'data=scenes', 'training.max_steps=2', 'training.batch_size=2', 'training.data.num_workers=0',
                  'training.data.prefetch_factor=2', 'training.data.persistent_workers=false', 'training.data.val_path=scenes:tiny',
+                 'training.checkpoint.save_top_k=0', 'training.checkpoint.save_last=false',
                  f'training.run_dir={tmp_path}/run')
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(tmp_path/'run'/'metrics.csv').step.max() == 2
