@@ -34,7 +34,8 @@ def allowed(
 )->str:   # Such as 'float from 0 to 1'
     "What a key may be."
     if 'choices' in f.metadata: return ', '.join(f.metadata['choices'])
-    bounds = [f'{word} {f.metadata[k]:g}' for k, word in (('low', 'from'), ('above', 'above'), ('high', 'to')) if f.metadata.get(k) is not None]
+    words = dict(low='from', above='above', high='to')
+    bounds = [f'{word} {f.metadata[k]:g}' for k, word in words.items() if f.metadata.get(k) is not None]
     return ' '.join([_KINDS.get(f.type) or f.type.__name__, *bounds])
 
 # %% ../nbs/03_command.ipynb #729f9c1b

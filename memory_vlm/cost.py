@@ -86,7 +86,9 @@ def cost_lines(
     "What a model costs, in words."
     whole, memory = cost['model'], cost['memory']
     share = f'; memory is {memory.flops / whole.flops:.0%} of it' if memory.flops else ''
-    return {'Parameters': f"{amount(whole.params)}: vision {amount(cost['vision'].params)} (memory {amount(memory.params)}), text {amount(cost['text'].params)}",
+    return {'Parameters': f"{amount(whole.params)}: vision {amount(cost['vision'].params)} (memory {amount(memory.params)}), "
+                          f"text {amount(cost['text'].params)}",
             'Arithmetic': f"{amount(whole.flops, 'FLOPs')} for one pair, forward{share}",
-            'Training memory': f"{amount(16 * whole.params, 'B')} for weights, gradients and Adam; activations {amount(whole.activations, 'B')} a pair, "
+            'Training memory': f"{amount(16 * whole.params, 'B')} for weights, gradients and Adam; "
+                               f"activations {amount(whole.activations, 'B')} a pair, "
                                f"{amount(whole.activations * batch_size, 'B')} for {batch_size} (fp32; bf16 about half)"}

@@ -8,7 +8,6 @@ __all__ = ['LOSSES', 'clip_loss', 'siglip_loss']
 # %% ../nbs/30_loss.ipynb #689eff7e
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from collections.abc import Callable
 from math import ceil
 from torch import Tensor
@@ -40,11 +39,12 @@ def _product_dtype(
 
 # %% ../nbs/30_loss.ipynb #74c70bff
 def _matmul(
-    a:Tensor, # (R, D)
-    b:Tensor, # (D, C)
-)->Tensor:    # (R, C), float32 or float64
+    a:Tensor,             # (R, D)
+    b:Tensor,             # (D, C)
+    out:Tensor|None=None, # Memory that may be used for the product (R, C)
+)->Tensor:                # (R, C), float32 or float64
     "Matrix product that leaves half precision behind."
-    return torch.mm(a, b, out_dtype=torch.float32) if a.dtype.itemsize < 4 else torch.mm(a, b)
+    return torch.mm(a, b, out_dtype=torch.float32) if a.dtype.itemsize < 4 else torch.mm(a, b, out=out)
 
 # %% ../nbs/30_loss.ipynb #ffc93544
 class _TiledLogits:
@@ -53,9 +53,16 @@ class _TiledLogits:
         self.x, self.y, self.scale, self.bias, self.first, self.world = x, y, scale, bias, first, world
         self.own = slice(first, first + len(x)) # columns that belong to these rows
         self.tiles = _tiles(len(x), len(y), side)
+        self.memory = [scale.new_empty(min(len(x), side) * min(len(y), side)) for _ in range(2)]
 
-    def tile(self, r, c): # (r,c)
-        z = _matmul(self.x[r], self.y[c].T).mul_(self.scale)
+    def space(self, n, r, c):
+        "Part `n` of the memory, in the shape of a tile."
+        rows, cols = r.stop - r.start, c.stop - c.start
+        return self.memory[n][:rows * cols].view(rows, cols)
+
+    def tile(self, r, c):
+        "A tile of logits (r,c). It ends the life of the tile before."
+        z = _matmul(self.x[r], self.y[c].T, out=self.space(0, r, c)).mul_(self.scale)
         return z if self.bias is None else z.add_(self.bias)
 
     def matching(self, z, r, c):
@@ -150,12 +157,13 @@ def _contrast(objective, image, text, scale, bias, gather_distributed, tile):
 
 # %% ../nbs/30_loss.ipynb #0c19d157
 def _logsumexp(
-    z:Tensor, # (r, c)
-    dim:int,  # Summed over
-)->Tensor:    # (r,) or (c,)
+    z:Tensor,     # (r, c)
+    dim:int,      # Summed over
+    space:Tensor, # To work in (r, c)
+)->Tensor:        # (r,) or (c,)
     "Log of the sum of exponentials of finite numbers."
     top = z.amax(dim, keepdim=True)
-    return (z - top).exp_().sum(dim, keepdim=True).log_().add_(top).squeeze(dim)
+    return torch.sub(z, top, out=space).exp_().sum(dim, keepdim=True).log_().add_(top).squeeze(dim)
 
 def _clip(
     logits:_TiledLogits, # The matrix
@@ -166,20 +174,19 @@ def _clip(
     row, col = (m.scale.new_full((len(t),), -torch.inf) for t in (m.x, m.y))
     matched = torch.empty_like(row)
     for r, c in m.tiles:
-        z = m.tile(r, c)
-        row[r] = row[r].logaddexp(_logsumexp(z, 1))
-        col[c] = col[c].logaddexp(_logsumexp(z, 0))
+        z, space = m.tile(r, c), m.space(1, r, c)
+        row[r] = row[r].logaddexp(_logsumexp(z, 1, space))
+        col[c] = col[c].logaddexp(_logsumexp(z, 0, space))
         matched[m.matching_rows(r, c)] = m.matching(z, r, c)
     col = _gather(col[None], m.world).logsumexp(0)
     total = _sum(((row - matched) + (col[m.own] - matched)).sum(), m.world)
     if grads: m.start_gradients()
     for r, c in reversed(m.tiles) if grads else ():
         if (r, c) != m.tiles[-1]: z = m.tile(r, c)
-        p = (z - row[r, None]).exp_()
+        p = torch.sub(z, row[r, None], out=m.space(1, r, c)).exp_()
         p += z.sub_(col[c]).exp_()
         m.matching(p, r, c).sub_(2)
         m.add_gradients(r, c, p)
-        del z, p # before the next tile is made: two tiles of memory less
     return total, 2 * len(m.y)
 
 # %% ../nbs/30_loss.ipynb #2c2e8916
@@ -202,15 +209,14 @@ def _siglip(
     m, total = logits, logits.scale.new_zeros(())
     if grads: m.start_gradients()
     for r, c in m.tiles:
-        z = m.tile(r, c)
-        m.matching(z, r, c).neg_() # now z is -t z
-        total -= F.logsigmoid(-z).sum()
-        if grads:
-            p = z.sigmoid_()
-            m.matching(p, r, c).neg_()
-            m.add_gradients(r, c, p)
-            del p
-        del z
+        z, space = m.tile(r, c), m.space(1, r, c)
+        m.matching(z, r, c).neg_() # now z is -t z, and log(1 + e^z) is taken so that it cannot overflow
+        total += torch.clamp(z, min=0, out=space).sum()
+        total += torch.abs(z, out=space).neg_().exp_().log1p_().sum()
+        if not grads: continue
+        p = z.sigmoid_()
+        m.matching(p, r, c).neg_()
+        m.add_gradients(r, c, p)
     return _sum(total, m.world), len(m.y)
 
 # %% ../nbs/30_loss.ipynb #6e9cc3d8

@@ -7,14 +7,14 @@ __all__ = ['BLOCKS', 'mistake_in', 'text_of', 'value_of', 'typed', 'with_value',
            'row_html', 'summary_html']
 
 # %% ../../nbs/62_widgets.config.ipynb #a216111f
-import asyncio, re, warnings, yaml
+import asyncio, re, yaml
 import ipywidgets as W
 import traitlets as T
 from fastcore.basics import patch
 from html import escape
 from IPython.display import HTML
 from ..command import allowed, changed_keys, command_line, help_texts, starting_point, written_values
-from ..config import Config, check_not_yet, check_range, compose, explain, schema_fields, validate
+from ..config import NOT_YET, Config, check_not_yet, check_range, compose, default_of, explain, schema_fields, validate
 from ..core import NotYetError, UserError
 from ..cost import cost_lines, model_cost
 from ..data.sources import BUILT_IN
@@ -35,9 +35,7 @@ def mistake_in(
     "The first mistake that a fit would report."
     try:
         validate(cfg)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            check_not_yet(cfg)
+        if any(OmegaConf.select(cfg, k) not in (*neutral, default_of(schema_fields()[k])) for k, neutral in NOT_YET.items()): check_not_yet(cfg)
         check_memory(cfg.model)
         optimizer_kwargs(cfg.training.optimizer, OmegaConf.to_container(cfg.training.optimizer_kwargs))
         schedule_kwargs(cfg.training.scheduler_kwargs)
@@ -285,11 +283,11 @@ def snapshot(self:ConfigEditor)->HTML:
 @patch
 def export_html(self:ConfigEditor, path)->Path: # File to write -> the same
     "Every key with its value and meaning, as one page."
-    values, default, body = written_values(self.draft), starting_point('default'), f'<div class="mvlm-side">{self._told()}</div>{style_html()}'
+    values, default, body = written_values(self.draft), starting_point('default'), f'<div class="mvlm-side">{self._told()}</div>'
     for block in BLOCKS:
         keys = [k for k in self.schema if k.rpartition('.')[0] == block]
         rows = ''.join(f'<div class="mvlm-row">{row_html(k, self.help[k], allowed(self.schema[k]), values[k], default[k])}<code>{escape(text_of(values[k]))}</code></div>' for k in keys)
         body += section(block, rows)
     path = Path(path)
-    path.write_text(page_html(self.draft.training.logging.name, 'A configuration of Memory-VLM.', f'<div class="mvlm-config">{body}</div>', ''), encoding='utf-8')
+    path.write_text(page_html(self.draft.training.logging.name, 'A configuration of Memory-VLM.', f'{style_html()}<div class="mvlm-config mvlm-page">{body}</div>', 'Made by Memory-VLM.'), encoding='utf-8')
     return path

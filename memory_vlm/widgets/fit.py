@@ -21,7 +21,7 @@ from ..core import UserError
 from ..page import page_html, section
 from ..plots import Plot, colorbar, make_figure, mixed_cmap, scale_of, to_svg
 from .base import Panel, Pictures, at_rest, model_lock, picture_features, png_bytes
-from .curves import CURVES, Curve, History, map_sheet
+from .curves import CURVES, History, draw_panel, map_sheet, panel_of, panel_svg
 from .draw import scale_html
 from pathlib import Path
 
@@ -106,9 +106,7 @@ class FitDashboard(Panel):
         self.button = W.Button(description='Stop', icon='stop', disabled=True, layout=W.Layout(width='auto'), tooltip='End the fit after this step, with a checkpoint')
         self.button.on_click(self.guarded(lambda _: self.stop()))
         self.text = W.HTML()
-        chance = 1 / self.gallery
-        self.curves = {name: Curve(name, chance=chance) for name in CURVES}
-        self.panels = {name: W.Image(layout=W.Layout(width='100%', max_width='320px')) for name in CURVES}
+        self.panels = {name: W.HTML() for name in CURVES}
         self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='100%')), W.HTML()
         if self.watch.images is None: self.scale.value = 'No maps: the model has no memory tokens, or no picture was chosen.'
         row = W.Layout(flex_flow='row wrap', align_items='center', grid_gap='2px 10px')
@@ -213,12 +211,14 @@ def data(self:FitDashboard)->dict: # Steps and values by column
     return curves | {k: tuple(zip(*[(e['step'], e[k]) for e in evaluations if k in e])) for k in names}
 
 @patch
+def _chance(self:FitDashboard, name): return 1 / self.gallery if name == 'Recall at 1' else None
+
+@patch
 def _redraw(self:FitDashboard): # Everything that has changed
     start = time.perf_counter()
     self._tell()
     curves = self.data()
-    for name, curve in self.curves.items():
-        if curve.update(curves): self.panels[name].value = curve.png()
+    for name, panel in self.panels.items(): panel.value = panel_svg(panel_of(name, curves), self._chance(name))
     self.watch.look()
     if self.watch.maps is not None: self.maps.value, self.scale.value = png_bytes(self.watch.sheet()), self.watch.scale()
     took = time.perf_counter() - start
@@ -241,10 +241,10 @@ def snapshot(self:FitDashboard)->Plot:
     maps = self.watch.maps is not None
     sheet = self.watch.sheet() if maps else np.zeros((0, 1, 4))
     height = 7.8 * sheet.shape[0] / sheet.shape[1]
-    fig = make_figure(self.learn.cfg.training.logging.name, self.told + (f' Maps: {self.watch.note}.' if maps else ''), (9, 4.2 + height))
+    fig = make_figure(f'Training of {self.learn.cfg.training.logging.name}', self.told + (f' Maps: {self.watch.note}.' if maps else ''), (9, 4.2 + height))
     grid = fig.add_gridspec(2 + maps, 3, height_ratios=[1.8, 1.8, height][:2 + maps])
     curves = self.data()
-    for i, name in enumerate(CURVES): Curve(name, fig.add_subplot(grid[i // 3, i % 3]), 1 / self.gallery).update(curves)
+    for i, name in enumerate(CURVES): draw_panel(fig.add_subplot(grid[i // 3, i % 3]), panel_of(name, curves), self._chance(name))
     if not maps: return fig
     ax = fig.add_subplot(grid[2, :])
     ax.imshow(sheet)
@@ -258,5 +258,5 @@ def export_html(self:FitDashboard, path)->Path: # File to write -> the same
     attribution = getattr(self.learn.dls.valid.source, 'attribution', '')
     path = Path(path)
     path.write_text(page_html(self.learn.cfg.training.logging.name, self.told, section('How it went', f'<figure>{to_svg(self.snapshot())}</figure>'),
-                              f'{attribution} Made by Memory-VLM.'.strip()), encoding='utf-8')
+                              f'{attribution}. Made by Memory-VLM.'.lstrip('. ')), encoding='utf-8')
     return path
