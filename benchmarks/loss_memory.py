@@ -18,13 +18,13 @@ What is measured, and how:
 
 On a CPU the memory part needs Linux (/proc).
 """
-import argparse, csv, os, subprocess, sys, time
-from datetime import date
+import argparse, os, subprocess, sys, time
 from pathlib import Path
 
 import open_clip, torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from memory_vlm.loss import clip_loss, siglip_loss
+from results import machine, store
 
 LOSSES = {'ours': dict(clip=clip_loss, siglip=siglip_loss), 'open_clip': dict(clip=ClipLoss(), siglip=SigLipLoss())}
 # What DESIGN asks of the CLIP loss at B = 8192, D = 512 on a CPU
@@ -106,14 +106,6 @@ def extra_memory_of(args, name, batch):
     return int(subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout)
 
 
-def machine(args):
-    "The processor, without its name on any network."
-    if args.device == 'cuda': return torch.cuda.get_device_name()
-    info = dict(l.split(':', 1) for l in Path('/proc/cpuinfo').read_text().split('\n\n')[0].splitlines())
-    info = {k.strip(): v.strip() for k, v in info.items()}
-    return f"{args.threads} cores, {info.get('model name', '?')} family {info.get('cpu family', '?')}"
-
-
 def parse():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--loss', choices=['clip', 'siglip'], default='clip')
@@ -134,7 +126,7 @@ def main():
     if args.memory_of: return print(extra_memory(args))
     B, dtype = args.batch, str(args.dtype).removeprefix('torch.')
     print(f'{args.loss} loss, B = {B}, D = {args.dim}, {dtype}, forward plus backward\n'
-          f'{machine(args)}, torch {torch.__version__}, open_clip {open_clip.__version__}\n')
+          f'{machine(args.device)}, torch {torch.__version__}, open_clip {open_clip.__version__}\n')
     gradients, times = compare_gradients(args), compare_times(args)
     ours, theirs, twice = (extra_memory_of(args, *a) for a in [('ours', B), ('open_clip', B), ('ours', 2 * B)])
     figures = dict(speedup=times['open_clip'] / times['ours'], saving=theirs / ours, growth=twice / ours,
@@ -150,16 +142,10 @@ def main():
         met = value >= goal if relation == '>=' else value <= goal
         print(f'{value:10.3g} {text}' + (f"  ({'meets' if met else 'MISSES'} {relation} {goal:g})" if is_goal else ''))
     if args.csv:
-        row = dict(date=date.today(), command=' '.join(['python', *sys.argv]), machine=machine(args),
-                   torch=torch.__version__, open_clip=open_clip.__version__, loss=args.loss, batch=B, dim=args.dim,
-                   dtype=dtype, seconds_ours=f"{times['ours']:.4f}", seconds_open_clip=f"{times['open_clip']:.4f}",
-                   mib_ours=f'{ours/MiB:.1f}', mib_open_clip=f'{theirs/MiB:.1f}',
-                   mib_ours_twice_batch=f'{twice/MiB:.1f}', **{name: f'{value:.3g}' for name, value in figures.items()})
-        new = not args.csv.exists()
-        with args.csv.open('a', newline='') as f:
-            writer = csv.DictWriter(f, row, lineterminator='\n')
-            if new: writer.writeheader()
-            writer.writerow(row)
+        row = dict(seconds_ours=f"{times['ours']:.4f}", seconds_open_clip=f"{times['open_clip']:.4f}",
+                   mib_ours=f'{ours/MiB:.1f}', mib_open_clip=f'{theirs/MiB:.1f}', mib_ours_twice_batch=f'{twice/MiB:.1f}')
+        store(args.csv, [row | {name: f'{value:.3g}' for name, value in figures.items()}], args.device, loss=args.loss,
+              batch=B, dim=args.dim, dtype=dtype, threads=args.threads)
 
 
 if __name__ == '__main__': main()

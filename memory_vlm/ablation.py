@@ -106,7 +106,7 @@ def _points(row): # Change, low, high as shares of 1
 class Ablation:
     "What `ablate` found."
     scores:dict          # R@k of the untouched model, 0..1, by metric
-    changes:pd.DataFrame # Shares of 1; index (kind, token: 'all' or 0..M-1), columns (metric, 'change' | 'low' | 'high')
+    changes:pd.DataFrame # Shares of 1; rows (kind, token: 'all' or 0..M-1), columns (metric, 'change' | 'low' | 'high')
     verdict:str          # A key of `VERDICTS`
     num_images:int       # Pictures n
     notes:dict           # Why a kind does not apply, by kind
@@ -117,8 +117,13 @@ class Ablation:
         rows = self.changes[DECIDES].xs('all', level='token').iterrows()
         told = ', '.join(f'{kind} {_points(row)}' for kind, row in rows)
         score = f'{100 * self.scores[DECIDES]:.1f} % over {self.num_images} pictures'
-        return (f'{self.verdict.capitalize()}. {VERDICTS[self.verdict]} R@1, the mean of both ways, is {score}; '
-                f'change in points [95 % interval]: {told}.')
+        return (f'{self.verdict.capitalize()}. {VERDICTS[self.verdict]} {self._dispensable()}'
+                f'R@1, the mean of both ways, is {score}; change in points [95 % interval]: {told}.')
+
+    def _dispensable(self): # What must not be overlooked when memory is used and yet masking it costs nothing
+        used = self.verdict in ('content used', 'constant used', 'presence used')
+        if not used or self.changes.loc[('mask', 'all'), (DECIDES, 'high')] < 0: return ''
+        return 'Yet masking it costs no more than chance can: it is read where it stands, but can be done without. '
 
     def bars(self, metric:str=DECIDES, token='all')->tuple: # Names, changes, low ends, high ends
         "One metric under all kinds, for all tokens at once or for one of them: what `plots.ablation_bars` takes."
@@ -222,14 +227,16 @@ def ablate(
 )->Ablation:
     "Does the model use its memory? Raises `UserError` for a model without memory and for an empty data set."
     model, vit = find_clip(learn_or_model), memory_vit(learn_or_model)
-    if dl is None and not hasattr(learn_or_model, 'dls'): raise UserError('a model alone has no data: ablate(model, dl)')
-    dl = learn_or_model.dls.valid if dl is None else dl
+    dls = getattr(learn_or_model, 'dls', None)
+    if dl is None and dls is None: raise UserError('a model alone has no data: call ablate(model, dl)')
+    dl = dls.valid if dl is None else dl
     layers, asked = chosen(layers, len(vit.blocks), 'layer'), [pick(KINDS, kind, 'kinds') for kind in kinds]
     with record_states(model) as states: images, texts, image_index = encode(model, dl)
     notes = {kind: why for kind, why in not_applying(vit, states, layers).items() if kind in asked}
     tokens = ['all', *(range(vit.layout.num_memory) if leave_one_out else ())]
     runs = [(kind, token) for token in tokens for kind in KINDS if kind in asked and kind not in notes]
-    if not runs: raise UserError('nothing to do: ' + '; '.join(f'{k} does not apply, {why}' for k, why in notes.items()))
+    if not runs:
+        raise UserError('; '.join(f'{k} does not apply, {why}' for k, why in notes.items()) or 'kinds is empty')
     with evaluating(model): features = encode_under(model, dl, runs, layers, states, seed)
     if features[None].shape != images.shape or not torch.allclose(features[None], images, atol=1e-4):
         raise UserError('the data changes from pass to pass; pass an evaluation loader, which always gives the same')

@@ -1,0 +1,21 @@
+"""Every tutorial in a real JupyterLab, from its first cell to its last, its fits cut short."""
+import shutil
+from pathlib import Path
+import pytest
+from playwright.sync_api import expect
+
+NBS = Path(__file__).parent.parent/'nbs'
+TEACHING = sorted([*(NBS/'tutorials').glob('*.ipynb'), NBS/'explain'/'what_attention_shows.ipynb'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('notebook', TEACHING, ids=lambda p: p.stem)
+def test_tutorial_runs_top_to_bottom(notebook, lab, page):
+    shutil.copy(notebook, lab.folder)
+    nb = lab.open(page, notebook.name)
+    nb.js('for (const c of panel.content.widgets) if (c.model.type === "code") c.model.sharedModel.outputs = [];')
+    nb.run(seconds=300)
+    views = [i for i, outputs in enumerate(nb.outputs()) for o in outputs if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
+    for i in set(views):
+        nb.cell(i).scroll_into_view_if_needed()
+        expect(nb.cell(i).locator('.jupyter-widgets').first).to_be_visible()
