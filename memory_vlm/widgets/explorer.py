@@ -10,6 +10,7 @@ import ipywidgets as W
 import numpy as np
 import torch
 import traitlets as T
+from contextlib import ExitStack
 from html import escape
 from torch import Tensor
 from ..attention import AttentionMaps, capture, checked_index, find_vit
@@ -235,10 +236,10 @@ class AttentionExplorer(Panel):
 
     def _changed(self, change):
         self.say()
-        if change.name == 'picture': self._new_picture()
-        elif change.name == 'patch': self._draw_patches()
-        elif change.name == 'caption': self._draw_scores()
-        else: self.draw()
+        draw = dict(picture=self._new_picture, patch=self._draw_patches, caption=self._draw_scores).get(change.name, self.draw)
+        with ExitStack() as between: # two training steps, if there are any: maps and scores must be of the same weights
+            for side in self.sides: between.enter_context(at_rest(side.model))
+            draw()
 
     def draw(self):
         "Draw everything anew. Happens by itself, but for weights that change while nothing is clicked."
