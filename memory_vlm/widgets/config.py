@@ -20,7 +20,7 @@ from ..cost import cost_lines, model_cost
 from ..data.sources import BUILT_IN
 from ..learner import optimizer_kwargs
 from ..memory import check_memory
-from ..page import page_html, section
+from ..page import save_page, section
 from ..schedule import schedule_kwargs
 from .base import Panel, asset
 from omegaconf import DictConfig, OmegaConf
@@ -288,6 +288,5 @@ def export_html(self:ConfigEditor, path)->Path: # File to write -> the same
         keys = [k for k in self.schema if k.rpartition('.')[0] == block]
         rows = ''.join(f'<div class="mvlm-row">{row_html(k, self.help[k], allowed(self.schema[k]), values[k], default[k])}<code>{escape(text_of(values[k]))}</code></div>' for k in keys)
         body += section(block, rows)
-    path = Path(path)
-    path.write_text(page_html(self.draft.training.logging.name, 'A configuration of Memory-VLM.', f'{style_html()}<div class="mvlm-config mvlm-page">{body}</div>', 'Made by Memory-VLM.'), encoding='utf-8')
-    return path
+    body = f'{style_html()}<div class="mvlm-config mvlm-page">{body}</div>'
+    return save_page(path, self.draft.training.logging.name, 'A configuration of Memory-VLM.', body, 'Made by Memory-VLM.')

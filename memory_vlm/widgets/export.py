@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from pathlib import Path
 from PIL import Image
 from ..attention import AttentionMaps
-from ..page import page_html
+from ..page import save_page
 from ..plots import HEAT, as_picture, grey_of
 from .draw import asset, mosaic_cols
 
@@ -82,10 +82,8 @@ def widget_page(
     text = json.dumps(data, separators=(',', ':')).replace('<', '\\u003c') # no caption can end the script
     body = (f'<div id="{name}"></div>\n<script type="application/json" id="{name}-data">{text}</script>\n'
             f'<script>(() => {{\n{asset("common.js")}\n{asset(script)}\nstart("{name}");\n}})();</script>')
-    path = Path(path)
     footer = f'{footer.rstrip(". ")}. ' if footer else ''
-    path.write_text(page_html(title, lead, body, f'{footer}Made by Memory-VLM, {date.today()}.'), encoding='utf-8')
-    return path
+    return save_page(path, title, lead, body, f'{footer}Made by Memory-VLM, {date.today()}.')
 
 # %% ../../nbs/60_widgets.export.ipynb #2554dbc4
 def pack_maps(

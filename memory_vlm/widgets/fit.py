@@ -19,7 +19,7 @@ from ..attention import capture, checked_index, find_vit
 from ..callbacks import CheckpointCallback, busy
 from ..checkpoint import checkpoint_name, write_checkpoint
 from ..core import UserError
-from ..page import page_html, section
+from ..page import save_page, section
 from ..plots import Plot, colorbar, make_figure, mixed_cmap, scale_of, to_svg
 from .base import Panel, Pictures, at_rest, model_lock, picture_features, png_bytes
 from .curves import CURVES, History, draw_panel, map_sheet, panel_of, panel_svg
@@ -275,7 +275,5 @@ def snapshot(self:FitDashboard)->Plot:
 def export_html(self:FitDashboard, path)->Path: # File to write -> the same
     "What the dashboard shows, as one page that opens anywhere."
     attribution = getattr(self.learn.dls.valid.source, 'attribution', '')
-    path = Path(path)
-    path.write_text(page_html(self.learn.cfg.training.logging.name, self.told, section('How it went', f'<figure>{to_svg(self.snapshot())}</figure>'),
-                              f'{attribution}. Made by Memory-VLM.'.lstrip('. ')), encoding='utf-8')
-    return path
+    body = section('How it went', f'<figure>{to_svg(self.snapshot())}</figure>')
+    return save_page(path, self.learn.cfg.training.logging.name, self.told, body, f'{attribution}. Made by Memory-VLM.'.lstrip('. '))
