@@ -187,7 +187,7 @@ class AttentionExplorer(Panel):
         reads_text = hasattr(side.model, 'encode_text')
         self.controls['caption'].layout.display = None if reads_text else 'none'
         controls = W.Box([c for n, c in self.controls.items() if n != 'caption'], layout=row)
-        wide = W.Layout(display='flex', flex_flow='row wrap', grid_gap='8px 32px', align_items='flex-start')
+        wide = W.Layout(display='flex', flex_flow='row wrap', grid_gap='8px 14px', align_items='flex-start')
         def column(v, *names):
             layout = W.Layout(width=f'{self.width + 8}px', max_width='100%', padding='4px 0')
             return W.VBox([v[n] for n in names], layout=layout)
