@@ -1,21 +1,24 @@
 "Fit a memory-CLIP: python train.py --config-name=quickstart, or any key=value of nbs/explain/configuration.ipynb."
-import os, sys, warnings
+import os, signal, sys, warnings
 import hydra
 from hydra.errors import HydraException
 from memory_vlm.config import config_dir, explain, free_keys, register_schema
 from memory_vlm.core import NotYetError, UserError
 
-def stop(mistake):
+def stop(mistake, status=2):
     print(mistake, file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 @hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')
 def main(cfg):
     warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # of libraries, when they are imported
-    from memory_vlm.run import fit # here, so that --help and mistakes are answered at once
-    try: run = fit(cfg)
-    except (UserError, NotYetError) as e: stop(e)
-    if run.interrupted: sys.exit(130)
+    try:
+        from memory_vlm.run import DivergedError, fit # here, so that --help and mistakes are answered at once
+        try: run = fit(cfg)
+        except (UserError, NotYetError) as e: stop(e)
+        except DivergedError as e: stop(e, status=1)
+    except KeyboardInterrupt: sys.exit(130) # before the fit began, or after its end
+    if run.interrupted: sys.exit(128 + (run.signal or signal.SIGINT))
 
 if __name__ == '__main__':
     os.environ['HYDRA_FULL_ERROR'] = '1' # else Hydra exits by itself, and advises +key= for a typo

@@ -57,7 +57,7 @@ def main():
     p.add_argument('--blocks', type=int, default=24, help='blocks of steps, half of them with the dashboard')
     p.add_argument('--csv', help='append the figures to this file')
     args = p.parse_args()
-    learn = make_learner(compose(['training.logging.eval_interval=1000000', 'model.memory.mem_reinit_steps=0', *args.overrides], config_name='quickstart'))
+    learn = make_learner(compose(['training.logging.eval_interval=1000000', *args.overrides], config_name='quickstart'))
     dash = FitDashboard(learn, every=args.every)
     turns = TakeTurns(dash, args.blocks)
     with learn.no_bar(), learn.no_logging(): asyncio.run(dash.fit_cosine(1000, cbs=turns))

@@ -44,7 +44,7 @@ def peer_step(args, images, ids):
 
 def our_step(args, images, ids, *overrides):
     "Our model, loss and optimizer, and a function that takes one step."
-    cfg = compose(['training.learning_rate=1e-5', 'model.memory.mem_reinit_steps=0', *overrides])
+    cfg = compose(['training.learning_rate=1e-5', *overrides])
     model, loss = MemoryCLIP.from_config(cfg.model).to(args.device), make_loss(cfg.model.contrastive)
     opt = make_optimizer(model, cfg.training)
     short = trim(ids)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from torch import Tensor, nn
 from .ablation import find_clip
-from .attention import checked_index, listening
+from .attention import checked_index
 from .core import UserError
 from .evaluate import evaluating
 from .intervene import memory_vit
+from .listen import listening
 from .memory import AttentionUpdate, StaticUpdate
 from .tokens import TokenLayout
 

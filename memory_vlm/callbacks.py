@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['busy', 'EpochCallback', 'choose_precision', 'PrecisionCallback', 'ClipCallback', 'TemperatureCallback',
-           'EvaluateEveryCallback', 'LogCallback', 'CheckpointCallback']
+           'EvaluateEveryCallback', 'LogCallback', 'CheckpointCallback', 'ResumeCallback', 'DivergedError',
+           'DivergenceCallback']
 
 # %% ../nbs/43_callbacks.ipynb #3aefbd25
 import math
 import time
+import warnings
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.progress import ProgressCallback
 from fastai.callback.training import GradientClip
 from pathlib import Path
 from torch import nn
-from .checkpoint import checkpoint_name, prune_checkpoints, write_checkpoint
+from .checkpoint import WRITE_FAILURES, checkpoint_name, clear_unfinished, prune_checkpoints, write_checkpoint
 from .evaluate import PRECISIONS
+from .state import fit_state, open_fit_state, set_fit_state
 
 # %% ../nbs/43_callbacks.ipynb #151e0d80
 def busy(
@@ -27,9 +31,9 @@ def busy(
 
 # %% ../nbs/43_callbacks.ipynb #257c2940
 class EpochCallback(Callback):
-    "Tell the training loader which epoch it is."
+    "Tell the training loader which epoch it is, and with which batch to begin."
     run_valid = False
-    def before_train(self): self.dls.train.set_epoch(self.epoch)
+    def before_train(self): self.dls.train.set_epoch(self.epoch, self.first_batch)
 
 # %% ../nbs/43_callbacks.ipynb #41ab15a0
 def choose_precision(
@@ -50,6 +54,8 @@ class PrecisionCallback(MixedPrecision):
         device = next(self.model.parameters()).device.type
         self.autocast = torch.autocast(device, dtype=self.dtype)
         self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16), []
+    def state_dict(self): return self.learn.scaler.state_dict()
+    def load_state_dict(self, state): self.learn.scaler.load_state_dict(state)
 
 # %% ../nbs/43_callbacks.ipynb #e60cced3
 class ClipCallback(GradientClip):
@@ -76,6 +82,7 @@ class EvaluateEveryCallback(Callback):
 class LogCallback(Callback):
     "Write training metrics every `interval` steps, and every evaluation, into a log."
     run_valid, order = False, 80 # after evaluation
+    name = 'run_log' # on the learner; `log`, as fastai would have it, is an attribute of its Recorder
     def __init__(self, log, interval:int):
         self.out, self.interval = log, interval
 
@@ -86,6 +93,13 @@ class LogCallback(Callback):
         self.losses, self.pairs, self.waited, self.since = [], 0, 0., time.perf_counter()
     def before_train(self): self.left = time.perf_counter()
     def before_batch(self): self.waited += time.perf_counter() - self.left
+
+    def state_dict(self): # A row is a mean over steps, so those since the last row are kept
+        return dict(losses=[float(l) for l in self.losses], pairs=self.pairs, waited=self.waited,
+                    since=time.perf_counter() - self.since)
+    def load_state_dict(self, state):
+        self.losses, self.written = [torch.tensor(l, device=self.dls.device) for l in state['losses']], len(self.learn.evaluations)
+        self.pairs, self.waited, self.since = state['pairs'], state['waited'], time.perf_counter() - state['since']
 
     def after_batch(self):
         self.losses.append(self.loss.detach())
@@ -100,37 +114,85 @@ class LogCallback(Callback):
         took = time.perf_counter() - self.since
         self.out.add(self.train_iter, dict(
             epoch=self.learn.epochs_done, train_loss=loss, lr=float(self.opt.hypers[-1]['lr']),
-            grad_norm=float(self.learn.grad_norm), temperature=math.exp(-self.model.logit_scale.item()),
+            grad_norm=float(self.learn.grad_norm), temperature=(-self.model.logit_scale.detach()).exp().item(),
             pairs_per_second=self.pairs / took, data_wait=self.waited / took))
         self.clear()
     def write_evaluations(self):
         for e in self.learn.evaluations[self.written:]: self.out.add(e['step'], {k: v for k, v in e.items() if k != 'step'})
         self.written = len(self.learn.evaluations)
 
-# %% ../nbs/43_callbacks.ipynb #b78ab509
+# %% ../nbs/43_callbacks.ipynb #d197e0f7
 class CheckpointCallback(Callback):
-    "Save every `save_interval` steps and at the end of each epoch; keep the best and the newest."
+    "Save every `save_interval` steps or `save_minutes`, at the end of each epoch, and when a fit is stopped."
     run_valid, order = False, 90 # after the log
     def __init__(
         self,
         folder:Path,   # Run folder
         cfg,           # `cfg.training`
     ):
-        self.cfg, self.name_of_run = cfg.checkpoint, cfg.logging.name
-        self.interval, self.folder = cfg.logging.save_interval, Path(folder)/cfg.checkpoint.dirpath
+        self.cfg, self.name_of_run, self.saved, self.newest, self.failed = cfg.checkpoint, cfg.logging.name, 0, None, False
+        self.interval, self.seconds = cfg.logging.save_interval, 60 * cfg.logging.save_minutes or math.inf
+        self.folder = Path(folder)/cfg.checkpoint.dirpath
 
+    def before_fit(self):
+        self.whole, self.since = True, time.monotonic()
+        if not busy(self.learn): clear_unfinished(self.folder)
+    def before_batch(self): self.whole = False
     def after_batch(self):
-        if self.train_iter % self.interval == 0 and self.iter + 1 < self.n_iter: self.save()
-    def after_epoch(self): self.save()
-    def after_fit(self):
-        if self.train_iter != getattr(self, 'saved', None) and self.train_iter: self.save()
+        self.whole = True
+        due = self.train_iter % self.interval == 0 or time.monotonic() - self.since > self.seconds
+        if due and self.iter + 1 < self.n_iter: self.save(self.epoch)
+    def after_epoch(self): self.save(self.epoch + 1)
+    def after_cancel_fit(self): # not `after_fit`: by then other callbacks have let go of what is saved
+        if self.whole and self.train_iter != self.saved: self.save(self.epoch)
 
-    def save(self):
+    def save(self, epoch): # Epoch in which to go on
         if busy(self.learn) or not (self.cfg.save_last or self.cfg.save_top_k): return
-        learn, fresh = self.learn, [e for e in self.learn.evaluations if e['step'] == self.train_iter]
-        known = {k: v for e in self.learn.evaluations[-1:] for k, v in e.items() if k not in ('step', 'epoch')}
-        name = checkpoint_name(self.cfg.filename, self.name_of_run, self.epoch, self.train_iter, known)
-        write_checkpoint(self.folder/name, learn.model, dict(opt=learn.opt.state_dict()), self.train_iter,
-                         learn.epochs_done, known if fresh else {})
-        self.saved = self.train_iter
-        prune_checkpoints(self.folder, self.cfg.save_top_k, self.cfg.monitor, self.cfg.mode, self.cfg.save_last)
+        learn, known = self.learn, {k: v for k, v in self.learn.evaluation.items() if k not in ('step', 'epoch')}
+        fresh = known if learn.evaluation.get('step') == learn.train_iter else {}
+        name = checkpoint_name(self.cfg.filename, self.name_of_run, self.epoch, learn.train_iter, known)
+        try:
+            self.newest = write_checkpoint(self.folder/name, learn.model, fit_state(learn, epoch), learn.train_iter, learn.epochs_done, fresh)
+            prune_checkpoints(self.folder, self.cfg.save_top_k, self.cfg.monitor, self.cfg.mode, self.cfg.save_last)
+            self.saved, self.failed = learn.train_iter, False
+        except WRITE_FAILURES as e: self.warn(e)
+        self.since = time.monotonic()
+
+    def warn(self, e):
+        if self.failed: return
+        self.failed, last = True, f"the last one is '{self.newest}'" if self.newest else 'there is none before it'
+        warnings.warn(f'No checkpoint at step {self.train_iter}: {e}. Training goes on and saving is tried again; {last}')
+
+# %% ../nbs/43_callbacks.ipynb #2f68ea92
+class ResumeCallback(Callback):
+    "Go on where a checkpoint was written, in a fit of the same length. Raises `UserError` if it cannot be read."
+    order = 99 # after all others are prepared
+    def __init__(self,
+        folder:Path, # The checkpoint
+        learn,       # The learner that will go on
+    ): self.folder, self.state = folder, open_fit_state(folder, learn) # here, since fastai rewords what is raised in a fit
+
+    def before_fit(self):
+        set_fit_state(self.learn, self.state, self.folder)
+        for cb in self.learn.cbs:
+            if isinstance(cb, CheckpointCallback): cb.saved, cb.newest = self.state['step'], self.folder
+            if isinstance(cb, ProgressCallback) and self.create_mbar: cb.mbar.update(0) # a bar that never saw 0 fails at any other epoch
+    def before_train(self): # fastai counts `pct_train` anew in each epoch
+        if self.state and self.first_batch: self.learn.pct_train = self.state['pct_train']
+        self.state = None
+
+# %% ../nbs/43_callbacks.ipynb #938aee36
+class DivergedError(ArithmeticError):
+    "Training has come to an infinite or undefined number; the message is one line."
+
+class DivergenceCallback(Callback):
+    "End the fit before a step whose loss or gradient is not finite. The learner raises `DivergedError`."
+    run_valid, order = False, 12 # after autocast has ended, the scaler has skipped, and the gradient is measured
+    def after_loss(self): self.check('loss', self.loss.item())
+    def before_step(self): self.check('gradient norm', float(self.learn.grad_norm))
+
+    def check(self, what, value):
+        if busy(self.learn) or math.isfinite(value): return
+        self.learn.diverged = (f'The {what} is {value} at step {self.train_iter + 1}, with learning rate '
+                               f'{float(self.opt.hypers[-1]["lr"]):.3g}: training was stopped before it could spoil the weights')
+        raise CancelFitException

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOT_YET', 'num', 'one_of', 'free', 'MemoryConfig', 'TextConfig', 'ContrastiveConfig', 'ModelConfig', 'DataConfig',
            'LoggingConfig', 'CheckpointConfig', 'TrainingConfig', 'ProjectConfig', 'Config', 'schema_fields',
-           'default_of', 'add_choice', 'config_dir', 'explain', 'check_range', 'check_divides', 'leaf_keys', 'validate',
-           'check_not_yet', 'free_keys', 'register_schema', 'compose']
+           'default_of', 'add_choice', 'config_dir', 'explain', 'check_range', 'check_divides', 'check_sizes',
+           'leaf_keys', 'validate', 'check_not_yet', 'free_keys', 'register_schema', 'compose']
 
 # %% ../nbs/01_config.ipynb #ac8a51e9
 import re, sys
@@ -52,6 +52,8 @@ class MemoryConfig:
     memory_position:str = one_of('prepend', 'append', 'kv', 'kv_protected', 'kv_head') # Where memory stands: in the sequence, or as extra keys and values in every layer
     mem_alpha:float = num(0.5, 0, 1)    # Write blend: 0 never rewrites a token, 1 overwrites it (registers)
     mem_reinit_steps:int = num(100, 0)  # Optimizer steps between hard resets of dead tokens; 0 = never
+    mem_reset:str = one_of('dead', 'all') # What is reset then: tokens that get no attention, or all
+    mem_dead_threshold:float = num(0.05, 0, 1) # Attention under which a token is dead, as a share of even attention, over such a window
 
 @dataclass
 class TextConfig:
@@ -62,6 +64,7 @@ class TextConfig:
     depth:int = num(12, 1)              # Number of blocks
     num_heads:int = num(8, 1)           # Attention heads; must divide `embed_dim`
     mlp_ratio:float = num(4.0, above=0) # Hidden width of the MLPs as a multiple of `embed_dim`
+    kwargs:dict[str, Any] = free()      # Further arguments of open_clip's TextTransformer, such as `act_layer: quick_gelu`
 
 @dataclass
 class ContrastiveConfig:
@@ -74,6 +77,7 @@ class ContrastiveConfig:
 class ModelConfig:
     "The dual encoder."
     name:str = 'memory_clip_vit_b_16'   # Identifier, kept in checkpoints, hub cards and run names
+    pretrained:str|None = None          # A model that exists, such as `open_clip:ViT-B-16/laion2b_s34b_b88k`; sizes at their default then follow it. null: fresh weights
     image_size:int = num(224, 1)        # Side of the square input picture (pixels); a multiple of `patch_size`
     patch_size:int = num(16, 1)         # Side of a patch (pixels)
     embed_dim:int = num(512, 1)         # Width of the ViT, and of the joint space unless `proj_dim` is given
@@ -82,7 +86,11 @@ class ModelConfig:
     mlp_ratio:float = num(4.0, above=0) # Hidden width of the MLPs as a multiple of `embed_dim`
     drop_rate:float = num(0.0, 0, 1)    # Dropout on tokens and MLPs (0..1)
     attn_drop_rate:float = num(0.0, 0, 1) # Dropout on attention weights (0..1)
+    vit_kwargs:dict[str, Any] = free()  # Further arguments of timm's VisionTransformer, such as `act_layer: quick_gelu`
+    proj:str = one_of('linear', 'affine', 'none') # What brings a picture's feature into the joint space: a matrix, a matrix with bias, nothing
     proj_dim:int|None = num(None, 1)    # Width of the joint space; null: `embed_dim`
+    mean:list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073]) # Mean of the pictures per channel (0..1)
+    std:list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711]) # Their standard deviation per channel (0..1)
     memory:MemoryConfig = field(default_factory=MemoryConfig)
     text:TextConfig = field(default_factory=TextConfig)
     contrastive:ContrastiveConfig = field(default_factory=ContrastiveConfig)
@@ -106,6 +114,7 @@ class LoggingConfig:
     log_interval:int = num(10, 1)       # Steps between rows of metrics
     eval_interval:int = num(1000, 1)    # Steps between evaluations; there is one at each epoch's end too
     save_interval:int = num(1000, 1)    # Steps between checkpoints; there is one at each epoch's end too
+    save_minutes:float = num(10., 0)    # Longest time between checkpoints, whatever the steps (minutes); 0 = no limit
     project:str = 'memory-vlm'          # W&B project
     entity:str|None = None              # W&B entity; null: your default
     name:str = 'memory_clip'            # Name of the run: its folder, and its name in W&B
@@ -128,7 +137,10 @@ class TrainingConfig:
     epochs:int = num(100, 1)            # Passes over the training data
     batch_size:int = num(256, 1)        # Pairs per device and optimizer step
     accumulate_grad_batches:int = num(1, 1) # Batches that make one contrastive batch, with cached gradients
+    freeze:str = 'none'                 # What does not train: `none`, or parts joined by + and -, such as `all-memory-head`; parts are all, vision, text, memory, head, last_2 and name patterns
     learning_rate:float = num(5e-4, 0)  # Peak learning rate
+    layer_decay:float = num(1.0, high=1, above=0) # Factor on the learning rate with each block away from a tower's end; 1 = off
+    memory_lr_scale:float = num(1.0, 0) # Factor on the learning rate of memory, in place of `layer_decay`
     weight_decay:float = num(0.01, 0)   # Decoupled decay of weight matrices; never of biases, norms, memory or temperature
     clip_grad:float = num(1.0, 0)       # Largest norm of the gradient; 0 = off
     optimizer:str = 'adamw'             # Any optimizer that timm knows by name
@@ -138,6 +150,7 @@ class TrainingConfig:
     seed:int = num(0, 0, 2**32 - 1)     # Seed of weights, order, augmentation and dropout
     max_steps:int|None = num(None, 1)   # Stop after so many optimizer steps; null: the whole run. Sets the schedule too
     run_dir:str|None = None             # Folder of the run; null: `runs/<name>/<time>-<hash>`
+    resume:str|None = None              # `auto`: go on with the newest unfinished run of this name and configuration; or the folder of a run; null: a new run
     precision:str = one_of('auto', 'fp32', 'bf16', 'fp16') # Arithmetic; `auto` is bf16 where a CUDA device has it natively, else fp32
     data:DataConfig = field(default_factory=DataConfig)
     logging:LoggingConfig = field(default_factory=LoggingConfig)
@@ -257,6 +270,21 @@ def check_divides(
     raise UserError(f'{whole}={n} is not a multiple of {part}={d}; nearest {whole}: {" or ".join(map(str, near))}')
 
 # %% ../nbs/01_config.ipynb #8f1bdde1
+def check_sizes(
+    cfg:DictConfig, # Configuration
+):
+    "Raise `UserError` for sizes of the model that do not go together."
+    check_divides(cfg, 'model.image_size', 'model.patch_size')
+    check_divides(cfg, 'model.embed_dim', 'model.num_heads')
+    check_divides(cfg, 'model.text.embed_dim', 'model.text.num_heads')
+    m = cfg.model
+    if m.proj == 'none' and m.proj_dim not in (None, m.embed_dim):
+        raise UserError(f'model.proj=none leaves features as wide as model.embed_dim={m.embed_dim}, not model.proj_dim={m.proj_dim}; '
+                        'leave out one of the two')
+    for key in ('mean', 'std'):
+        if len(m[key]) != 3: raise UserError(f'model.{key}={list(m[key])} must have 3 values, one per channel')
+
+# %% ../nbs/01_config.ipynb #fd111ac1
 def leaf_keys(
     cfg:DictConfig, # A configuration, or a block of it
     prefix:str='',  # Dotted name of the block
@@ -279,9 +307,7 @@ def validate(
     for key in leaf_keys(cfg): # Hydra's + lets anything in
         if key not in schema_fields(): raise UserError(_unknown_key(key))
     for key, f in schema_fields().items(): check_range(key, OmegaConf.select(cfg, key), f)
-    check_divides(cfg, 'model.image_size', 'model.patch_size')
-    check_divides(cfg, 'model.embed_dim', 'model.num_heads')
-    check_divides(cfg, 'model.text.embed_dim', 'model.text.num_heads')
+    if cfg.model.pretrained is None: check_sizes(cfg) # else they are not known yet
     data, model = cfg.training.data.image_size, cfg.model.image_size
     if data != model:
         raise UserError(f'training.data.image_size={data} disagrees with model.image_size={model}; set only '
@@ -289,7 +315,7 @@ def validate(
     return cfg
 
 # %% ../nbs/01_config.ipynb #a1c9c196
-NOT_YET = {'training.accumulate_grad_batches': (1,), 'model.memory.mem_reinit_steps': (0,)}
+NOT_YET = {'training.accumulate_grad_batches': (1,)}
 
 def check_not_yet(
     cfg:DictConfig, # A validated configuration

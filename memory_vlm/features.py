@@ -28,7 +28,8 @@ def attention_features(
     cls, patches = maps.from_cls.float()[..., layout.memory], to_memory[..., layout.patches, :]
     weighted = weighted_mass(to_memory, maps.value_norms[..., layout.memory], maps.value_totals) # (B,L,H,N)
     memory = range(layout.memory.start, layout.memory.stop) if layout.in_sequence else ()
-    usage = to_memory[..., [i for i in range(layout.num_tokens) if i not in memory], :].mean((2, 3)) # (B,L,M)
+    readers = layout.new_cls if layout.num_new_cls else [i for i in range(layout.num_tokens) if i not in memory]
+    usage = to_memory[..., readers, :].mean((2, 3)) # (B,L,M)
     if layout.in_sequence: usage = usage.mean(1, keepdim=True) # (B,G,M)
     found = dict(cls_mass=cls.sum(-1).mean(2), cls_weighted=weighted[..., layout.readout].mean((2, 3)),
                  patch_mass=patches.sum(-1).mean((2, 3)), patch_weighted=weighted[..., layout.patches].mean((2, 3)),

@@ -157,11 +157,11 @@ def memory_mask(
 
 # %% ../nbs/51_intervene.ipynb #ef6c67c4
 def _masked_read(read, layout, mask): # MemoryAttention.read, with `mask`
-    def masked(x, q, k, v, attn_mask=None, is_causal=False):
+    def masked(x, q, k, v, attn_mask=None, is_causal=False, wanted=slice(None)):
         if k.shape[2] == layout.num_keys: # else these queries see no memory anyway
             rows = mask[-q.shape[2]:].to(q.device)
             attn_mask = rows if attn_mask is None else attn_mask & rows # contexts within contexts
-        return read(x, q, k, v, attn_mask, is_causal)
+        return read(x, q, k, v, attn_mask, is_causal, wanted)
     return masked
 
 @contextmanager

@@ -6,7 +6,7 @@
 __all__ = ['CSVWriter', 'TensorBoardWriter', 'has_wandb_key', 'wandb_mode', 'WandbWriter', 'Log']
 
 # %% ../nbs/42_logging.ipynb #b3be20cc
-import csv, netrc, os, socket
+import csv, netrc, os, secrets, socket, warnings
 from omegaconf import OmegaConf
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,37 +14,54 @@ from .core import need
 
 # %% ../nbs/42_logging.ipynb #32d0f71f
 class CSVWriter:
-    "One row per call in `metrics.csv`; a metric that comes late gets its own column."
-    def __init__(self, folder:Path):
-        self.path, self.columns = Path(folder)/'metrics.csv', ['step', 'epoch']
-        if self.path.exists(): self.columns = next(csv.reader(self.path.open(newline='')))
-        else: self._write([], 'w')
+    "One row per call in `metrics.csv`; a metric that comes late gets its own column. What a full disk refuses waits for the next call."
+    def __init__(self, folder:Path, step:int=None):
+        self.path, self.columns, self.waiting = Path(folder)/'metrics.csv', ['step', 'epoch'], []
+        rows = self._read() if self.path.exists() else []
+        self._replace(rows if step is None else [r for r in rows if int(r['step']) <= step])
 
-    def _write(self, rows, mode):
-        with self.path.open(mode, newline='') as f:
-            writer = csv.DictWriter(f, self.columns, restval='')
+    def _read(self): # A line that a killed process has not ended is no row
+        lines = [l for l in self.path.read_text().splitlines(keepends=True) if l.endswith('\n')]
+        reader = csv.DictReader(lines)
+        self.columns = list(reader.fieldnames or self.columns)
+        return list(reader)
+
+    def _write(self, path, rows, mode):
+        with path.open(mode, newline='') as f:
+            writer = csv.DictWriter(f, self.columns, restval='', lineterminator='\n')
             if mode == 'w': writer.writeheader()
             writer.writerows(rows)
 
+    def _replace(self, rows): # Renamed into place, so that a kill cannot leave half of it
+        aside = self.path.with_name(f'.{self.path.name}')
+        self._write(aside, rows, 'w')
+        aside.replace(self.path)
+
     def add(self, step:int, values:dict):
+        self.waiting.append(dict(step=step) | {k: f'{v:.6g}' if isinstance(v, float) else v for k, v in values.items()})
         new = [k for k in values if k not in self.columns]
         if new:
-            with self.path.open(newline='') as f: rows = list(csv.DictReader(f))
+            rows = self._read()
             self.columns += new
-            self._write(rows, 'w')
-        self._write([dict(step=step) | {k: f'{v:.6g}' if isinstance(v, float) else v for k, v in values.items()}], 'a')
+            self._replace(rows)
+        size = self.path.stat().st_size
+        try: self._write(self.path, self.waiting, 'a')
+        except OSError:
+            os.truncate(self.path, size)
+            raise
+        self.waiting = []
 
     def close(self): pass
 
 # %% ../nbs/42_logging.ipynb #7fdd23e1
 class TensorBoardWriter:
     "Event files in `tensorboard/` of the run folder."
-    def __init__(self, folder:Path):
+    def __init__(self, folder:Path, step:int=None):
         need('tensorboard', 'write TensorBoard events (or set training.logging.tensorboard=false)')
         from torch.utils.tensorboard import SummaryWriter
-        self.writer = SummaryWriter(str(Path(folder)/'tensorboard'))
+        self.writer = SummaryWriter(str(Path(folder)/'tensorboard'), purge_step=None if step is None else step + 1)
     def add(self, step:int, values:dict):
-        for k, v in values.items(): self.writer.add_scalar(k, v, step)
+        for k, v in values.items(): (self.writer.add_text if isinstance(v, str) else self.writer.add_scalar)(k, v, step)
     def close(self): self.writer.close()
 
 # %% ../nbs/42_logging.ipynb #4fcbccc1
@@ -70,13 +87,16 @@ def wandb_mode(
 
 # %% ../nbs/42_logging.ipynb #a0abcad7
 class WandbWriter:
-    "A W&B run, offline where it cannot be online."
+    "A W&B run, offline where it cannot be online. A folder that has one goes on with it."
     def __init__(self, folder:Path, cfg):
         wandb = need('wandb', 'log to Weights & Biases (or set training.logging.wandb=false)')
         mode, why = wandb_mode()
         if why: print(f'W&B is {mode}: {why}' + ('; `wandb sync` uploads it later' if mode == 'offline' else ''))
-        log = cfg.training.logging
+        log, id_file = cfg.training.logging, Path(folder)/'wandb'/'run_id'
+        id_file.parent.mkdir(exist_ok=True)
+        if not id_file.exists(): id_file.write_text(secrets.token_hex(4))
         self.run = wandb.init(project=log.project, entity=log.entity, name=log.name, dir=str(folder), mode=mode,
+                              id=id_file.read_text(), resume='allow' if mode == 'online' else None,
                               tags=list(cfg.project.tags), config=OmegaConf.to_container(cfg, resolve=True),
                               settings=wandb.Settings(silent=True))
     def add(self, step:int, values:dict): self.run.log(values, step=step)
@@ -89,16 +109,24 @@ class Log:
         self,
         folder:Path, # Run folder
         cfg,         # The configuration
+        step:int=None, # Go on after this step; None: a new run
     ):
         log = cfg.training.logging
-        self.writers = [CSVWriter(folder)]
-        if log.tensorboard: self.writers.append(TensorBoardWriter(folder))
+        self.writers, self.failed = [CSVWriter(folder, step)], set()
+        if log.tensorboard: self.writers.append(TensorBoardWriter(folder, step))
         if log.wandb: self.writers.append(WandbWriter(folder, cfg))
+
+    def _each(self, act): # A log that cannot be written must not end a fit
+        for w in self.writers:
+            try: act(w)
+            except OSError as e:
+                if w not in self.failed: warnings.warn(f'{type(w).__name__} could not write: {e}. Training goes on')
+                self.failed.add(w)
+
     def add(
         self,
         step:int,     # Optimizer steps done
-        values:dict,  # Numbers by name
+        values:dict,  # Numbers by name, or short texts
     ):
-        for w in self.writers: w.add(step, values)
-    def close(self):
-        for w in self.writers: w.close()
+        self._each(lambda w: w.add(step, values))
+    def close(self): self._each(lambda w: w.close())

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INITS', 'UPDATES', 'MemoryTokens', 'patch_centres', 'memory_update', 'MemoryUpdate', 'AttentionUpdate',
-           'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'ema_step', 'check_memory']
+           'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'mean_over_ranks', 'ema_step',
+           'check_memory']
 
 # %% ../nbs/20_memory.ipynb #059b6f2b
 import torch
@@ -15,7 +16,7 @@ from .core import UserError, pick, nearest
 from .tokens import POSITIONS
 
 # %% ../nbs/20_memory.ipynb #e940fc4a
-def _normal(std): return lambda tokens: nn.init.normal_(tokens, std=std)
+def _normal(std): return lambda tokens, generator=None: nn.init.normal_(tokens, std=std, generator=generator)
 
 INITS = dict(learnable=_normal(0.02), registers=_normal(1e-6), orthogonal=nn.init.orthogonal_,
              frozen=_normal(0.02), patches=_normal(0.02))
@@ -40,10 +41,12 @@ class MemoryTokens(nn.Module):
     @torch.no_grad()
     def reset_memory(
         self,
-        ids:Tensor=None, # Tokens to start anew; None: all of them
+        ids:Tensor=None,                # Tokens to start anew; None: all of them
+        generator:torch.Generator=None, # Where the draw comes from; None: torch's own of the device
     ):
         "Draw tokens anew by their `init`. (Not `reset`: fastai calls a method of that name at every fit.)"
-        fresh = pick(INITS, self.init, 'memory_init')(torch.empty_like(self.tokens))
+        empty = torch.empty_like(self.tokens, device=generator and generator.device)
+        fresh = pick(INITS, self.init, 'memory_init')(empty, generator=generator).to(self.tokens.device)
         ids = slice(None) if ids is None else ids
         self.tokens[ids] = fresh[ids]
 
@@ -134,6 +137,15 @@ class CrossAttentionUpdate(MemoryUpdate):
         return memory + self.alpha * self.attn(self.norm_memory(memory), x, x, need_weights=False)[0]
 
 # %% ../nbs/20_memory.ipynb #82b2408b
+def mean_over_ranks(
+    x:Tensor, # Changed in place
+)->Tensor:    # `x`
+    "The mean over all ranks; `x` itself in a process that is alone."
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(x)
+        x /= torch.distributed.get_world_size()
+    return x
+
 @torch.no_grad()
 def ema_step(
     bank:Tensor,    # Stored tokens (M, D), changed in place
@@ -142,10 +154,7 @@ def ema_step(
     scale:float,    # Root mean square of the bank at its start
 ):
     "`bank <- (1 - alpha) bank + alpha scale LN(mean of written)`, the mean over all ranks."
-    mean = written.float().mean(0) # (M,D)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(mean)
-        mean /= torch.distributed.get_world_size()
+    mean = mean_over_ranks(written.float().mean(0)) # (M,D)
     bank.lerp_((scale * F.layer_norm(mean, mean.shape[-1:])).to(bank.dtype), alpha)
 
 # %% ../nbs/20_memory.ipynb #2a04273e

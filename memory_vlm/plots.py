@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'PANELS', 'as_picture', 'cells', 'grey_of', 'overlay', 'mixed_cmap', 'token_overlays', 'patch_gallery',
-           'head_grid', 'head_maps', 'usage_bars', 'norm_histograms', 'mass_by_layer', 'token_evolution',
-           'ablation_bars', 'training_curves']
+           'head_grid', 'head_maps', 'usage_bars', 'norm_histograms', 'usage_through_training', 'mass_by_layer',
+           'token_evolution', 'ablation_bars', 'training_curves']
 
 # %% ../nbs/53_plots.ipynb #ea29dece
 import re, textwrap
@@ -218,6 +218,30 @@ def norm_histograms(
                                        label=f'outlier above {outlier:.3g}')
     ax.set(xscale='log', yscale='log')
     legend_above(ax)
+    return fig
+
+# %% ../nbs/53_plots.ipynb #f98ce1a8
+def usage_through_training(
+    usage:np.ndarray,       # Attention that each token received in each window, 1: even attention (S, M)
+    steps:list,             # Optimizer step at which each window ended (S)
+    resets:np.ndarray=None, # Whether a token was reset then, bool (S, M)
+    names:list=None,        # Names of the tokens; None: their numbers
+    title:str='How much each memory token was read, and when it was reset', # What is shown
+    note:str='',            # How dead is defined
+)->Plot:
+    "A row per memory token, a column per window; a cross where a token was reset."
+    usage = np.asarray(usage, float)
+    (S, M), norm = usage.shape, scale_of(usage, uniform=1)
+    if len(steps) != S: raise ValueError(f'{len(steps)} steps for {S} windows of usage')
+    when, who = np.nonzero(np.zeros((S, M)) if resets is None else np.asarray(resets))
+    fig = make_figure(title, note, (7.5, min(0.17 * M + 1.4, 10)))
+    ax = style(fig.subplots(), xlabel='optimizer step', ylabel='memory token')
+    ax.pcolormesh(np.r_[0, steps], np.arange(M + 1) - 0.5, usage.T, cmap=HEAT, norm=norm, rasterized=True)
+    ax.plot(np.asarray(steps)[when], who, 'x', color=SERIES[1], markersize=6, markeredgewidth=1.8, clip_on=False)
+    rows = range(0, M, -(-M // 32))
+    ax.set(yticks=rows, yticklabels=[names[m] if names else m for m in rows])
+    ax.invert_yaxis()
+    colorbar(fig, ax, norm, 'attention received / even attention', 1)
     return fig
 
 # %% ../nbs/53_plots.ipynb #bc4ab4f3

@@ -50,12 +50,12 @@ def test_explorer_answers_mouse_and_keyboard_and_leaves_its_neighbour_alone(lab,
     one, two = nb.cell(1), nb.cell(2)
     before, drawn = two.inner_text(), png(one)
 
-    press(one, 'layer', 'ArrowLeft')
-    expect(one).to_contain_text('token 0, layer 0, mean of heads')
+    press(one, 'layer', 'ArrowRight')
+    expect(one).to_contain_text('token 0, layer 1, mean of heads')
     expect(picture(one).locator('img')).not_to_have_attribute('src', drawn)
     field(one, 'token', 'select').select_option(label='token 3')
     field(one, 'head', 'select').select_option(label='head 1')
-    expect(one).to_contain_text('token 3, layer 0, head 1')
+    expect(one).to_contain_text('token 3, layer 1, head 1')
 
     click_cell(picture(one), 2, 5, 8, 8)
     expect(one).to_contain_text('Memory that the patch at row 2, column 5 reads')
@@ -65,17 +65,17 @@ def test_explorer_answers_mouse_and_keyboard_and_leaves_its_neighbour_alone(lab,
     expect(one).to_contain_text('Click a patch')
 
     click_cell(picture(one, 1), 0, 0, 3, 3) # CLS stands first among the tokens
-    expect(one).to_contain_text('CLS, layer 0, head 1')
+    expect(one).to_contain_text('CLS, layer 1, head 1')
     field(one, 'picture').fill('4')
     field(one, 'picture').press('Enter')
-    expect(picture(one)).to_have_attribute('title', re.compile('in picture 4, layer 0'))
+    expect(picture(one)).to_have_attribute('title', re.compile('in picture 4, layer 1'))
     box = field(one, 'caption')
     box.fill('a cat above a dog')
     box.press('Enter')
     expect(one).to_contain_text('cosine')
 
-    assert nb.ask('[one.picture, one.layer, one.head, one.token, one.patch, one.caption]') == [4, 0, 1, 'cls', -1, 'a cat above a dog']
-    assert nb.ask('[two.picture, two.layer, two.head, two.token]') == [0, 1, 'mean', 0]
+    assert nb.ask('[one.picture, one.layer, one.head, one.token, one.patch, one.caption]') == [4, 1, 1, 'cls', -1, 'a cat above a dog']
+    assert nb.ask('[two.picture, two.layer, two.head, two.token]') == [0, 0, 'mean', 0]
     assert two.inner_text() == before
 
     assert nb.ask("str(one.export_html('explorer.html'))") == 'explorer.html'

@@ -87,7 +87,8 @@ class PairLoader(DataLoader):
     "Batches (images, ids, image_index) of a source. Made by `make_loader`."
     n_inp, device = 2, None
     def __init__(self, source, batch_size, settings, dataset, sampler, **kwargs):
-        super().__init__(dataset, batch_sampler=sampler, collate_fn=collate, **kwargs)
+        own = torch.Generator() # torch draws a seed for workers; from its global generator, that would disturb dropout
+        super().__init__(dataset, batch_sampler=sampler, collate_fn=collate, generator=own, **kwargs)
         self.source, self.bs, self.settings = source, batch_size, settings
 
     def __iter__(self):

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from ..attention import capture, checked_index, find_vit
 from ..core import UserError, pick
+from ..features import map_layer
 from ..plots import patch_gallery
 from ..text import tokenize
 from .base import Panel, Pictures, at_rest, model_of, picture_features
@@ -73,7 +74,7 @@ def words_of(
 
 def nearest_words(
     model:nn.Module, # A MemoryCLIP
-    states:Tensor,   # One state per token (M, D), from the last block
+    states:Tensor,   # One state per token (M, D), behind any block
     words:list,      # Words to choose from
     num:int=3,       # Words per token
 )->list:             # For each token a list of (word, cosine)
@@ -91,7 +92,7 @@ def nearest_words(
 def make_cards(
     model:nn.Module,    # With memory tokens
     pictures:Pictures,  # What to look at
-    layer:int=-1,       # Block; words only for the last one
+    layer:int=-1,       # Block
     num:int=256,        # Pictures, the first ones
     top:int=6,          # Patches per token
     resets:dict=None,   # Step of the last reset by token
@@ -99,8 +100,7 @@ def make_cards(
     "A card for each memory token."
     vit = find_vit(model)
     usage, values, patches, states = read_patches(model, pictures, layer, num)
-    last = checked_index(layer, len(vit.blocks), 'layer') == len(vit.blocks) - 1
-    probed = states is not None and last and hasattr(model, 'encode_text')
+    probed = states is not None and hasattr(model, 'encode_text')
     words = nearest_words(model, states, words_of(pictures, num)) if probed else [[]] * len(usage)
     best = values.argsort(0, descending=True)[:top] # (top,M)
     return [Card(m, usage[m].item(), 1 / vit.layout.num_keys,
@@ -147,14 +147,14 @@ class MemoryAtlas(Panel):
         data=None,        # A loader, a source, or a list of pictures or (picture, caption); None: the Learner's
         num:int=256,      # Pictures looked at, the first ones
         top:int=6,        # Patches per token
-        resets:dict=None, # Step of the last reset by token
+        resets:dict=None, # Step of the last reset by token; None: what the Learner knows
     ):
         super().__init__()
-        self.model, self.num, self.top, self.resets = model_of(learn), num, top, resets
+        self.learn, self.model, self.num, self.top, self.given = learn, model_of(learn), num, top, resets
         self.pictures = Pictures(learn if data is None else data, self.model)
         self.grid = find_vit(self.model).layout.grid
         self.depth, self.cards, self.crops, self.body = len(find_vit(self.model).blocks), [], {}, W.HTML()
-        self.layer = -1
+        self.layer = map_layer(self.depth)
         style, wide = dict(description_width='64px'), W.Layout(width='260px')
         self.controls = dict(
             order=self.bind(W.Dropdown(description='order', options=[(v, k) for k, v in ORDERS.items()], style=style,
@@ -175,6 +175,12 @@ class MemoryAtlas(Panel):
     def _valid(self, proposal):
         if proposal.trait.name == 'order': return pick(ORDERS, proposal.value, 'order') and proposal.value
         return checked_index(proposal.value, self.depth, 'layer')
+
+    @property
+    def resets(self)->dict:
+        "Step of the last reset by token, in this layer where each has its own tokens."
+        if self.given is not None or not hasattr(self.learn, 'memory_reset'): return self.given or {}
+        return self.learn.memory_reset.last_resets(0 if find_vit(self.model).layout.in_sequence else self.layer)
 
     @property
     def note(self)->str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..attention import AttentionMaps, capture, checked_index, find_vit
 from ..attribution import attribute
 from ..core import UserError, pick
+from ..features import map_layer
 from ..plots import overlay, scale_of, token_overlays
 from ..text import tokenize
 from .base import CellPicture, Panel, Pictures, at_rest, model_of, picture_features
@@ -121,7 +122,7 @@ SCALES = dict(layer='all tokens alike', map='this token alone')
 class AttentionExplorer(Panel):
     "See where tokens look: in a picture, layer by layer and head by head."
     picture = T.Int(0)                  # Index of the picture
-    layer = T.Int(-1)                   # Block; negative from the last
+    layer = T.Int(-1)                   # Block; negative from the last. At first the last whose memory is read
     head = T.Any('mean')                # Head, or 'mean'
     token = T.Any(0)                    # Memory token, or 'cls'
     direction = T.Unicode('reads')      # Key of `DIRECTIONS`
@@ -146,7 +147,7 @@ class AttentionExplorer(Panel):
         self.main = self.sides[0]
         self.others = tuple(c for i in range(min(len(self.pictures), 64)) for c in self.pictures.captions(i)[:1])
         self.direction = 'reads' if self.main.layout.in_sequence else 'read_by'
-        self.layer = -1
+        self.layer = map_layer(self.main.layers)
         self._build()
         self.observe(self.guarded(self._changed),
                      ['picture', 'layer', 'head', 'token', 'direction', 'scale', 'patch', 'caption'])

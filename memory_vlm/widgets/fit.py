@@ -19,8 +19,10 @@ from ..attention import capture, checked_index, find_vit
 from ..callbacks import CheckpointCallback, busy
 from ..checkpoint import checkpoint_name, write_checkpoint
 from ..core import UserError
+from ..features import map_layer
 from ..page import save_page, section
 from ..plots import Plot, colorbar, make_figure, mixed_cmap, scale_of, to_svg
+from ..state import fit_state
 from .base import Panel, Pictures, at_rest, model_lock, picture_features, png_bytes
 from .curves import CURVES, History, draw_panel, map_sheet, panel_of, panel_svg
 from .draw import scale_html
@@ -34,10 +36,12 @@ class Watch:
         learn,             # A Learner
         pictures:tuple,    # Indices of validation pictures
         tokens:int,        # Memory tokens, evenly spread over all
-        layer:int,         # Block; negative from the last
+        layer:int,         # Block; negative from the last; None: the last whose memory is read
     ):
         vit = find_vit(learn)
-        self.learn, self.layer, self.even = learn, checked_index(layer, len(vit.blocks), 'layer'), 1 / vit.layout.num_keys
+        depth = len(vit.blocks)
+        self.learn, self.even = learn, 1 / vit.layout.num_keys
+        self.layer = map_layer(depth) if layer is None else checked_index(layer, depth, 'layer')
         self.tokens = np.unique(np.linspace(0, vit.layout.num_memory - 1, min(tokens, vit.layout.num_memory)).round().astype(int)).tolist()
         self.images = Pictures(learn, learn.model).batch(pictures) if self.tokens and len(pictures) else None
         self.maps, self.note = None, f'layer {self.layer}, mean over heads, {len(self.tokens)} of {vit.layout.num_memory} memory tokens'
@@ -71,6 +75,8 @@ class DashboardCallback(Callback):
         if not self.dash.stopping: return
         self.learn.interrupted = True
         raise CancelFitException
+    def after_cancel_fit(self): # not `after_fit`: by then other callbacks have let go of what is saved
+        if not busy(self.learn): self.dash._keep()
     def after_fit(self):
         if not busy(self.learn): self.dash._end()
 
@@ -106,7 +112,7 @@ class FitDashboard(Panel):
         steps:int=None,           # Steps between redraws, in place of `every`
         pictures:tuple=(0, 1, 2), # Validation pictures whose maps are shown
         tokens:int=6,             # Memory tokens shown, evenly spread over all
-        layer:int=-1,             # Block whose attention is shown
+        layer:int=None,           # Block whose attention is shown; None: the last whose memory is read
         folder:Path=None,         # Where a stopped fit leaves its checkpoint; None: a new folder under the learner's path
     ):
         super().__init__()
@@ -201,18 +207,17 @@ def _end(self:FitDashboard, failed=False): # A fit is over
         self._redraw()
         if failed: return self.say(f'The fit failed at step {step}.', problem=True)
         if not learn.interrupted: return self.say()
-        self.checkpoint = self._save()
         self.say(f'Stopped after {step} steps' + (f'; checkpoint in {self.checkpoint}' if self.checkpoint else '.'))
 
 @patch
-def _save(self:FitDashboard)->Path: # A checkpoint of a fit that was stopped; None if there is no need of one
+def _keep(self:FitDashboard): # Write a checkpoint of a fit that was stopped, if there is need of one
     learn, t, step = self.learn, self.learn.cfg.training, self.learn.train_iter
-    if not step or any(isinstance(cb, CheckpointCallback) for cb in learn.cbs): return None # which has saved by now
+    if not step or not learn.interrupted or any(isinstance(cb, CheckpointCallback) for cb in learn.cbs): return # which has saved by now
     folder = Path(self.folder or learn.path/t.logging.name/time.strftime('%Y%m%d-%H%M%S'))
     known = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     fresh = known if learn.evaluation.get('step') == step else {}
     name = checkpoint_name(t.checkpoint.filename, t.logging.name, learn.epoch, step, known)
-    return write_checkpoint(folder/name, learn.model, dict(opt=learn.opt.state_dict()), step, learn.epochs_done, fresh)
+    with self.speaking(): self.checkpoint = write_checkpoint(folder/name, learn.model, fit_state(learn, learn.epoch), step, learn.epochs_done, fresh)
 
 # %% ../../nbs/63_widgets.fit.ipynb #2b708534
 def clock(seconds:float)->str: # 3725 -> '1:02:05'

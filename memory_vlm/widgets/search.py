@@ -14,6 +14,7 @@ from html import escape
 from torch import Tensor
 from ..attention import AttentionMaps, capture, checked_index, find_vit
 from ..core import UserError
+from ..features import map_layer
 from ..plots import overlay, scale_of, token_overlays
 from ..text import tokenize
 from .base import Panel, Pictures, at_rest, model_of, picture_features, version_of
@@ -112,8 +113,13 @@ class ImageSearch(Panel):
         self.show()
 
     def token_map(self)->np.ndarray: # (top, h, w)
-        "Maps of the chosen token in the last block: what it reads, or outside the sequence who reads it."
-        return self.maps.map(-1, token=self.token).numpy()
+        "Maps of the chosen token: what it reads, or outside the sequence who reads it."
+        return self.maps.map(self.layer, token=self.token).numpy()
+
+    @property
+    def layer(self)->int: # The last block whose output of the token is read
+        depth = len(find_vit(self.model).blocks)
+        return depth - 1 if self.token == 'cls' else map_layer(depth)
 
     def show(self):
         "Draw what was found."
@@ -130,7 +136,7 @@ class ImageSearch(Panel):
                       'line-height:1.4">'
                       f'<b>{rank}</b> · picture {i}, cosine {cosine:.3f}<div style="display:flex;gap:4px;margin:4px 0">'
                       f'{images}</div>{escape(caption)}</div>')
-        note = (f'Best of {self.index.n} pictures. Right: the attention of {self._name()}, last layer, mean of heads, '
+        note = (f'Best of {self.index.n} pictures. Right: the attention of {self._name()}, layer {self.layer}, mean of heads, '
                 f'all on one scale. {self.pictures.attribution}')
         self.body.value = (f'<div style="font-size:12px;line-height:1.4">{escape(note)}</div>'
                            f'<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));'
@@ -149,7 +155,7 @@ class ImageSearch(Panel):
         return token_overlays([self.pictures[i].numpy() for i, _ in found], self.token_map()[:, None], [self._name()],
                               [f'{r}: cosine {c:.2f}' for r, (_, c) in enumerate(found, 1)],
                               title=f'Best pictures for “{self.caption}”',
-                              note=f'Of {self.index.n} pictures; last layer, mean of heads.',
+                              note=f'Of {self.index.n} pictures; layer {self.layer}, mean of heads.',
                               uniform=1 / self.tokens.num_keys)
 
     def export_html(

@@ -1,0 +1,95 @@
+"""Kill a fit over and over, at any moment, and see that nothing is lost.
+
+    python benchmarks/kill50.py [kills]
+
+Each process is killed by SIGKILL after a random time: while it starts, steps, evaluates or saves, which it does after
+every step. The next goes on with `training.resume=auto`, with another number of loader workers. A run that has come to
+its end is compared with one that nobody disturbed: weights, optimizer and metrics must be the same to the bit."""
+import contextlib, multiprocessing, random, sys, tempfile, time
+from pathlib import Path
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from memory_vlm.checkpoint import HIDDEN, list_checkpoints, read_state
+from memory_vlm.config import compose
+
+WORDS = ['training.epochs=3', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny',
+         'model.embed_dim=32', 'model.depth=2', 'model.text.embed_dim=16', 'model.text.depth=1', # a checkpoint of 10 MB
+         'model.drop_rate=0.1', 'model.memory.mem_reinit_steps=4', 'training.checkpoint.save_top_k=2', 'training.checkpoint.monitor=val_loss',
+         'training.checkpoint.mode=min', 'training.logging.save_interval=1', 'training.logging.log_interval=3', 'training.logging.eval_interval=5',
+         'training.logging.tensorboard=false', 'training.resume=auto']
+TIMES = ['pairs_per_second', 'data_wait'] # columns of metrics.csv that no two runs share
+SERVER = multiprocessing.get_context('forkserver') # imports once; each fit is a process of its own
+SERVER.set_forkserver_preload(['memory_vlm.run'])
+
+
+def work(folder, said, words):
+    from memory_vlm.run import fit
+    torch.set_num_threads(1)
+    with open(said, 'a') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+        fit(compose([*WORDS, f'training.run_dir={folder}', *words], config_name='quickstart'))
+
+
+def start(folder, said, *words):
+    "A process that fits, or goes on."
+    process = SERVER.Process(target=work, args=(str(folder), str(said), words))
+    process.start()
+    return process
+
+
+def finish(folder, said, *words):
+    "Let a fit come to its end."
+    process = start(folder, said, *words)
+    process.join()
+    assert process.exitcode == 0 and (folder/'DONE').exists(), Path(said).read_text()[-2000:]
+
+
+def same(run, other):
+    "Hold two runs that ended against each other."
+    a, b = (list_checkpoints(f/'checkpoints')[-1] for f in (run, other))
+    weights, others = load_file(a/'model.safetensors'), load_file(b/'model.safetensors')
+    assert weights.keys() == others.keys() and all(torch.equal(w, others[k]) for k, w in weights.items()), 'weights differ'
+    states = [read_state(f)['opt']['state'] for f in (a, b)]
+    assert all(torch.equal(v, states[1][i][k]) for i, s in states[0].items() for k, v in s.items()), 'optimizers differ'
+    tables = [pd.read_csv(f/'metrics.csv').drop(columns=TIMES) for f in (run, other)]
+    pd.testing.assert_frame_equal(*tables)
+    assert [p.name for p in list_checkpoints(run/'checkpoints')] == [p.name for p in list_checkpoints(other/'checkpoints')]
+
+
+def kill_often(folder, kills, seed=0):
+    "Kill fits until it has happened `kills` times; returns what was seen."
+    draw, seen = random.Random(seed), dict(kills=0, runs=0, in_a_save=0, before_any_checkpoint=0)
+    straight, said = folder/'straight', folder/'said.txt'
+    warm = SERVER.Process(target=int) # its server imports now
+    warm.start()
+    warm.join()
+    begin = time.time()
+    finish(straight, said)
+    length = time.time() - begin
+    while seen['kills'] < kills:
+        run = folder/f"run{seen['runs']}"
+        for attempt in range(10):
+            process = start(run, said, f'training.data.num_workers={attempt % 2}', 'training.data.prefetch_factor=2')
+            process.join(draw.uniform(0, 0.6 * length))
+            if process.exitcode is not None: break
+            process.kill()
+            process.join()
+            seen['kills'] += 1
+            kept = list_checkpoints(run/'checkpoints')
+            seen['in_a_save'] += any(run.glob(f'checkpoints/{HIDDEN}*'))
+            seen['before_any_checkpoint'] += not kept
+            assert len(kept) <= 4, f'{len(kept)} checkpoints'
+            if seen['kills'] == kills: break
+        assert process.exitcode in (0, -9), said.read_text()[-2000:]
+        if not (run/'DONE').exists(): finish(run, said)
+        same(run, straight)
+        seen['runs'] += 1
+    return seen
+
+
+if __name__ == '__main__':
+    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 50
+    with tempfile.TemporaryDirectory() as d:
+        seen = kill_often(Path(d), kills)
+    print(f"{seen['kills']} kills ({seen['in_a_save']} while a checkpoint was being written or removed, {seen['before_any_checkpoint']} "
+          f"before there was one): {seen['runs']} runs ended, each the same to the bit as the undisturbed one")

@@ -1,0 +1,195 @@
+"""Stop a fit in every way there is, and see that it goes on to the bit."""
+import os, re, resource, signal, subprocess, sys, time
+from pathlib import Path
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT/'benchmarks'))
+import kill50
+from memory_vlm import callbacks
+from memory_vlm.callbacks import CheckpointCallback, ResumeCallback
+from memory_vlm.checkpoint import list_checkpoints, newest_checkpoint, read_manifest
+from memory_vlm.config import compose
+from memory_vlm.folders import held, in_use
+from memory_vlm.learner import make_learner
+
+SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
+          'training.logging.tensorboard=false', 'training.logging.log_interval=1',
+          'model.embed_dim=32', 'model.depth=2', 'model.text.embed_dim=16', 'model.text.depth=1']
+SMALL = [*SCENES, 'training.epochs=3', 'training.max_steps=7', 'training.logging.eval_interval=2', 'training.logging.save_interval=1',
+         'model.drop_rate=0.1', 'model.memory.mem_reinit_steps=3', 'model.memory.mem_dead_threshold=1']
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Steps(Callback):
+    "What a step was: its number, loss, learning rate, place in the schedule, and whose pictures it saw."
+    order = 65
+    def before_fit(self): self.seen = []
+    def after_batch(self):
+        if self.training: self.seen.append((self.train_iter, self.loss.item(), self.opt.hypers[-1]['lr'], self.pct_train, self.yb[0].tolist()))
+
+
+def fit_small(folder, *words, checkpoint=None):
+    "A fit with a checkpoint after each step, and what it saw."
+    cfg = compose([*SMALL, *words], config_name='quickstart')
+    learn, steps = make_learner(cfg), Steps()
+    learn.add_cbs([steps, CheckpointCallback(folder, cfg.training)])
+    with learn.no_logging(): # with its bars, which do not like to begin in the middle
+        learn.fit_schedule(cfg.training.scheduler, cbs=ResumeCallback(checkpoint, learn) if checkpoint else None)
+    return learn, steps.seen
+
+
+def history(learn): return torch.stack(learn.recorder.losses).tolist(), learn.recorder.lrs, learn.recorder.iters, learn.evaluations
+
+
+@pytest.mark.parametrize('words', [(), *(pytest.param(w, marks=pytest.mark.slow) for w in (
+    ('training.precision=bf16', 'training.scheduler=constant'), ('training.precision=fp16', 'model.memory.memory_update=ema')))])
+def test_from_any_step_a_fit_goes_on_to_the_bit(tmp_path, monkeypatch, words):
+    monkeypatch.setattr(callbacks, 'prune_checkpoints', lambda *_: None)
+    straight, steps = fit_small(tmp_path, *words)
+    assert len({s[1] for s in steps}) == 7
+    weights, kept = {k: v.clone() for k, v in straight.model.state_dict().items()}, list_checkpoints(tmp_path/'checkpoints')
+    assert [read_manifest(p)['step'] for p in kept] == [1, 2, 3, 4, 5, 6, 7]
+    for i, checkpoint in enumerate(kept):
+        workers = (f'training.data.num_workers={2 * (i % 2)}', 'training.data.prefetch_factor=2')
+        learn, seen = fit_small(tmp_path/f'{i}', *words, *workers, checkpoint=checkpoint)
+        assert seen == steps[i + 1:]
+        assert history(learn) == history(straight)
+        assert all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_kills_lose_nothing(tmp_path):
+    seen = kill50.kill_often(tmp_path, kills=2)
+    assert seen['kills'] == 2
+
+
+def command(folder, *words): return [sys.executable, 'train.py', '--config-name=quickstart', *SCENES, f'training.run_dir={folder}', *words]
+
+
+def stop_train(folder, number, *words):
+    "Start train.py, send it a signal after a few steps, and wait."
+    process = subprocess.Popen(command(folder, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    table = folder/'metrics.csv'
+    rows = lambda: len(table.read_text().splitlines()) if table.exists() else 0
+    before = rows()
+    for _ in range(600):
+        if rows() > before + 3: break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_sigterm_saves_and_the_run_goes_on(tmp_path, workers):
+    words = ['training.epochs=300', 'training.resume=auto', f'training.data.num_workers={workers}', 'training.data.prefetch_factor=2']
+    status, out, err = stop_train(tmp_path/'run', signal.SIGTERM, *words)
+    assert status == 143, err
+    assert 'Traceback' not in err
+    step = int(re.search(r'Interrupted after (\d+) steps; training.resume=auto goes on after step \1, in', out)[1])
+    assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
+    status, out, err = stop_train(tmp_path/'run', signal.SIGINT, *words)
+    assert status == 130 and f'which goes on after step {step}' in out, err
+    steps = pd.read_csv(tmp_path/'run'/'metrics.csv').dropna(subset=['train_loss']).step.tolist()
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) >= step
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path):
+    done = subprocess.run(command(tmp_path/'run', 'training.learning_rate=1e30', 'training.clip_grad=0', 'training.scheduler=constant',
+                                  'training.scheduler_kwargs={warmup_epochs: 0}', 'training.logging.save_interval=1'),
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr
+    assert re.search(r"is nan at step \d+, .* the last good checkpoint is '.*'", done.stderr.splitlines()[-1])
+
+
+class FullFrom(Callback):
+    "From one step to another no file may grow over 4 KB, as on a full disk."
+    order = 85
+    def __init__(self, first, last): self.first, self.last = first, last
+    def after_batch(self):
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        if self.train_iter == self.first: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit))
+        if self.train_iter == self.last: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_it_stands(tmp_path):
+    cfg = compose([*SMALL, 'training.data.num_workers=0'], config_name='quickstart')
+    learn = make_learner(cfg).add_cbs([CheckpointCallback(tmp_path, cfg.training), FullFrom(3, 6)])
+    kept = {}
+    class Look(Callback):
+        order = 97
+        def after_batch(self): kept[self.train_iter] = [read_manifest(p)['step'] for p in list_checkpoints(tmp_path/'checkpoints')]
+    learn.add_cb(Look())
+    with pytest.warns(UserWarning, match='No checkpoint at step 3: .*; the last one is') as warned, learn.no_bar(), learn.no_logging():
+        learn.fit_schedule(cfg.training.scheduler)
+    assert len([w for w in warned if 'No checkpoint' in str(w.message)]) == 1
+    assert kept[2][-1] == kept[3][-1] == kept[5][-1] == 2 and kept[6][-1] == 6
+    assert read_manifest(newest_checkpoint(tmp_path/'checkpoints'))['step'] == 7
+    assert not [p for p in (tmp_path/'checkpoints').iterdir() if p.name.startswith('.')]
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
+    (tmp_path/'checkpoints').write_text('in the way')
+    with pytest.warns(UserWarning, match='No checkpoint at step 1: .*; there is none before it') as warned: learn, steps = fit_small(tmp_path)
+    assert len(steps) == 7 and len([w for w in warned if 'No checkpoint' in str(w.message)]) == 1
+
+
+def test_saves_come_by_minutes_too(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(CheckpointCallback, 'save', lambda self, epoch: (saved.append((epoch, self.train_iter)), setattr(self, 'since', time.monotonic())))
+    fit_small(tmp_path, 'training.logging.save_interval=1000', 'training.logging.save_minutes=1e-9', 'training.max_steps=3')
+    assert [s for _, s in saved] == [1, 2, 3]
+    saved.clear()
+    fit_small(tmp_path, 'training.logging.save_interval=1000', 'training.logging.save_minutes=0', 'training.max_steps=3')
+    assert [s for _, s in saved] == [3]
+
+
+def test_a_run_belongs_to_one_process(tmp_path):
+    code = f"import sys, time; from memory_vlm.folders import held\nwith held({str(tmp_path)!r}): print('mine', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == 'mine\n'
+        assert in_use(tmp_path)
+        with pytest.raises(ValueError, match='is being fitted by another process'), held(tmp_path): pass
+    finally: other.kill()
+    other.wait()
+    assert not in_use(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_cell_that_is_interrupted_goes_on_when_it_is_run_again(tmp_path):
+    from jupyter_client.manager import start_new_kernel
+    kernel, client = start_new_kernel(cwd=str(tmp_path))
+    words = [*SCENES, 'training.epochs=300', 'training.resume=auto', 'training.logging.name=cell']
+    cell = f"from memory_vlm.config import compose\nfrom memory_vlm.run import fit\nrun = fit(compose({words}, config_name='quickstart'))"
+    def interrupted(rows): # Run the cell, interrupt it when the run has so many rows, and give what it said
+        said = []
+        client.execute(cell)
+        for _ in range(600):
+            if any(len(p.read_text().splitlines()) > rows for p in tmp_path.glob('runs/cell/*/metrics.csv')): break
+            time.sleep(0.2)
+        kernel.interrupt_kernel()
+        while True:
+            message = client.get_iopub_msg(timeout=120)
+            if message['msg_type'] == 'stream': said.append(message['content']['text'])
+            assert message['msg_type'] != 'error', message['content']
+            if message['msg_type'] == 'status' and message['content']['execution_state'] == 'idle' and said: return ''.join(said)
+    try:
+        first, (run,) = interrupted(5), list(tmp_path.glob('runs/cell/*'))
+        step = int(re.search(r'Interrupted after (\d+) steps', first)[1])
+        assert f'which goes on after step {step}' in interrupted(step + 5)
+        assert list(tmp_path.glob('runs/cell/*')) == [run]
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
