@@ -9,6 +9,7 @@ __all__ = ['MEMORY_NAMES', 'HUB_OPTIONS', 'normalise', 'MemoryCLIP']
 import fnmatch, math, os
 import torch
 import torch.nn.functional as F
+from contextlib import nullcontext
 from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from importlib import import_module
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from safetensors.torch import load_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from .config import MemoryConfig, ModelConfig, compose
 from .core import UserError
 from .memory import check_memory
@@ -37,6 +39,7 @@ MEMORY_NAMES = ('visual.memory.*', 'visual.blocks.*.memory.*', 'visual.blocks.*.
 
 class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tags=['clip', 'memory-tokens']):
     "A CLIP whose vision tower carries memory tokens."
+    num_parts = 1 # In how many parts a training batch is computed
     def __init__(
         self,
         cfg:dict, # The `model` block of the configuration, as plain values; kept in config.json
@@ -78,12 +81,20 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         x = self.text(ids)
         return F.normalize(x, dim=-1) if normalize else x
 
+    def encode(
+        self,
+        images:Tensor, # (B, 3, height, width)
+        ids:Tensor,    # (C, T)
+    )->tuple:          # Normalised features (B, dim) and (C, dim)
+        return self.encode_image(images, normalize=True), self.encode_text(ids, normalize=True)
+
     def forward(
         self,
         images:Tensor, # (B, 3, height, width)
         ids:Tensor,    # (C, T)
     )->tuple:          # Features (B, dim) and (C, dim), scale; with the sigmoid loss also a bias
-        out = self.encode_image(images, normalize=True), self.encode_text(ids, normalize=True), self.logit_scale.exp()
+        in_parts = self.num_parts > 1 and self.training and torch.is_grad_enabled()
+        out = *(self.encode_in_parts if in_parts else self.encode)(images, ids), self.logit_scale.exp()
         return out if self.logit_bias is None else (*out, self.logit_bias)
 
     def add_memory(
@@ -109,6 +120,21 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
     def no_weight_decay(self)->set: # Names of parameters that must not decay
         towers = {f'visual.{n}' for n in self.visual.no_weight_decay()} | {f'text.{n}' for n in self.text.no_weight_decay()}
         return towers | {'logit_scale', 'logit_bias'}
+
+# %% ../nbs/23_clip.ipynb #ca3451e3
+@patch
+def encode_in_parts(
+    self:MemoryCLIP,
+    images:Tensor, # (B, 3, height, width)
+    ids:Tensor,    # (B, T)
+)->tuple:          # As `encode` gives; the gradient computes each of `num_parts` parts again
+    "Encode with the activations of one part in memory."
+    bank = None if self.visual.ema_alpha is None else self.visual.memory.tokens.detach().clone()
+    def first_and_again(): return nullcontext(), self.visual.replay(bank)
+    with self.visual.one_batch():
+        parts = [checkpoint(self.encode, *part, use_reentrant=False, context_fn=first_and_again)
+                 for part in zip(images.chunk(self.num_parts), ids.chunk(self.num_parts))]
+    return tuple(torch.cat(features) for features in zip(*parts))
 
 # %% ../nbs/23_clip.ipynb #f679f999
 @patch(cls_method=True)

@@ -7,7 +7,7 @@ __all__ = ['optimizer_kwargs', 'lr_scales', 'parameter_groups', 'ScaledOptimizer
            'MemoryLearner', 'make_loss', 'make_learner']
 
 # %% ../nbs/44_learner.ipynb #b3e719dc
-import inspect, math
+import inspect, math, sys
 import torch
 from fastai.callback.core import CancelEpochException, CancelFitException, CancelValidException
 from fastai.callback.progress import ProgressCallback # every learner gets one by this import
@@ -23,7 +23,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from .callbacks import ClipCallback, EpochCallback, EvaluateEveryCallback, PrecisionCallback, TemperatureCallback
 from .callbacks import DivergedError, DivergenceCallback, busy, choose_precision
 from .clip import MEMORY_NAMES, MemoryCLIP, normalise
-from .config import check_not_yet, default_of, schema_fields, validate
+from .config import default_of, schema_fields, validate
 from .core import UserError, nearest, pick, seed_everything
 from .data.loaders import make_loader
 from .data.sources import open_source
@@ -113,7 +113,11 @@ def make_dls(
     common = dict(image_size=d.image_size, context_length=cfg.model.text.max_len, num_workers=d.num_workers, seed=t.seed,
                   prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory, persistent_workers=d.persistent_workers)
     sources = [open_source(path, split, image_size=d.image_size) for path, split in ((d.train_path, 'train'), (d.val_path, 'valid'))]
-    train = make_loader(sources[0], train=True, augmentation=d.augmentation, batch_size=t.batch_size, **common)
+    pairs = t.batch_size * t.accumulate_grad_batches
+    if len(sources[0]) < pairs and t.accumulate_grad_batches > 1:
+        raise UserError(f'{sources[0].name} has {len(sources[0])} pictures, too few for training.accumulate_grad_batches={t.accumulate_grad_batches} '
+                        f'batches of {t.batch_size}; set one of the two lower')
+    train = make_loader(sources[0], train=True, augmentation=d.augmentation, batch_size=pairs, **common)
     valid = make_loader(sources[1], train=False, augmentation='none', batch_size=min(t.batch_size, 256), **common)
     return DataLoaders(train, valid, path='runs', device=device or default_device())
 
@@ -220,15 +224,19 @@ class MemoryLearner(Learner):
         self.model.eval()
         with torch.no_grad(): outs = self.model(*[t.to(self.dls.device) for t in batch[:2]])
         self.model.train(training)
-        return dl.show_results(batch, outs, max_n=max_n, **kwargs)
+        dl.show_results(batch, outs, max_n=max_n, **kwargs) # the figure is left open: a notebook shows it by itself
 
 # %% ../nbs/44_learner.ipynb #155bdedd
 def make_loss(
-    cfg:DictConfig, # `cfg.model.contrastive`
-):                  # What fastai calls with the model's output and the index of the pictures
+    cfg:DictConfig,  # `cfg.model.contrastive`
+    num_parts:int=1, # Parts of a batch whose pairs do not meet; the loss is their mean
+):                   # What fastai calls with the model's output and the index of the pictures
     "The loss of a configuration as fastai's `loss_func`."
     loss = pick(LOSSES, cfg.loss_type, 'model.contrastive.loss_type')
-    return lambda outputs, image_index: loss(*outputs, gather_distributed=cfg.gather_distributed)
+    def mean_of_parts(outputs, image_index):
+        pairs = zip(*(features.chunk(num_parts) for features in outputs[:2]))
+        return torch.stack([loss(*pair, *outputs[2:], gather_distributed=cfg.gather_distributed) for pair in pairs]).mean()
+    return mean_of_parts
 
 # %% ../nbs/44_learner.ipynb #32cf7f95
 def make_learner(
@@ -238,7 +246,6 @@ def make_learner(
 )->MemoryLearner:
     "Everything a configuration describes, ready to fit. Raises `UserError` for what cannot be."
     cfg = with_pretrained(validate(cfg))
-    check_not_yet(cfg)
     check_memory(cfg.model)
     t = cfg.training
     optimizer_kwargs(t.optimizer, OmegaConf.to_container(t.optimizer_kwargs))
@@ -247,10 +254,14 @@ def make_learner(
     dls = dls or make_dls(cfg, device)
     seed_everything(t.seed)
     model = freeze(make_model(cfg.model), t.freeze).to(device)
+    model.num_parts, is_plain = t.accumulate_grad_batches, t.accumulate_mode == 'plain'
+    if is_plain and model.num_parts == 1:
+        print('Without effect, because of training.accumulate_grad_batches=1: training.accumulate_mode=plain', file=sys.stderr)
     precision = choose_precision(t.precision, device)
     cbs = [EpochCallback(), TemperatureCallback(), ClipCallback(t.clip_grad or math.inf), DivergenceCallback(),
            EvaluateEveryCallback(t.logging.eval_interval), *make_resets(model, cfg)]
-    learn = MemoryLearner(dls, model, loss_func=make_loss(cfg.model.contrastive), lr=t.learning_rate, splitter=lambda m: m,
+    loss = make_loss(cfg.model.contrastive, model.num_parts if is_plain else 1)
+    learn = MemoryLearner(dls, model, loss_func=loss, lr=t.learning_rate, splitter=lambda m: m,
                           opt_func=lambda model, lr: make_optimizer(model, t, lr), path='runs',
                           cbs=cbs + ([] if precision == 'fp32' else [PrecisionCallback(precision)]),
                           metrics=[Evaluated('i2t/R@1'), Evaluated('t2i/R@1')])
@@ -259,6 +270,6 @@ def make_learner(
     learn.create_opt()
     learn.moms = (learn.opt.hypers[0].get('mom', 0.9),) * 3
     if cfg.model.memory.enabled and cfg.model.memory.memory_init == 'patches':
-        images = dls.train.one_batch()[0].to(device)
+        images = dls.train.one_batch()[0][:t.batch_size].to(device)
         model.visual.set_from_patches(normalise(images, model.mean, model.std), t.seed)
     return learn

@@ -8,6 +8,7 @@ __all__ = ['INITS', 'UPDATES', 'MemoryTokens', 'patch_centres', 'memory_update',
            'check_memory']
 
 # %% ../nbs/20_memory.ipynb #059b6f2b
+import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ class GatedUpdate(MemoryUpdate):
         super().__init__(dim, num_heads, alpha)
         self.gate = nn.Linear(2 * dim, dim)
         nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, torch.logit(torch.tensor(float(alpha))).item())
+        nn.init.constant_(self.gate.bias, math.log(alpha / (1 - alpha)))
     def after(self, memory, written): # (B,M,D)
         return torch.lerp(memory, written, self.gate(torch.cat([memory, written], -1)).sigmoid())
 

@@ -16,6 +16,7 @@ from .folders import choose_run, held, make_run_dir
 from .learner import MemoryLearner, make_learner
 from .logging import Log
 from .page import write_page
+from .preflight import preflight
 
 # %% ../nbs/70_run.ipynb #b15a49d9
 @dataclass
@@ -38,7 +39,7 @@ def describe(
     steps = learn.steps_of(t.epochs)
     return (f'{learn.cfg.model.name}: {millions:.1f} M parameters, {kind}\n'
             f'{len(learn.dls.train.source):,} pictures for training, {len(learn.dls.valid.source):,} for evaluation; '
-            f'{steps:,} steps of {t.batch_size} pairs in {choose_precision(t.precision, learn.dls.device)} on {learn.dls.device}')
+            f'{steps:,} steps of {t.batch_size * t.accumulate_grad_batches} pairs in {choose_precision(t.precision, learn.dls.device)} on {learn.dls.device}')
 
 def try_page(
     folder:Path,         # Run folder
@@ -73,12 +74,13 @@ def fit(
     "Fit a configuration. An interrupt ends the run cleanly with what it has. Raises `UserError` before anything is written."
     learn = make_learner(cfg)
     cfg = learn.cfg # with the sizes of `model.pretrained`
+    found = preflight(learn) if cfg.training.preflight else []
     run = choose_run(cfg)
     folder = run or make_run_dir(cfg)
     with held(folder):
         checkpoint = newest_checkpoint(folder/cfg.training.checkpoint.dirpath) if run else None
         step = read_manifest(checkpoint)['step'] if checkpoint else 0 if run else None
-        print(f'{describe(learn)}\nRun folder: {folder}' + (f', which goes on after step {step}' if run else ''))
+        print(f'{describe(learn)}\nRun folder: {folder}' + (f', which goes on after step {step}' if run else ''), *found, sep='\n')
         saver = go_on(learn, folder, checkpoint, step)
         if learn.interrupts.caught != signal.SIGTERM: try_page(folder, learn) # who sends that does not wait long
         if not learn.interrupted: (folder/'DONE').touch()

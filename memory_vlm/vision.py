@@ -9,6 +9,7 @@ __all__ = ['ACTIVATIONS', 'VIT_KWARGS', 'MemoryAttention', 'with_memory', 'Memor
 # %% ../nbs/21_vision.ipynb #dd0b6e18
 import torch
 import torch.nn.functional as F
+from contextlib import contextmanager
 from functools import partial
 from timm.layers import Attention, LayerNorm, get_act_layer
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -117,7 +118,7 @@ class MemoryViT(VisionTransformer):
     ):
         super().__init__(block_fn=MemoryBlock, attn_layer=MemoryAttention, **vit_kwargs)
         self.layout = TokenLayout(self.patch_embed.grid_size, num_cls=int(self.has_class_token))
-        self.memory = self.new_cls = None
+        self.memory = self.new_cls = self.ema_alpha = self.heard = None
         if num_memory_tokens: self.add_memory(num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim)
 
     def add_memory(self, num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim=None):
@@ -163,8 +164,33 @@ class MemoryViT(VisionTransformer):
         return bool(self.training and torch.is_grad_enabled() and read and not watched)
 
     def _ema_hook(self, block, args, x):
-        if self.training and torch.is_grad_enabled():
-            ema_step(self.memory.tokens, self.layout.split(x.detach())[1], self.ema_alpha, self.memory_scale)
+        if not (self.training and torch.is_grad_enabled()): return
+        written = self.layout.split(x.detach())[1] # (B,M,D)
+        if self.heard is None: ema_step(self.memory.tokens, written, self.ema_alpha, self.memory_scale)
+        else: self.heard.append(written.float().mean(0))
+
+    @contextmanager
+    def one_batch(self):
+        "Forwards within are parts of one batch: `ema` memory is written once, after them, with their mean."
+        self.heard = []
+        try:
+            yield
+            if self.heard: ema_step(self.memory.tokens, torch.stack(self.heard), self.ema_alpha, self.memory_scale)
+        finally: self.heard = None
+
+    @contextmanager
+    def replay(
+        self,
+        bank:Tensor, # What `ema` memory stored then; None: there is none
+    ):
+        "Forwards within compute what they did before, and write no memory."
+        if bank is None:
+            yield
+            return
+        now, self.heard = self.memory.tokens.data, []
+        self.memory.tokens.data = bank
+        try: yield
+        finally: self.memory.tokens.data, self.heard = now, None
 
     @torch.no_grad()
     def start_new_cls(self):

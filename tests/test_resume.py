@@ -52,7 +52,10 @@ def fit_small(folder, *words, checkpoint=None):
 def history(learn): return torch.stack(learn.recorder.losses).tolist(), learn.recorder.lrs, learn.recorder.iters, learn.evaluations
 
 
-@pytest.mark.parametrize('words', [(), *(pytest.param(w, marks=pytest.mark.slow) for w in (
+ACCUMULATED = ('training.batch_size=8', 'training.accumulate_grad_batches=2')
+
+
+@pytest.mark.parametrize('words', [(), ACCUMULATED, *(pytest.param(w, marks=pytest.mark.slow) for w in (
     ('training.precision=bf16', 'training.scheduler=constant'), ('training.precision=fp16', 'model.memory.memory_update=ema')))])
 def test_from_any_step_a_fit_goes_on_to_the_bit(tmp_path, monkeypatch, words):
     monkeypatch.setattr(callbacks, 'prune_checkpoints', lambda *_: None)

@@ -87,7 +87,7 @@ def test_explorer_answers_mouse_and_keyboard_and_leaves_its_neighbour_alone(lab,
     assert seen[0] != seen[1]
 
 
-def test_a_fit_that_can_be_watched_and_stopped(lab, page):
+def test_a_fit_that_can_be_watched_and_stopped(lab, page, offline_page):
     nb = lab.open(page, lab.write('fit.ipynb', SETUP, 'from fastai.callback.progress import ProgressCallback\ndash = FitDashboard(learn, steps=2); dash',
                                   'look = AttentionExplorer(learn); look', 'await dash.fit_cosine(400)', 'print(learn.train_iter)'))
     nb.start()
@@ -110,6 +110,9 @@ def test_a_fit_that_can_be_watched_and_stopped(lab, page):
     assert svg.count() >= 5 and 'not measured yet' not in svg.first.text_content()
     press(look, 'layer', 'ArrowRight')
     expect(look).to_contain_text('layer 1, mean of heads')
+    nb.ask("str(dash.export_html('fit.html'))")
+    offline_page.goto((lab.folder/'fit.html').as_uri())
+    expect(offline_page.locator('main')).to_contain_text('How it went')
 
 
 def test_a_plain_fit_says_that_its_button_is_not_heard(lab, page):
@@ -125,7 +128,7 @@ def test_a_plain_fit_says_that_its_button_is_not_heard(lab, page):
     assert nb.outputs()[3][0]['text'].startswith('True')
 
 
-def test_config_editor_checks_while_one_types(lab, page):
+def test_config_editor_checks_while_one_types(lab, page, offline_page):
     nb = notebook(lab, page, 'editor', 'editor = ConfigEditor(cfg); editor', 'other = ConfigEditor(); other')
     cell, other = nb.cell(1), nb.cell(2)
     search = cell.get_by_placeholder('Search keys and help')
@@ -151,9 +154,12 @@ def test_config_editor_checks_while_one_types(lab, page):
     cell.get_by_role('button', name='Load').click()
     expect(cell.locator('.mvlm-side pre')).to_contain_text('0.003')
     assert 'learning_rate: 0.003' in (lab.folder/'config.yaml').read_text()
+    nb.ask("str(editor.export_html('editor.html'))")
+    offline_page.goto((lab.folder/'editor.html').as_uri())
+    expect(offline_page.locator('main')).to_contain_text('training.learning_rate')
 
 
-def test_atlas_ablation_and_search(lab, page):
+def test_atlas_ablation_and_search(lab, page, offline_page):
     nb = notebook(lab, page, 'three', 'atlas = MemoryAtlas(learn); atlas', 'panel = AblationPanel(learn); panel', 'search = ImageSearch(learn); search')
     atlas, panel, search = (nb.cell(i) for i in (1, 2, 3))
     def tokens(): return re.findall(r'token (\d)', ' '.join(atlas.locator('b').all_inner_texts()))
@@ -181,6 +187,12 @@ def test_atlas_ablation_and_search(lab, page):
     field(search, 'map of', 'select').select_option(label='token 5')
     expect(search).to_contain_text('the attention of memory token 5')
     assert search.locator('img').nth(1).get_attribute('src') != first
+
+    for name, words in dict(atlas='token 7', panel='With memory tokens off', search='a bird left of a car').items():
+        nb.ask(f"str({name}.export_html('pages/{name}.html'))")
+        offline_page.goto((lab.folder/'pages'/f'{name}.html').as_uri())
+        expect(offline_page.locator('main')).to_contain_text(words)
+        assert offline_page.locator('canvas, img').count()
 
 
 BAD = {

@@ -14,8 +14,8 @@ from fastcore.basics import patch
 from html import escape
 from IPython.display import HTML
 from ..command import allowed, changed_keys, command_line, help_texts, starting_point, written_values
-from ..config import NOT_YET, Config, check_not_yet, check_range, compose, default_of, explain, schema_fields, validate
-from ..core import NotYetError, UserError
+from ..config import Config, check_range, compose, default_of, explain, schema_fields, validate
+from ..core import UserError
 from ..cost import cost_lines, model_cost
 from ..data.sources import BUILT_IN
 from ..learner import optimizer_kwargs
@@ -35,11 +35,10 @@ def mistake_in(
     "The first mistake that a fit would report."
     try:
         validate(cfg)
-        if any(OmegaConf.select(cfg, k) not in (*neutral, default_of(schema_fields()[k])) for k, neutral in NOT_YET.items()): check_not_yet(cfg)
         check_memory(cfg.model)
         optimizer_kwargs(cfg.training.optimizer, OmegaConf.to_container(cfg.training.optimizer_kwargs))
         schedule_kwargs(cfg.training.scheduler_kwargs)
-    except (UserError, NotYetError) as e: return str(e)
+    except UserError as e: return str(e)
     return ''
 
 # %% ../../nbs/62_widgets.config.ipynb #cfd04c65

@@ -1,0 +1,96 @@
+"""Memory and time of one contrastive batch that is computed in parts, beside one batch as large as a part.
+
+    python benchmarks/accumulate.py                                  # 512 pairs as 8 x 64, and 64 pairs; the default architecture
+    python benchmarks/accumulate.py --batch 8 --parts 2              # small
+    python benchmarks/accumulate.py --parts 32                       # 2048 pairs
+    python benchmarks/accumulate.py --csv benchmarks/results/accumulate.csv  # also append the figures to a file
+
+Each figure comes from a fresh process, which builds the model and its AdamW, takes a step with two pairs, so that
+libraries are loaded and the optimizer has its state, resets the kernel's high-water mark, takes one step, and reads the
+mark: all that is resident then, weights and pictures included. On CUDA it is the allocator's peak. On a CPU this needs
+Linux (/proc). `whole` is the batch computed at once, for which a small machine may lack the memory; --whole measures it.
+"""
+import argparse, os, subprocess, sys, time
+from pathlib import Path
+
+import torch
+from memory_vlm.clip import MemoryCLIP
+from memory_vlm.config import compose
+from memory_vlm.learner import make_loss, make_optimizer
+from loss_memory import MiB, resident
+from results import machine, store
+
+GOAL = 1.15 # times the memory of one batch, at batch 64 in 8 parts
+
+
+def make_step(args):
+    "A function that takes one optimizer step with so many pairs in so many parts."
+    cfg = compose(args.overrides)
+    torch.manual_seed(0)
+    model, m = MemoryCLIP.from_config(cfg.model).to(args.device).train(), cfg.model
+    opt, loss = make_optimizer(model, cfg.training), make_loss(m.contrastive)
+    def step(pairs, parts):
+        images = torch.randint(0, 256, (pairs, 3, m.image_size, m.image_size), dtype=torch.uint8, device=args.device)
+        ids = torch.randint(1, m.text.vocab_size, (pairs, args.words), device=args.device)
+        model.num_parts = parts
+        loss(model(images, ids), None).backward()
+        opt.step()
+        opt.zero_grad()
+        if args.device == 'cuda': torch.cuda.synchronize()
+    return step
+
+
+def measure(args):
+    "Peak bytes and seconds of one step; to be called in a fresh process."
+    step = make_step(args)
+    step(2, 1)
+    if args.device == 'cuda': torch.cuda.reset_peak_memory_stats()
+    else: Path('/proc/self/clear_refs').write_text('5') # resets VmHWM
+    start = time.perf_counter()
+    step(args.batch * args.parts, args.parts if args.measure == 'parts' else 1)
+    seconds = time.perf_counter() - start
+    return torch.cuda.max_memory_allocated() if args.device == 'cuda' else resident('VmHWM'), seconds
+
+
+def measured(args, kind, parts):
+    "`measure` in a process of its own."
+    command = [sys.executable, __file__, '--measure', kind, '--batch', args.batch, '--parts', parts, '--words', args.words,
+               '--device', args.device, '--threads', args.threads, *args.overrides]
+    out = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout.split()
+    return int(out[0]), float(out[1])
+
+
+def parse():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('overrides', nargs='*', help='changes of the configuration, such as model=tiny')
+    p.add_argument('--batch', type=int, default=64, help='pairs of a part')
+    p.add_argument('--parts', type=int, default=8, help='parts of the large batch')
+    p.add_argument('--words', type=int, default=32, help='length of the captions (tokens)')
+    p.add_argument('--whole', action='store_true', help='also the large batch at once')
+    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    p.add_argument('--threads', type=int, default=os.cpu_count(), help='threads of the CPU')
+    p.add_argument('--csv', type=Path, help='file to append the figures to')
+    p.add_argument('--measure', choices=['parts', 'whole'], help=argparse.SUPPRESS)
+    return p.parse_args()
+
+
+def main():
+    args = parse()
+    torch.set_num_threads(args.threads)
+    if args.measure: return print(*measure(args))
+    print(f'{machine(args.device)}, torch {torch.__version__}\n')
+    kinds = dict(one=('whole', 1), parts=('parts', args.parts)) | (dict(whole=('whole', args.parts)) if args.whole else {})
+    rows, one = [], None
+    print(f"{'':8}{'pairs':>8}{'MiB':>10}{'seconds':>10}")
+    for name, (kind, parts) in kinds.items():
+        peak, seconds = measured(args, kind, parts)
+        one = one or peak
+        print(f'{name:8}{args.batch * parts:8}{peak / MiB:10.0f}{seconds:10.2f}')
+        rows.append(dict(kind=name, pairs=args.batch * parts, mib=f'{peak / MiB:.0f}', seconds=f'{seconds:.2f}', times_one=f'{peak / one:.3f}'))
+    ratio, is_goal = float(rows[1]['times_one']), (args.batch, args.parts, args.overrides) == (64, 8, [])
+    print(f'\n{ratio:.3f} times the memory of one part' + (f"  ({'meets' if ratio <= GOAL else 'MISSES'} <= {GOAL})" if is_goal else ''))
+    if args.csv: store(args.csv, rows, args.device, batch=args.batch, parts=args.parts, words=args.words,
+                       overrides=' '.join(args.overrides), threads=args.threads)
+
+
+if __name__ == '__main__': main()
