@@ -1,6 +1,6 @@
 """Run the tutorials in full and keep what they show: `python tools/tutorials.py [NOTEBOOK ...]`.
 
-Each trains for minutes. A live widget is only a name once its kernel is gone, so the notebooks show a snapshot beside
+Most train for minutes. A live widget is only a name once its kernel is gone, so the notebooks show a snapshot beside
 each, and the widget's own output is left out; so are progress bars and warnings. Large pictures keep 256 colours."""
 import base64, io, sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from nbdev.clean import nbdev_clean
 from PIL import Image
 
 NBS = Path(__file__).parent.parent/'nbs'
-TEACHING = [*sorted((NBS/'tutorials').glob('*.ipynb')), NBS/'explain'/'what_attention_shows.ipynb']
+TEACHING = [*sorted((NBS/'tutorials').glob('*.ipynb')), *(NBS/'explain'/f'{n}.ipynb' for n in ('configuration', 'what_attention_shows'))]
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 
