@@ -266,7 +266,8 @@ async def _count_later(self:ConfigEditor): # Count the cost when the typing has 
     if self.mistake: return
     cfg = self.draft
     with self.speaking():
-        cost = await asyncio.to_thread(model_cost, cfg.model)
+        own = cfg.copy() # a configuration that is copied in one thread cannot be read in another
+        cost = await asyncio.to_thread(model_cost, own.model)
         if cfg is self.draft: self._show_summary(cost_lines(cost, cfg.training.batch_size))
 
 # %% ../../nbs/62_widgets.config.ipynb #9a6cab52
