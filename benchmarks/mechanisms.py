@@ -17,9 +17,8 @@ import argparse, statistics
 import torch
 from memory_vlm.config import compose, config_dir
 from memory_vlm.cost import model_cost
-from memory_vlm.data.tokenizer import tokenize
 from results import store
-from train_step import captions, our_step, seconds
+from train_step import our_step, pairs, seconds
 
 
 def presets():
@@ -84,9 +83,7 @@ def main():
     p.add_argument('--csv', help='append the figures to this file')
     args = p.parse_args()
     args.batch = args.batch or (256 if args.device == 'cuda' else 4)
-    torch.manual_seed(0)
-    images = torch.randint(0, 256, (args.batch, 3, 224, 224), dtype=torch.uint8, device=args.device)
-    ids = tokenize(captions(args.batch)).to(args.device)
+    images, ids = pairs(args)
     plain = our_step(args, images, ids, 'model/memory=off')
     print(f'{"preset":28} {"tokens":>6} {"params":>12} {"added":>10} {"GFLOPs":>7} {"x":>6} {"step x":>7} {"from":>6} {"to":>6} '
           f'{"forward x":>9} {"GB":>6}')

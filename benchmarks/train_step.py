@@ -29,6 +29,13 @@ def captions(n):
     return [' '.join(rng.choices(WORDS, k=rng.randint(8, 16))) for _ in range(n)]
 
 
+def pairs(args):
+    "uint8 pictures and padded captions, made by chance but always the same."
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (args.batch, 3, 224, 224), dtype=torch.uint8, device=args.device)
+    return images, tokenize(captions(args.batch)).to(args.device)
+
+
 def peer_step(args, images, ids):
     "open_clip's model, loss and optimizer, and a function that takes one step."
     sizes = dict(vision_cfg=dict(layers=12, width=512, head_width=64, patch_size=16, image_size=224),
@@ -83,9 +90,7 @@ def main():
     p.add_argument('--csv', help='append the figures to this file')
     args = p.parse_args()
     args.batch = args.batch or (256 if args.device == 'cuda' else 16)
-    torch.manual_seed(0)
-    images = torch.randint(0, 256, (args.batch, 3, 224, 224), dtype=torch.uint8, device=args.device)
-    ids = tokenize(captions(args.batch)).to(args.device)
+    images, ids = pairs(args)
     steps = {'open_clip': peer_step(args, images, ids), 'ours, no memory': our_step(args, images, ids, 'model/memory=off'),
              'ours, 64 tokens': our_step(args, images, ids)}
     rounds = []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['busy', 'EpochCallback', 'choose_precision', 'PrecisionCallback', 'ClipCallback', 'TemperatureCallback',
-           'EvaluateEveryCallback', 'LogCallback', 'CheckpointCallback', 'ResumeCallback', 'DivergedError',
+           'EvaluateEveryCallback', 'LogCallback', 'save_fit', 'CheckpointCallback', 'ResumeCallback', 'DivergedError',
            'DivergenceCallback']
 
 # %% ../nbs/43_callbacks.ipynb #3aefbd25
@@ -122,6 +122,18 @@ class LogCallback(Callback):
         self.written = len(self.learn.evaluations)
 
 # %% ../nbs/43_callbacks.ipynb #d197e0f7
+def save_fit(
+    learn,       # A learner in a fit
+    folder:Path, # Where checkpoints go
+    epoch:int,   # Epoch in which to go on
+    cfg,         # `cfg.training`
+)->Path:         # The checkpoint
+    "Write a checkpoint of a fit, named as the configuration says, with the metrics of this very step if there are any."
+    known = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
+    fresh = known if learn.evaluation.get('step') == learn.train_iter else {}
+    name = checkpoint_name(cfg.checkpoint.filename, cfg.logging.name, learn.epoch, learn.train_iter, known)
+    return write_checkpoint(Path(folder)/name, learn.model, fit_state(learn, epoch), learn.train_iter, learn.epochs_done, fresh)
+
 class CheckpointCallback(Callback):
     "Save every `save_interval` steps or `save_minutes`, at the end of each epoch, and when a fit is stopped."
     run_valid, order = False, 90 # after the log
@@ -130,7 +142,7 @@ class CheckpointCallback(Callback):
         folder:Path,   # Run folder
         cfg,           # `cfg.training`
     ):
-        self.cfg, self.name_of_run, self.saved, self.newest, self.failed = cfg.checkpoint, cfg.logging.name, 0, None, False
+        self.settings, self.cfg, self.saved, self.newest, self.failed = cfg, cfg.checkpoint, 0, None, False
         self.interval, self.seconds = cfg.logging.save_interval, 60 * cfg.logging.save_minutes or math.inf
         self.folder = Path(folder)/cfg.checkpoint.dirpath
 
@@ -148,13 +160,10 @@ class CheckpointCallback(Callback):
 
     def save(self, epoch): # Epoch in which to go on
         if busy(self.learn) or not (self.cfg.save_last or self.cfg.save_top_k): return
-        learn, known = self.learn, {k: v for k, v in self.learn.evaluation.items() if k not in ('step', 'epoch')}
-        fresh = known if learn.evaluation.get('step') == learn.train_iter else {}
-        name = checkpoint_name(self.cfg.filename, self.name_of_run, self.epoch, learn.train_iter, known)
         try:
-            self.newest = write_checkpoint(self.folder/name, learn.model, fit_state(learn, epoch), learn.train_iter, learn.epochs_done, fresh)
+            self.newest = save_fit(self.learn, self.folder, epoch, self.settings)
             prune_checkpoints(self.folder, self.cfg.save_top_k, self.cfg.monitor, self.cfg.mode, self.cfg.save_last)
-            self.saved, self.failed = learn.train_iter, False
+            self.saved, self.failed = self.train_iter, False
         except WRITE_FAILURES as e: self.warn(e)
         self.since = time.monotonic()
 

@@ -9,7 +9,7 @@ __all__ = ['SOURCES', 'MAY_DIFFER', 'MAY_ADD', 'read_weights', 'resize_positions
            'build_pretrained', 'make_model', 'open_pretrained']
 
 # %% ../nbs/24_pretrained.ipynb #6d10255b
-import json, math, os, pickle, re
+import json, os, pickle, re
 import open_clip, timm, torch
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -57,9 +57,7 @@ def resize_positions(
 ):
     "Interpolate the positions of a square picture to the grid of `vit`."
     pos, num_cls = weights['pos_embed'], 0 if vit.no_embed_class else vit.layout.num_cls # (1,cls+P,D)
-    old = math.isqrt(pos.shape[1] - num_cls)
-    if (old, old) == vit.layout.grid: return
-    weights['pos_embed'] = resample_abs_pos_embed(pos, vit.layout.grid, (old, old), num_prefix_tokens=num_cls)
+    weights['pos_embed'] = resample_abs_pos_embed(pos, vit.layout.grid, num_prefix_tokens=num_cls)
 
 def vision_weights(
     weights:dict,  # Of a model of timm's or open_clip's

@@ -16,13 +16,11 @@ from html import escape
 from IPython import get_ipython
 from IPython.display import display
 from ..attention import capture, checked_index, find_vit
-from ..callbacks import CheckpointCallback, busy
-from ..checkpoint import checkpoint_name, write_checkpoint
+from ..callbacks import CheckpointCallback, busy, save_fit
 from ..core import UserError
 from ..features import map_layer
 from ..page import save_page, section
 from ..plots import Plot, colorbar, make_figure, mixed_cmap, scale_of, to_svg
-from ..state import fit_state
 from .base import Panel, Pictures, at_rest, model_lock, picture_features, png_bytes
 from .curves import CURVES, History, draw_panel, map_sheet, panel_of, panel_svg
 from .draw import scale_html
@@ -211,13 +209,10 @@ def _end(self:FitDashboard, failed=False): # A fit is over
 
 @patch
 def _keep(self:FitDashboard): # Write a checkpoint of a fit that was stopped, if there is need of one
-    learn, t, step = self.learn, self.learn.cfg.training, self.learn.train_iter
-    if not step or not learn.interrupted or any(isinstance(cb, CheckpointCallback) for cb in learn.cbs): return # which has saved by now
-    folder = Path(self.folder or learn.path/t.logging.name/time.strftime('%Y%m%d-%H%M%S'))
-    known = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
-    fresh = known if learn.evaluation.get('step') == step else {}
-    name = checkpoint_name(t.checkpoint.filename, t.logging.name, learn.epoch, step, known)
-    with self.speaking(): self.checkpoint = write_checkpoint(folder/name, learn.model, fit_state(learn, learn.epoch), step, learn.epochs_done, fresh)
+    learn = self.learn
+    if not learn.train_iter or not learn.interrupted or any(isinstance(cb, CheckpointCallback) for cb in learn.cbs): return # which has saved by now
+    folder = Path(self.folder or learn.path/learn.cfg.training.logging.name/time.strftime('%Y%m%d-%H%M%S'))
+    with self.speaking(): self.checkpoint = save_fit(learn, folder, learn.epoch, learn.cfg.training)
 
 # %% ../../nbs/63_widgets.fit.ipynb #2b708534
 def clock(seconds:float)->str: # 3725 -> '1:02:05'
