@@ -6,17 +6,17 @@ from memory_vlm.config import config_dir, explain, free_keys, register_schema
 from memory_vlm.core import NotYetError, UserError
 
 def stop(mistake, status=2):
-    print(mistake, file=sys.stderr)
+    if os.environ.get('RANK', '0') == '0' or status == 1: print(mistake, file=sys.stderr)
     sys.exit(status)
 
 @hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')
 def main(cfg):
     warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # of libraries, when they are imported
     try:
-        from memory_vlm.run import DivergedError, fit # here, so that --help and mistakes are answered at once
+        from memory_vlm.run import DivergedError, LostRankError, fit # here, so that --help and mistakes are answered at once
         try: run = fit(cfg)
         except (UserError, NotYetError) as e: stop(e)
-        except DivergedError as e: stop(e, status=1)
+        except (DivergedError, LostRankError) as e: stop(e, status=1)
     except KeyboardInterrupt: sys.exit(130) # before the fit began, or after its end
     if run.interrupted: sys.exit(128 + (run.signal or signal.SIGINT))
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['busy', 'EpochCallback', 'choose_precision', 'PrecisionCallback', 'ClipCallback', 'TemperatureCallback',
-           'EvaluateEveryCallback', 'LogCallback', 'save_fit', 'CheckpointCallback', 'ResumeCallback', 'DivergedError',
-           'DivergenceCallback']
+           'RanksCallback', 'AverageCallback', 'EvaluateEveryCallback', 'LogCallback', 'save_fit', 'CheckpointCallback',
+           'ResumeCallback', 'DivergedError', 'DivergenceCallback']
 
 # %% ../nbs/43_callbacks.ipynb #3aefbd25
 import math
@@ -17,9 +17,12 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.training import GradientClip
 from pathlib import Path
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from .checkpoint import WRITE_FAILURES, checkpoint_name, clear_unfinished, prune_checkpoints, write_checkpoint
 from .evaluate import PRECISIONS
+from .ranks import is_main, max_over_ranks, mean_over_ranks, world_size
 from .state import fit_state, open_fit_state, set_fit_state
 
 # %% ../nbs/43_callbacks.ipynb #151e0d80
@@ -69,6 +72,37 @@ class TemperatureCallback(Callback):
     def after_step(self):
         with torch.no_grad(): self.model.logit_scale.clamp_(max=math.log(100))
 
+# %% ../nbs/43_callbacks.ipynb #b4f07c42
+class RanksCallback(Callback):
+    "Average gradients and losses over all ranks."
+    run_valid, order = False, -10
+    def before_fit(self):
+        last = self.model.visual.blocks[-1].update
+        idle = last is not None and any(p.requires_grad for p in last.parameters())
+        self.parallel = DistributedDataParallel(self.model, find_unused_parameters=idle)
+    def before_batch(self): self.learn.model = self.parallel
+    def after_pred(self): self.learn.model = self.parallel.module
+    def after_loss(self): self.learn.loss = mean_over_ranks(self.loss.detach().clone())
+
+# %% ../nbs/43_callbacks.ipynb #af2a5e90
+class AverageCallback(Callback):
+    "Keep a running average of the weights as `learn.averaged`."
+    run_valid, order = False, 55 # after the step; before resets, which begin anew in both, and evaluation
+    def __init__(self, decay:float): self.decay = decay
+    def before_fit(self):
+        self.ended, self.ema = True, ModelEmaV3(self.model, self.decay, use_warmup=True)
+        self.learn.averaged = self.ema.module
+    def after_batch(self): self.ema.update(self.model, self.train_iter)
+    def after_cancel_fit(self): self.ended = False
+    def after_fit(self):
+        if self.ended and not busy(self.learn): self.model.load_state_dict(self.learn.averaged.state_dict())
+        self.learn.averaged = None
+
+    def state_dict(self): return dict(weights=self.model.state_dict())
+    def load_state_dict(self, state): # the checkpoint's own weights are the average
+        self.learn.averaged.load_state_dict(self.model.state_dict())
+        self.model.load_state_dict(state['weights'])
+
 # %% ../nbs/43_callbacks.ipynb #dc95dab5
 class EvaluateEveryCallback(Callback):
     "Call `learn.evaluate()` every `interval` optimizer steps; the learner itself does so at the end of each epoch."
@@ -103,7 +137,7 @@ class LogCallback(Callback):
 
     def after_batch(self):
         self.losses.append(self.loss.detach())
-        self.pairs += len(self.xb[0])
+        self.pairs += len(self.xb[0]) * world_size()
         if self.train_iter % self.interval == 0: self.write()
         self.write_evaluations()
         self.left = time.perf_counter()
@@ -127,42 +161,46 @@ def save_fit(
     folder:Path, # Where checkpoints go
     epoch:int,   # Epoch in which to go on
     cfg,         # `cfg.training`
-)->Path:         # The checkpoint
+)->Path|None:    # The checkpoint; None: the main process writes it
     "Write a checkpoint of a fit, named as the configuration says, with the metrics of this very step if there are any."
+    state = fit_state(learn, epoch)
+    if not is_main(): return None
     known = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     fresh = known if learn.evaluation.get('step') == learn.train_iter else {}
     name = checkpoint_name(cfg.checkpoint.filename, cfg.logging.name, learn.epoch, learn.train_iter, known)
-    return write_checkpoint(Path(folder)/name, learn.model, fit_state(learn, epoch), learn.train_iter, learn.epochs_done, fresh)
+    return write_checkpoint(Path(folder)/name, getattr(learn, 'averaged', None) or learn.model, state, learn.train_iter, learn.epochs_done, fresh)
 
 class CheckpointCallback(Callback):
-    "Save every `save_interval` steps or `save_minutes`, at the end of each epoch, and when a fit is stopped."
+    "Save every `save_interval` steps or `save_minutes`, at the end of each epoch, and when a fit is stopped. It stands on all ranks."
     run_valid, order = False, 90 # after the log
     def __init__(
         self,
         folder:Path,   # Run folder
         cfg,           # `cfg.training`
     ):
-        self.settings, self.cfg, self.saved, self.newest, self.failed = cfg, cfg.checkpoint, 0, None, False
+        self.settings, self.cfg = cfg, cfg.checkpoint
+        self.tried, self.saved, self.newest, self.failed = 0, 0, None, False
         self.interval, self.seconds = cfg.logging.save_interval, 60 * cfg.logging.save_minutes or math.inf
         self.folder = Path(folder)/cfg.checkpoint.dirpath
 
     def before_fit(self):
         self.whole, self.since = True, time.monotonic()
-        if not busy(self.learn): clear_unfinished(self.folder)
+        if not busy(self.learn) and is_main(): clear_unfinished(self.folder)
     def before_batch(self): self.whole = False
     def after_batch(self):
         self.whole = True
-        due = self.train_iter % self.interval == 0 or time.monotonic() - self.since > self.seconds
-        if due and self.iter + 1 < self.n_iter: self.save(self.epoch)
+        late = self.seconds < math.inf and max_over_ranks(time.monotonic() - self.since) > self.seconds
+        if (late or self.train_iter % self.interval == 0) and self.iter + 1 < self.n_iter: self.save(self.epoch)
     def after_epoch(self): self.save(self.epoch + 1)
     def after_cancel_fit(self): # not `after_fit`: by then other callbacks have let go of what is saved
-        if self.whole and self.train_iter != self.saved: self.save(self.epoch)
+        if self.whole and self.train_iter != self.tried: self.save(self.epoch)
 
     def save(self, epoch): # Epoch in which to go on
         if busy(self.learn) or not (self.cfg.save_last or self.cfg.save_top_k): return
+        self.tried = self.train_iter
         try:
             self.newest = save_fit(self.learn, self.folder, epoch, self.settings)
-            prune_checkpoints(self.folder, self.cfg.save_top_k, self.cfg.monitor, self.cfg.mode, self.cfg.save_last)
+            if is_main(): prune_checkpoints(self.folder, self.cfg.save_top_k, self.cfg.monitor, self.cfg.mode, self.cfg.save_last)
             self.saved, self.failed = self.train_iter, False
         except WRITE_FAILURES as e: self.warn(e)
         self.since = time.monotonic()
@@ -184,7 +222,7 @@ class ResumeCallback(Callback):
     def before_fit(self):
         set_fit_state(self.learn, self.state, self.folder)
         for cb in self.learn.cbs:
-            if isinstance(cb, CheckpointCallback): cb.saved, cb.newest = self.state['step'], self.folder
+            if isinstance(cb, CheckpointCallback): cb.tried, cb.saved, cb.newest = self.state['step'], self.state['step'], self.folder
             if isinstance(cb, ProgressCallback) and self.create_mbar: cb.mbar.update(0) # a bar that never saw 0 fails at any other epoch
     def before_train(self): # fastai counts `pct_train` anew in each epoch
         if self.state and self.first_batch: self.learn.pct_train = self.state['pct_train']

@@ -8,6 +8,7 @@ __all__ = ['Interrupts']
 # %% ../nbs/40_interrupt.ipynb #4775a047
 import os, signal, sys, threading
 from contextlib import contextmanager, suppress
+from .ranks import is_main, max_over_ranks, world_size
 
 # %% ../nbs/40_interrupt.ipynb #ea8962cb
 class Interrupts:
@@ -30,11 +31,15 @@ class Interrupts:
         # A worker that the same signal ends must not break into the step: torch raises an error wherever it hears of that
         if hasattr(signal, 'SIGCHLD'): self.before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
         with suppress(RuntimeError): # where the signal came while something was being printed
-            if number == signal.SIGINT: print('\nFinishing this step (Ctrl-C again: stop at once)', file=sys.stderr)
+            if number == signal.SIGINT and is_main(): print('\nFinishing this step (Ctrl-C again: stop at once)', file=sys.stderr)
+
+    def agreed(self): # Whether a signal has come to this rank or another
+        self.caught = int(max_over_ranks(self.caught or 0)) or None
+        return self.caught
 
     @contextmanager
     def may_stop(self):
-        "Inside this block a signal is obeyed at once: what runs there changes nothing that is saved."
-        self.at_once = True
+        "Inside this block a signal is obeyed at once: what runs there changes nothing that is saved. Of several ranks none may leave alone."
+        self.at_once = world_size() == 1
         try: yield
         finally: self.at_once = False

@@ -16,12 +16,13 @@ from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
 from fastcore.foundation import L
+from functools import cached_property
 from numbers import Number
 from omegaconf import DictConfig, OmegaConf
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from .callbacks import ClipCallback, EpochCallback, EvaluateEveryCallback, PrecisionCallback, TemperatureCallback
-from .callbacks import DivergedError, DivergenceCallback, busy, choose_precision
+from .callbacks import AverageCallback, DivergedError, DivergenceCallback, RanksCallback, busy, choose_precision
 from .clip import MEMORY_NAMES, MemoryCLIP, normalise
 from .config import default_of, schema_fields, validate
 from .core import UserError, nearest, pick, seed_everything
@@ -34,6 +35,7 @@ from .interrupt import Interrupts
 from .loss import LOSSES
 from .memory import check_memory
 from .pretrained import make_model, with_pretrained
+from .ranks import is_main, noticing_lost_ranks, rank, world_size
 from .resets import make_resets
 from .schedule import StepScheduler, make_schedule, schedule_kwargs
 
@@ -117,7 +119,7 @@ def make_dls(
     if len(sources[0]) < pairs and t.accumulate_grad_batches > 1:
         raise UserError(f'{sources[0].name} has {len(sources[0])} pictures, too few for training.accumulate_grad_batches={t.accumulate_grad_batches} '
                         f'batches of {t.batch_size}; set one of the two lower')
-    train = make_loader(sources[0], train=True, augmentation=d.augmentation, batch_size=pairs, **common)
+    train = make_loader(sources[0], train=True, augmentation=d.augmentation, batch_size=pairs, rank=rank(), world_size=world_size(), **common)
     valid = make_loader(sources[1], train=False, augmentation='none', batch_size=min(t.batch_size, 256), **common)
     return DataLoaders(train, valid, path='runs', device=device or default_device())
 
@@ -138,6 +140,7 @@ class Evaluated(Metric):
 class MemoryLearner(Learner):
     "A fastai Learner that evaluates by retrieval. Make it with `make_learner`."
     evaluations = ()    # Every evaluation so far: metrics with their `step` and `epoch`
+    averaged = None     # In a fit with `training.ema_decay`, the model with the averaged weights
     interrupted = False # Whether the last fit was stopped by hand
     diverged = None     # Why the last fit stopped itself
 
@@ -148,9 +151,14 @@ class MemoryLearner(Learner):
     @property
     def evaluation(self)->dict: return self.evaluations[-1] if self.evaluations else {}
 
+    @cached_property
+    def valid_share(self): # What this rank evaluates: a share, where there are batches for all
+        dl = self.dls.valid
+        return dl.new(rank=rank(), world_size=world_size()) if hasattr(dl, 'settings') and 1 < world_size() <= len(dl) else dl
+
     def evaluate(self)->dict: # Metrics, with `step` and `epoch`
-        "Evaluate the model on the validation data, and remember it."
-        result = evaluate(self.model, self.dls.valid, self.precision)
+        "Evaluate the model on the validation data, and remember it. Several ranks do it together."
+        result = evaluate(self.averaged or self.model, self.valid_share, self.precision)
         step = getattr(self, 'train_iter', 0)
         self.evaluations.append(dict(step=step, epoch=step / len(self.dls.train)) | result)
         return self.evaluation
@@ -171,14 +179,17 @@ class MemoryLearner(Learner):
         self.n_iter = min(len(self.dl), self.first_batch + left)
         for o in zip(range(self.first_batch, self.n_iter), self.dl):
             self.one_batch(*o)
-            if self.interrupts.caught: raise KeyboardInterrupt
+            if self.interrupts.agreed(): raise KeyboardInterrupt
 
     def steps_of(self, n_epoch:int)->int: # Optimizer steps that a fit of `n_epoch` epochs takes
         return min(n_epoch * len(self.dls.train), self.max_steps or math.inf)
 
     def fit(self, n_epoch, *args, **kwargs):
         self.interrupted, self.diverged = False, None
-        with Interrupts() as self.interrupts: super().fit(math.ceil(self.steps_of(n_epoch) / len(self.dls.train)), *args, **kwargs)
+        epochs = math.ceil(self.steps_of(n_epoch) / len(self.dls.train))
+        try:
+            with Interrupts() as self.interrupts, noticing_lost_ranks(): super().fit(epochs, *args, **kwargs)
+        finally: self.model, self.averaged = getattr(self.model, 'module', self.model), None # an error passes callbacks by
         if self.diverged: raise DivergedError(self.diverged)
 
     def _do_fit(self):
@@ -187,7 +198,7 @@ class MemoryLearner(Learner):
                 self._with_events(self._do_epoch, 'epoch', CancelEpochException)
         except KeyboardInterrupt: self.interrupted = True
         except RuntimeError: # of a loader whose workers the same signal has ended
-            if not self.interrupts.caught: raise
+            if not self.interrupts.caught or world_size() > 1: raise
             self.interrupted = True
         if self.interrupted: raise CancelFitException
 
@@ -260,6 +271,8 @@ def make_learner(
     precision = choose_precision(t.precision, device)
     cbs = [EpochCallback(), TemperatureCallback(), ClipCallback(t.clip_grad or math.inf), DivergenceCallback(),
            EvaluateEveryCallback(t.logging.eval_interval), *make_resets(model, cfg)]
+    if t.ema_decay: cbs.append(AverageCallback(t.ema_decay))
+    if world_size() > 1: cbs.append(RanksCallback())
     loss = make_loss(cfg.model.contrastive, model.num_parts if is_plain else 1)
     learn = MemoryLearner(dls, model, loss_func=loss, lr=t.learning_rate, splitter=lambda m: m,
                           opt_func=lambda model, lr: make_optimizer(model, t, lr), path='runs',
@@ -267,6 +280,7 @@ def make_learner(
                           metrics=[Evaluated('i2t/R@1'), Evaluated('t2i/R@1')])
     learn.cfg, learn.max_steps, learn.precision, learn.evaluations, learn.grad_norm = cfg, t.max_steps, precision, [], math.nan
     learn.interrupts = Interrupts()
+    if not is_main(): learn.remove_cb(ProgressCallback)
     learn.create_opt()
     learn.moms = (learn.opt.hypers[0].get('mom', 0.9),) * 3
     if cfg.model.memory.enabled and cfg.model.memory.memory_init == 'patches':

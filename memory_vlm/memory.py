@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['INITS', 'UPDATES', 'MemoryTokens', 'patch_centres', 'memory_update', 'MemoryUpdate', 'AttentionUpdate',
-           'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'mean_over_ranks', 'ema_step',
-           'check_memory']
+           'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'ema_step', 'check_memory']
 
 # %% ../nbs/20_memory.ipynb #059b6f2b
 import math
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .config import add_choice
 from .core import UserError, pick, nearest
+from .ranks import mean_over_ranks
 from .tokens import POSITIONS
 
 # %% ../nbs/20_memory.ipynb #e940fc4a
@@ -138,15 +138,6 @@ class CrossAttentionUpdate(MemoryUpdate):
         return memory + self.alpha * self.attn(self.norm_memory(memory), x, x, need_weights=False)[0]
 
 # %% ../nbs/20_memory.ipynb #82b2408b
-def mean_over_ranks(
-    x:Tensor, # Changed in place
-)->Tensor:    # `x`
-    "The mean over all ranks; `x` itself in a process that is alone."
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(x)
-        x /= torch.distributed.get_world_size()
-    return x
-
 @torch.no_grad()
 def ema_step(
     bank:Tensor,    # Stored tokens (M, D), changed in place

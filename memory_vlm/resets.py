@@ -21,7 +21,8 @@ from .config import default_of, schema_fields
 from .core import pick, sample_rng
 from .listen import EAGER, listening
 from .measures import is_dead
-from .memory import MemoryTokens, mean_over_ranks
+from .memory import MemoryTokens
+from .ranks import mean_over_ranks, world_size
 from .tokens import TokenLayout
 from .vision import MemoryViT
 
@@ -94,7 +95,7 @@ def start_anew(
     rows = rows_of(memory, ids, vit.layout.num_memory).to(memory.tokens.device)
     if memory.init == 'patches': vit.set_from_patches(images, seed % 2**32, rows)
     else: memory.reset_memory(rows, torch.Generator().manual_seed(seed))
-    if dist.is_available() and dist.is_initialized():
+    if world_size() > 1:
         fresh = memory.tokens[rows]
         dist.broadcast(fresh, src=0)
         memory.tokens[rows] = fresh
@@ -113,6 +114,7 @@ def clear_moments(
 # %% ../nbs/43_resets.ipynb #f818dbbc
 class MemoryResetCallback(Callback):
     "At the end of each window of `every` optimizer steps, give dead memory tokens a new start."
+    of_this_rank = True # the pictures it has seen in a window
     run_valid, order = False, 60 # after the step; before evaluation, log and checkpoint, which then see the new tokens
     def __init__(
         self,
@@ -172,7 +174,9 @@ def end_window(self:MemoryResetCallback):
     for group in reset.any(1).nonzero().flatten().tolist():
         seed = int(sample_rng(self.seed, self.train_iter, group).integers(2**63))
         rows = start_anew(self.vit, group, reset[group].nonzero().flatten(), seed, images)
-        clear_moments(opt, self.vit.memory_tokens()[group].tokens, rows)
+        tokens = self.vit.memory_tokens()[group].tokens
+        clear_moments(opt, tokens, rows)
+        if averaged := getattr(self.learn, 'averaged', None): averaged.visual.memory_tokens()[group].tokens.data[rows] = tokens.data[rows]
     self.window_steps.append(self.train_iter)
     self.usages.append(usage)
     self.was_reset.append(reset)

@@ -16,13 +16,14 @@ from pathlib import Path
 from safetensors.torch import load_model
 from .checkpoint import read_state
 from .core import UserError
+from .ranks import gather_objects, rank, world_size
 
 # %% ../nbs/42_state.ipynb #cfb20cd7
 def random_state(
 )->dict: # Plain tensors and tuples, as a checkpoint may hold
-    "The states of Python's, numpy's and torch's generators, those of all CUDA devices too."
+    "The states of Python's, numpy's and torch's generators, that of this process's CUDA device too."
     kind, keys, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return dict(python=random.getstate(), numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest), torch=torch.get_rng_state(), cuda=cuda)
 
 def set_random_state(
@@ -33,7 +34,7 @@ def set_random_state(
     random.setstate(state['python'])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state['torch'])
-    if len(state['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state['cuda'])
+    if state['cuda'] is not None and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
 
 # %% ../nbs/42_state.ipynb #579c8cc8
 def recorded(
@@ -69,19 +70,23 @@ def fit_state(
     learn,     # A Learner of `make_learner`, in a fit, between two steps
     epoch:int, # Epoch in which to go on; its steps may all be done
 )->dict:       # For `write_checkpoint`, beside the weights
-    "Everything but the weights that decides how a fit goes on."
-    return dict(step=learn.train_iter, epoch=epoch, batches=len(learn.dls.train), pct_train=learn.pct_train, opt=learn.opt.state_dict(), random=random_state(),
-                recorded=recorded(learn), evaluations=list(learn.evaluations),
-                callbacks={name: cb.state_dict() for name, cb in stateful(learn).items()})
+    "Everything but the weights that decides how a fit goes on. All ranks call it together."
+    common, own = ({name: cb.state_dict() for name, cb in stateful(learn).items() if getattr(type(cb), 'of_this_rank', False) == mine} for mine in (False, True))
+    return dict(step=learn.train_iter, epoch=epoch, batches=len(learn.dls.train), pct_train=learn.pct_train, opt=learn.opt.state_dict(),
+                recorded=recorded(learn), evaluations=list(learn.evaluations), callbacks=common,
+                ranks=gather_objects(dict(random=random_state(), callbacks=own)))
 
 def open_fit_state(
     folder:Path, # The checkpoint
     learn,       # The Learner that is to go on
 )->dict:         # Its state
-    "Read a state. Raises `UserError` if there is none, or if it belongs to other data."
+    "Read a state. Raises `UserError` if there is none, or if it belongs to other data or another number of processes."
     state, batches = read_state(folder), len(learn.dls.train)
-    if state.get('batches') == batches: return state
     if 'batches' not in state: raise UserError(f"'{folder}' holds no position in a fit, so none can go on from it")
+    if (were := len(state['ranks'])) != world_size():
+        raise UserError(f"'{folder}' was written by {were} process(es), and this run has {world_size()}: to go on it needs as many, "
+                        f'torchrun --nproc_per_node={were} train.py ...')
+    if state['batches'] == batches: return state
     raise UserError(f"'{folder}' was written with {state['batches']} batches in an epoch, and the training data now gives {batches}: "
                     'to go on it needs the same data')
 
@@ -96,6 +101,8 @@ def set_fit_state(
     learn.epoch, learn.train_iter, learn.pct_train = state['epoch'], state['step'], state['pct_train']
     learn.evaluations = list(state['evaluations'])
     set_recorded(learn, state['recorded'])
+    own = state['ranks'][rank()]
+    callbacks = state['callbacks'] | own['callbacks']
     for name, cb in stateful(learn).items():
-        if name in state['callbacks']: cb.load_state_dict(state['callbacks'][name])
-    set_random_state(state['random'])
+        if name in callbacks: cb.load_state_dict(callbacks[name])
+    set_random_state(own['random'])

@@ -55,7 +55,7 @@ def history(learn): return torch.stack(learn.recorder.losses).tolist(), learn.re
 ACCUMULATED = ('training.batch_size=8', 'training.accumulate_grad_batches=2')
 
 
-@pytest.mark.parametrize('words', [(), ACCUMULATED, *(pytest.param(w, marks=pytest.mark.slow) for w in (
+@pytest.mark.parametrize('words', [(), ACCUMULATED, ('training.ema_decay=0.9',), *(pytest.param(w, marks=pytest.mark.slow) for w in (
     ('training.precision=bf16', 'training.scheduler=constant'), ('training.precision=fp16', 'model.memory.memory_update=ema')))])
 def test_from_any_step_a_fit_goes_on_to_the_bit(tmp_path, monkeypatch, words):
     monkeypatch.setattr(callbacks, 'prune_checkpoints', lambda *_: None)

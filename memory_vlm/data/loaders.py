@@ -91,6 +91,9 @@ class PairLoader(DataLoader):
         super().__init__(dataset, batch_sampler=sampler, collate_fn=collate, generator=own, **kwargs)
         self.source, self.bs, self.settings = source, batch_size, settings
 
+    @property
+    def world_size(self): return self.batch_sampler.world_size # above 1: this is one rank's share
+
     def __iter__(self):
         for batch in super().__iter__():
             if isinstance(batch, Exception): raise batch

@@ -1,0 +1,178 @@
+"""Two processes fit, evaluate, save, go on and lose each other as one run."""
+import contextlib, os, re, signal, socket, subprocess, sys, time
+from pathlib import Path
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT/'benchmarks'))
+from kill50 import SERVER, TIMES, same
+from memory_vlm.checkpoint import newest_checkpoint, read_manifest
+from memory_vlm.config import compose
+from memory_vlm.learner import make_learner
+from memory_vlm.loss import clip_loss
+from memory_vlm.run import fit
+
+RANKS = 2
+TINY = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'model.embed_dim=32', 'model.depth=2',
+        'model.text.embed_dim=16', 'model.text.depth=1', 'training.logging.tensorboard=false', 'training.logging.log_interval=1']
+SHORT = [*TINY, 'training.batch_size=8', 'training.max_steps=6', 'training.logging.eval_interval=3', 'training.logging.save_interval=2',
+         'training.preflight=false', 'model.contrastive.gather_distributed=true', 'training.data.num_workers=0']
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def work(rank, port, said, words):
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    with open(f'{said}{rank}', 'a') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+        try: fit(compose(words, config_name='quickstart'))
+        except Exception as e:
+            print(f'{type(e).__name__}: {e}', flush=True)
+            os._exit(1)
+
+
+def start(folder, *words):
+    "Both ranks of a fit."
+    port = free_port()
+    ranks = [SERVER.Process(target=work, args=(r, port, str(folder/'said'), [*words, f'training.run_dir={folder/"run"}'])) for r in range(RANKS)]
+    for p in ranks: p.start()
+    return ranks
+
+
+def finish(folder, *words):
+    folder.mkdir(exist_ok=True)
+    ranks = start(folder, *words)
+    for p in ranks: p.join()
+    said = [(folder/f'said{r}').read_text() for r in range(RANKS)]
+    assert [p.exitcode for p in ranks] == [0, 0], said
+    return folder/'run', said
+
+
+def table(run): return pd.read_csv(run/'metrics.csv').drop(columns=TIMES)
+
+
+def gradients(words, steps=1):
+    "Gradients of the first batch in float64."
+    learn = make_learner(compose([*SHORT, *words], config_name='quickstart'))
+    learn.model.double()
+    batch = learn.dls.train.one_batch()
+    found = {}
+    class Stop(type(learn.cbs[0]).__mro__[1]): # fastai's Callback
+        order = -5
+        def before_step(self):
+            found.update({n: p.grad.clone() for n, p in learn.model.named_parameters() if p.grad is not None})
+            raise KeyboardInterrupt
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=Stop())
+    return found
+
+
+MEMORIES = [(), ('model.drop_rate=0', 'training.accumulate_grad_batches=2', 'training.batch_size=4'), ('model/memory=gated',),
+            ('model/memory=cross_attention',), ('model/memory=learnable_memory',), ('model/memory=ema_bank',), ('model.contrastive.loss_type=siglip',)]
+
+
+def gradients_of_rank(rank, store, expected):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=RANKS)
+    try:
+        for words, alone in zip(MEMORIES, expected):
+            together = gradients(words)
+            assert together.keys() == alone.keys(), words
+            largest = max(g.abs().max() for g in alone.values())
+            for n, g in alone.items():
+                off = float((together[n] - g).abs().max() / largest)
+                assert off < 1e-9, f'{words} {n}: gradients differ by {off:.2g} of the largest'
+    finally: dist.destroy_process_group()
+
+
+def test_gradients_of_two_ranks_are_those_of_one_process_with_the_whole_batch(tmp_path):
+    def whole(words): # the same pairs in one process
+        size = 4 if 'training.batch_size=4' in words else 8
+        return gradients([*words, f'training.batch_size={RANKS * size}'])
+    mp.spawn(gradients_of_rank, (str(tmp_path/'store'), [whole(w) for w in MEMORIES]), nprocs=RANKS)
+
+
+def test_a_run_of_two_ranks_equals_one_and_goes_on_to_the_bit(tmp_path):
+    straight, said = finish(tmp_path/'straight', *SHORT)
+    assert 'on each of 2 ranks' in said[0] and said[1] == ''
+    one = fit(compose([*SHORT, 'training.batch_size=16', f'training.run_dir={tmp_path}/one'], config_name='quickstart'))
+    pd.testing.assert_frame_equal(table(straight), table(one.folder), rtol=1e-3)
+    stopped = tmp_path/'stopped'
+    stopped.mkdir()
+    ranks = start(stopped, *SHORT, 'training.resume=auto')
+    while not (stopped/'run'/'checkpoints').is_dir() or not newest_checkpoint(stopped/'run'/'checkpoints'): time.sleep(0.05)
+    for p in ranks: p.kill()
+    for p in ranks: p.join()
+    again, said = finish(stopped, *SHORT, 'training.resume=auto')
+    assert 'which goes on after step' in said[0]
+    same(again, straight)
+
+
+def test_a_lost_rank_ends_the_others_in_one_line_and_the_run_goes_on(tmp_path):
+    words = [*SHORT, 'training.max_steps=null', 'training.epochs=200', 'training.resume=auto', 'training.logging.save_interval=1']
+    ranks = start(tmp_path, *words)
+    while not (tmp_path/'run'/'checkpoints').is_dir() or not newest_checkpoint(tmp_path/'run'/'checkpoints'): time.sleep(0.05)
+    ranks[1].kill()
+    killed = time.monotonic()
+    ranks[0].join(60)
+    assert ranks[0].exitcode == 1, f'{time.monotonic() - killed:.0f} s after its peer was killed, rank 0 still runs'
+    last = (tmp_path/'said0').read_text().splitlines()[-1]
+    assert re.fullmatch(r"LostRankError: Another process of this run has ended, so rank 0 stops too after step \d+; "
+                        r"the last good checkpoint is '.*'. training.resume=auto goes on", last), last
+
+
+def test_as_many_ranks_go_on_as_have_begun(tmp_path):
+    run, _ = finish(tmp_path, *SHORT)
+    (run/'DONE').unlink()
+    with pytest.raises(ValueError, match='was written by 2 process.* torchrun --nproc_per_node=2'):
+        fit(compose([*SHORT, f'training.run_dir={run}', 'training.resume=auto'], config_name='quickstart'))
+
+
+def torchrun(folder, *words):
+    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port', str(free_port()), 'train.py',
+                             '--config-name=quickstart', *words, f'training.run_dir={folder}'], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | dict(OMP_NUM_THREADS='1'))
+
+
+@pytest.mark.slow
+def test_torchrun_fits_is_stopped_goes_on_and_says_a_mistake_once(tmp_path):
+    words = [*TINY, 'training.batch_size=8', 'training.epochs=300', 'training.resume=auto']
+    process = torchrun(tmp_path/'run', *words)
+    rows = tmp_path/'run'/'metrics.csv'
+    while not rows.exists() or len(rows.read_text().splitlines()) < 5: time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    step = int(re.search(r'Interrupted after (\d+) steps; training.resume=auto goes on after step \1, in', out)[1])
+    assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
+    process = torchrun(tmp_path/'run', *words[:-2], 'training.epochs=300', 'training.resume=auto')
+    while len(rows.read_text().splitlines()) < step + 5: time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert f'which goes on after step {step}' in out, err
+    out, err = torchrun(tmp_path/'other', 'training.epoch=3').communicate(timeout=120)
+    assert err.count("did you mean 'training.epochs'?") == 1, err
+
+
+NOTEBOOK = '''
+from accelerate import debug_launcher
+from memory_vlm.config import compose
+from memory_vlm.run import fit
+def train(): fit(compose({words}, config_name='quickstart'))
+debug_launcher(train, num_processes=2)
+'''
+
+
+@pytest.mark.slow
+def test_a_notebook_launches_ranks(tmp_path):
+    code = NOTEBOOK.format(words=[*SHORT, f'training.run_dir={tmp_path}/run'])
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'), timeout=300)
+    assert done.returncode == 0 and 'on each of 2 ranks' in done.stdout, done.stderr
+    assert (tmp_path/'run'/'DONE').exists()
