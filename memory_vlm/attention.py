@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from functools import partial
 from torch import Tensor, nn
 from .core import UserError, pick
-from .listen import EAGER, in_backward, listening, undisturbed
+from .listen import EAGER, listening, undisturbed
+from .memory import in_backward
 from .tokens import TokenLayout
 from .vision import MemoryViT
 

@@ -153,6 +153,8 @@ class TrainingConfig:
     run_dir:str|None = None             # Folder of the run; null: `runs/<name>/<time>-<hash>`
     resume:str|None = None              # `auto`: go on with the newest unfinished run of this name and configuration; or the folder of a run; null: a new run
     preflight:bool = True               # Look at some of the data and at the schedule before the fit, and tell of the usual mistakes
+    grad_checkpointing:bool = False     # Compute blocks again for their gradients: less memory, more time
+    compile:bool = False                # Let torch.compile make the blocks; the first steps take long
     ema_decay:float = num(0., 0, .999999) # Share of the past in a running average of the weights, which is evaluated and saved; 0 = off
     precision:str = one_of('auto', 'fp32', 'bf16', 'fp16') # Arithmetic; `auto` is bf16 where a CUDA device has it natively, else fp32
     data:DataConfig = field(default_factory=DataConfig)

@@ -265,6 +265,8 @@ def make_learner(
     dls = dls or make_dls(cfg, device)
     seed_everything(t.seed)
     model = freeze(make_model(cfg.model), t.freeze).to(device)
+    model.set_grad_checkpointing(t.grad_checkpointing)
+    if t.compile: model.compile_blocks()
     model.num_parts, is_plain = t.accumulate_grad_batches, t.accumulate_mode == 'plain'
     if is_plain and model.num_parts == 1:
         print('Without effect, because of training.accumulate_grad_batches=1: training.accumulate_mode=plain', file=sys.stderr)

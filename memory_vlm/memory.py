@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INITS', 'UPDATES', 'MemoryTokens', 'patch_centres', 'memory_update', 'MemoryUpdate', 'AttentionUpdate',
-           'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'ema_step', 'check_memory']
+           'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'in_backward', 'ema_step',
+           'check_memory']
 
 # %% ../nbs/20_memory.ipynb #059b6f2b
 import math
@@ -138,6 +139,10 @@ class CrossAttentionUpdate(MemoryUpdate):
         return memory + self.alpha * self.attn(self.norm_memory(memory), x, x, need_weights=False)[0]
 
 # %% ../nbs/20_memory.ipynb #82b2408b
+def in_backward()->bool:
+    "Whether the autograd engine is at work here: a block is being run again by gradient checkpointing."
+    return torch._C._current_graph_task_id() != -1
+
 @torch.no_grad()
 def ema_step(
     bank:Tensor,    # Stored tokens (M, D), changed in place

@@ -15,7 +15,7 @@ from timm.layers import Attention, LayerNorm, get_act_layer
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from .core import UserError, pick
-from .memory import MemoryTokens, UPDATES, check_memory, ema_step, patch_centres
+from .memory import MemoryTokens, UPDATES, check_memory, ema_step, in_backward, patch_centres
 from .tokens import TokenLayout
 
 # %% ../nbs/21_vision.ipynb #c28efd98
@@ -164,7 +164,7 @@ class MemoryViT(VisionTransformer):
         return bool(self.training and torch.is_grad_enabled() and read and not watched)
 
     def _ema_hook(self, block, args, x):
-        if not (self.training and torch.is_grad_enabled()): return
+        if not (self.training and torch.is_grad_enabled()) or in_backward(): return
         written = self.layout.split(x.detach())[1] # (B,M,D)
         if self.heard is None: ema_step(self.memory.tokens, written, self.ema_alpha, self.memory_scale)
         else: self.heard.append(written.float().mean(0))

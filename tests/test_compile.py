@@ -1,0 +1,27 @@
+"""A compiled model trains as the other does, is averaged and captured."""
+import pytest
+import torch
+from memory_vlm.attention import capture
+from memory_vlm.config import compose
+from memory_vlm.learner import make_learner
+
+SMALL = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=8', 'training.max_steps=2',
+         'model.embed_dim=32', 'model.depth=1', 'model.text.embed_dim=16', 'model.text.depth=1', 'training.ema_decay=0.5']
+
+
+def losses(*words):
+    learn = make_learner(compose([*SMALL, *words], config_name='quickstart'))
+    with learn.no_bar(), learn.no_logging(): learn.fit_cosine(1)
+    return torch.stack(learn.recorder.losses).tolist(), learn
+
+
+@pytest.mark.slow
+def test_a_compiled_fit_has_the_losses_of_one_that_is_not():
+    plain, _ = losses()
+    compiled, learn = losses('training.compile=true')
+    assert learn.model.visual.blocks[0]._compiled_call_impl is not None
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    images = learn.dls.valid.one_batch()[0]
+    with torch.no_grad(), capture(learn.model.eval()) as maps: seen = learn.model.encode_image(images)
+    torch.testing.assert_close(seen, learn.model.encode_image(images))
+    assert torch.isfinite(maps.map(layer=0, token=0)).all()
