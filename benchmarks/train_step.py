@@ -8,12 +8,14 @@ The peer is open_clip's `CLIP` of the same sizes with its `ClipLoss` and torch's
 normalised float pictures and captions padded to 77 tokens. Ours is fed as our loader feeds it: uint8 pictures and
 captions of the same words trimmed to the longest of the batch. A step is forward, loss, backward, clipping to norm 1,
 optimizer, and setting gradients to None. All take turns in this one process, so a busy machine slows all alike; the
-ratio is the median over rounds of the ratios within a round.
+ratio is the median over rounds of the ratios within a round. A large matrix product takes its turn too: the share of its
+speed says how much of a step is arithmetic that must be done, and how much waits for something else.
 """
 import argparse, random, statistics, time
 import torch, open_clip
 from open_clip.loss import ClipLoss
 from open_clip.model import CLIP
+from torch.utils.flop_counter import FlopCounterMode
 from memory_vlm.clip import MemoryCLIP, normalise
 from memory_vlm.config import compose
 from memory_vlm.data.tokenizer import tokenize, trim
@@ -73,6 +75,19 @@ def seconds(args, f):
     return time.perf_counter() - start
 
 
+def operations(f):
+    "Floating-point operations of a step, those of its backward pass too."
+    with FlopCounterMode(display=False) as counter: f()
+    return counter.get_total_flops()
+
+
+def product(args, side=2048):
+    "A matrix product that keeps the machine as busy as it can be, and its operations."
+    dtype = torch.bfloat16 if args.precision == 'bf16' else torch.float32
+    a, b = (torch.randn(side, side, device=args.device).to(dtype) for _ in range(2))
+    return lambda: [a @ b for _ in range(4)], 4 * 2 * side ** 3
+
+
 def profile(f):
     "The operators that take most of a step, summed over their shapes."
     with torch.profiler.profile() as p: f()
@@ -93,15 +108,17 @@ def main():
     images, ids = pairs(args)
     steps = {'open_clip': peer_step(args, images, ids), 'ours, no memory': our_step(args, images, ids, 'model/memory=off'),
              'ours, 64 tokens': our_step(args, images, ids)}
-    rounds = []
+    multiply, multiplied = product(args)
+    counts, rounds, rows = {name: operations(f) for name, (_, f) in steps.items()}, [], []
     for i in range(args.rounds + 1):
-        rounds.append({name: seconds(args, f) for name, (_, f) in steps.items()})
+        rounds.append({name: seconds(args, f) for name, (_, f) in steps.items()} | {'product': seconds(args, multiply)})
     rounds = rounds[1:] # the first warms up
-    rows = []
     for name in steps:
         ratio = statistics.median(r['open_clip'] / r[name] for r in rounds)
-        rows.append(dict(step=name, seconds=round(statistics.median(r[name] for r in rounds), 4), speed_vs_open_clip=round(ratio, 3)))
-        print(f'{name:18} {rows[-1]["seconds"]:8.3f} s   {ratio:.2f} x the speed of open_clip')
+        share = statistics.median(counts[name] / r[name] / (multiplied / r['product']) for r in rounds)
+        rows.append(dict(step=name, seconds=round(statistics.median(r[name] for r in rounds), 4), speed_vs_open_clip=round(ratio, 3),
+                         tera_operations=round(counts[name] / 1e12, 3), share_of_product=round(share, 3)))
+        print(f'{name:18} {rows[-1]["seconds"]:8.3f} s   {ratio:.2f} x the speed of open_clip   {share:.0%} of the speed of a matrix product')
     if args.profile:
         for name, (_, f) in steps.items(): print(f'\n{name}\n{profile(f)}')
     if args.csv: store(args.csv, rows, device=args.device, batch=args.batch, precision=args.precision)

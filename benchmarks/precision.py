@@ -1,0 +1,64 @@
+"""What each `training.precision` does to the time of a step, at the default architecture with 64 memory tokens.
+
+    python benchmarks/precision.py                    # batch 8 on the CPU, or batch 256 on CUDA if there is one
+    python benchmarks/precision.py --csv benchmarks/results/precision.csv
+
+All precisions take turns in one process; a ratio is the median over rounds of the ratios within a round. `difference` is
+that of the gradient, as a share of its norm in fp32, at the same weights and pairs.
+"""
+import argparse, copy, statistics
+import torch
+from memory_vlm.evaluate import PRECISIONS
+from memory_vlm.learner import make_loss
+from results import store
+from train_step import our_step, pairs, seconds
+
+
+def trainer(args, precision, images, ids):
+    "A function that takes one step in a precision; fp16's losses are scaled, as in a fit."
+    args = copy.copy(args)
+    args.precision = 'fp32' # `our_step` is not to open an autocast of its own
+    model, step = our_step(args, images, ids)
+    dtype = PRECISIONS[precision]
+    def autocast(): return torch.autocast(args.device, dtype, enabled=dtype is not None)
+    def run():
+        with autocast(): step()
+    def gradient():
+        with autocast(): loss = make_loss(model.cfg.contrastive)(model(images, ids), None)
+        scale = 1024. if precision == 'fp16' else 1.
+        (loss * scale).backward()
+        flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) / scale
+        model.zero_grad()
+        return flat
+    return run, gradient
+
+
+def main():
+    cuda = torch.cuda.is_available()
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--device', default='cuda' if cuda else 'cpu')
+    p.add_argument('--batch', type=int, help='pairs; 8 on the CPU, 256 on CUDA')
+    p.add_argument('--rounds', type=int, default=5)
+    p.add_argument('--precisions', nargs='+', choices=list(PRECISIONS), default=list(PRECISIONS))
+    p.add_argument('--csv', help='append the figures to this file')
+    args = p.parse_args()
+    args.batch = args.batch or (256 if args.device == 'cuda' else 8)
+    images, ids = pairs(args)
+    names = dict.fromkeys(['fp32', *args.precisions])
+    steps, differences, exact = {}, {}, None
+    for name in names:
+        torch.manual_seed(0)
+        steps[name], gradient = trainer(args, name, images, ids)
+        found = gradient()
+        exact = found if exact is None else exact
+        differences[name] = ((found - exact).norm() / exact.norm()).item()
+    rounds = [{name: seconds(args, f) for name, f in steps.items()} for _ in range(args.rounds + 1)][1:] # the first warms up
+    rows = []
+    for name in steps:
+        ratio = statistics.median(r['fp32'] / r[name] for r in rounds)
+        rows.append(dict(precision=name, speed_vs_fp32=round(ratio, 3), gradient_difference=f'{differences[name]:.2g}'))
+        print(f'{name:5} {ratio:5.2f} x the speed of fp32   gradient differs by {differences[name]:.1%} of its norm')
+    if args.csv: store(args.csv, rows, device=args.device, batch=args.batch)
+
+
+if __name__ == '__main__': main()
