@@ -51,7 +51,7 @@ $(INSTALLED): settings.ini setup.py pyproject.toml | $(PY)
 
 $(INSTALLED_DEV): settings.ini setup.py pyproject.toml | $(PY)
 	@echo "== Installing Memory-VLM and the tools to work on it into $(ENV) (the first time several GB: some minutes)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,export]'
 	@touch $(INSTALLED) $@
 
 .venv/bin/python:
