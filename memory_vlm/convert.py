@@ -117,20 +117,20 @@ text_features = model.encode_text(tokenizer(['a caption']), normalize=True)
 
 def open_clip_card(
     model:MemoryCLIP, # Any
-    place:str,        # A folder, or OWNER/NAME
+    place:str,        # As open_clip takes it: local-dir:FOLDER, or hf-hub:OWNER/NAME
     **facts,          # Of `model_card`
 )->ModelCard:
     "The card of a folder for open_clip: it says how that opens it, and what has to be imported."
     needed = not_theirs(model.cfg)
     use = USE.format(first=', memory_vlm.vision # registers the vision tower' if needed else '')
-    source = 'local-dir' if Path(place).exists() else 'hf-hub'
-    card = model.generate_model_card(**dict(place=f'{source}:{place}', use=use) | facts)
+    card = model.generate_model_card(place=place, use=use, **facts)
     card.data.library_name = 'open_clip'
     return card
 
 def save_open_clip(
     model:MemoryCLIP, # Any
     folder:str|Path,  # Made if need be
+    place:str='',     # OWNER/NAME on the hub, if that is where it goes
     **facts,          # Of `model_card`, such as `metrics`
 )->Path:              # `folder`
     "Write a folder that open_clip opens. Raises `UserError` for what its configuration has no words for."
@@ -139,5 +139,5 @@ def save_open_clip(
     (folder/'open_clip_config.json').write_text(json.dumps(cfg, indent=1) + '\n')
     (folder/f'{model.cfg.name}.json').write_text(json.dumps(cfg['model_cfg'], indent=1) + '\n') # for `open_clip.add_model_config`
     save_file(open_clip_weights(model), folder/'open_clip_model.safetensors', metadata=dict(format='pt'))
-    open_clip_card(model, str(folder), **facts).save(folder/'README.md')
+    open_clip_card(model, f'hf-hub:{place}' if place else f'local-dir:{folder.name}', **facts).save(folder/'README.md')
     return folder
