@@ -14,12 +14,13 @@ TEST := env -u WANDB_API_KEY NETRC=/dev/null HF_HUB_OFFLINE=1
 # pytest exits with 5 when it finds no test of the kind asked for.
 NO_TESTS := || test $$? -eq 5
 
-.PHONY: help demo test test-slow
+.PHONY: help demo test test-slow docs
 
 help:
 	@echo "make demo       train a small memory-CLIP and its twin without memory, and compare them (minutes)"
 	@echo "make test       check the notebooks, run them all, run the quick tests (minutes)"
 	@echo "make test-slow  run the tests that take long"
+	@echo "make docs       build the documentation into _docs/"
 
 demo: $(INSTALLED)
 	@echo "== 1 of 3: a small CLIP with memory tokens learns captioned scenes"
@@ -43,6 +44,9 @@ test-slow: $(INSTALLED_DEV)
 		echo "$$nb"; $(TEST) $(ENV)/bin/nbdev-test "$$nb" --flags slow || exit 1; done
 	@echo "== 2 of 2: slow tests"
 	@$(TEST) $(PY) -m pytest -m slow $(NO_TESTS)
+
+docs: $(INSTALLED_DEV)
+	@$(PY) tools/docs.py
 
 $(INSTALLED): settings.ini setup.py pyproject.toml | $(PY)
 	@echo "== Installing Memory-VLM into $(ENV) (the first time several GB of PyTorch: some minutes)"
