@@ -35,13 +35,18 @@ class Part:
 
 PARTS = [
     Part('imports', 'importing the model, over torch + timm + open_clip', dict(model_over_base='lower'), device=False),
-    Part('loss_memory', "open_clip's ClipLoss over ours: time, memory", dict(speedup='higher', saving='higher'), ('loss', 'batch', 'dim', 'dtype')),
-    Part('train_step', "open_clip's training step over ours: time", dict(speed_vs_open_clip='higher'), ('batch', 'precision', 'step')),
-    Part('capture', 'forward with capture over without: time; bytes over full maps', dict(capture_over_plain='lower', capture_over_full_bytes='lower'),
-         ('batch', 'precision', 'keep', 'tokens')),
-    Part('mechanisms', 'step and forward with memory over those without: time', dict(step_ratio='lower', forward_ratio='lower'), ('batch', 'precision', 'preset', 'tokens')),
-    Part('resets', 'watching memory over a plain step: extra time', dict(overhead='lower'), ('batch', 'precision'), share=True),
-    Part('dashboard', 'step with a dashboard over without: time', dict(ratio='lower'), ('model', 'batch', 'every'), rounds=False, device=False),
+    Part('loss_memory', "open_clip's ClipLoss over ours: time, memory",
+         dict(speedup='higher', saving='higher'), ('loss', 'batch', 'dim', 'dtype')),
+    Part('train_step', "open_clip's training step over ours: time",
+         dict(speed_vs_open_clip='higher'), ('batch', 'precision', 'step')),
+    Part('capture', 'forward with capture over without: time; bytes over full maps',
+         dict(capture_over_plain='lower', capture_over_full_bytes='lower'), ('batch', 'precision', 'keep', 'tokens')),
+    Part('mechanisms', 'step and forward with memory over those without: time',
+         dict(step_ratio='lower', forward_ratio='lower'), ('batch', 'precision', 'preset', 'tokens')),
+    Part('resets', 'watching memory over a plain step: extra time',
+         dict(overhead='lower'), ('batch', 'precision'), share=True),
+    Part('dashboard', 'step with a dashboard over without: time',
+         dict(ratio='lower'), ('model', 'batch', 'every'), rounds=False, device=False),
 ]
 
 
@@ -70,7 +75,8 @@ def lines(part, measured, rows, tolerance):
         for figure, better in part.figures.items():
             now, before = float(row[figure]), float(old[figure]) if old else None
             worse = BETTER[better] * (before - now) / (before + part.share) if old else 0.
-            verdict = 'new' if before is None else f'REGRESSION by {worse:.0%}' if worse > tolerance else 'as before' if worse > -tolerance else 'better'
+            verdict = ('new' if before is None else f'REGRESSION by {worse:.0%}' if worse > tolerance else
+                       'as before' if worse > -tolerance else 'better')
             yield dict(benchmark=part.name, ratio=figure, settings=' '.join(settings_of(part, row)), now=f'{now:.3g}',
                        committed='' if before is None else f'{before:.3g}', good=better, verdict=verdict)
 
@@ -88,7 +94,8 @@ def run(part, args, folder):
 def keep(part, path):
     "Append measured rows to the committed ones, without the folder they were measured into."
     rows, target = read(path), HERE/'results'/path.name
-    for row in rows: row['command'] = row['command'].replace(str(path), f'benchmarks/results/{path.name}').replace(str(HERE), 'benchmarks')
+    for row in rows:
+        row['command'] = row['command'].replace(str(path), f'benchmarks/results/{path.name}').replace(str(HERE), 'benchmarks')
     new = not target.exists()
     with target.open('a', newline='') as f:
         writer = csv.DictWriter(f, list(rows[0]))
@@ -130,7 +137,8 @@ def main():
     Path('runs').mkdir(exist_ok=True)
     Path('runs/bench.md').write_text(shown, encoding='utf-8')
     worse = [f for f in found if f['verdict'].startswith('REGRESSION')]
-    print(f"\n{shown}\n{len(found)} ratios, {len(worse)} worse than committed" + (f", failed: {', '.join(failed)}" if failed else '') + '; written to runs/bench.md')
+    broken = f", failed: {', '.join(failed)}" if failed else ''
+    print(f'\n{shown}\n{len(found)} ratios, {len(worse)} worse than committed{broken}; written to runs/bench.md')
     sys.exit(bool(worse or failed))
 
 

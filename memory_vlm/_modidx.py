@@ -1036,6 +1036,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'memory_vlm/vision.py'),
                                    'memory_vlm.vision.MemoryViT.no_weight_decay': ( 'vision.html#memoryvit.no_weight_decay',
                                                                                     'memory_vlm/vision.py'),
+                                   'memory_vlm.vision.MemoryViT.old_prefix': ('vision.html#memoryvit.old_prefix', 'memory_vlm/vision.py'),
                                    'memory_vlm.vision.MemoryViT.one_batch': ('vision.html#memoryvit.one_batch', 'memory_vlm/vision.py'),
                                    'memory_vlm.vision.MemoryViT.only_cls_counts': ( 'vision.html#memoryvit.only_cls_counts',
                                                                                     'memory_vlm/vision.py'),

@@ -137,7 +137,7 @@ def save_open_clip(
     cfg, folder = open_clip_config(model.cfg), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder/'open_clip_config.json').write_text(json.dumps(cfg, indent=1) + '\n')
-    (folder/f'{model.cfg.name}.json').write_text(json.dumps(cfg['model_cfg'], indent=1) + '\n') # for `open_clip.add_model_config`
+    (folder/f"{model.cfg.name.replace('/', '-')}.json").write_text(json.dumps(cfg['model_cfg'], indent=1) + '\n') # for `open_clip.add_model_config`
     save_file(open_clip_weights(model), folder/'open_clip_model.safetensors', metadata=dict(format='pt'))
     open_clip_card(model, f'hf-hub:{place}' if place else f'local-dir:{folder.name}', **facts).save(folder/'README.md')
     return folder

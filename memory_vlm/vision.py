@@ -232,11 +232,16 @@ class MemoryViT(VisionTransformer):
         if self.layout.num_new_cls: return x[:, self.layout.new_cls].squeeze(1)
         return super().pool(x[:, :self.layout.num_old] if self.layout.position == 'append' else x, pool_type)
 
-    def set_input_size(self, img_size:tuple=None, patch_size:tuple=None):
-        "timm's, which counts memory among the tokens that have positions."
+    @contextmanager
+    def old_prefix(self):
+        "Within, timm does not count memory among the tokens before the patches, which it takes to have positions."
         prefix, self.num_prefix_tokens = self.num_prefix_tokens, self.layout.num_cls
-        try: super().set_input_size(img_size, patch_size)
+        try: yield
         finally: self.num_prefix_tokens = prefix
+
+    def set_input_size(self, img_size:tuple=None, patch_size:tuple=None):
+        "timm's, and the layout with it."
+        with self.old_prefix(): super().set_input_size(img_size, patch_size)
         self.layout = replace(self.layout, grid=self.patch_embed.grid_size)
         for block in self.blocks: block.layout = block.layout and self.layout
 
@@ -350,9 +355,11 @@ def register_size(
 ):                 # The function that timm calls
     "Register `memory_vit_SIZE_patch16_224`: timm's plain ViT, with 4 memory tokens unless told otherwise."
     plain = f'vit_{size}_patch16_224'
+    def rename(weights, vit):
+        with vit.old_prefix(): return checkpoint_filter_fn(weights, vit)
     def entry(pretrained:bool=False, **kwargs)->MemoryViT:
         arguments = dict(patch_size=16, embed_dim=width, depth=depth, num_heads=num_heads, num_memory_tokens=4) | kwargs
-        return build_model_with_cfg(MemoryViT, plain, pretrained, pretrained_filter_fn=checkpoint_filter_fn, pretrained_strict=False, **arguments)
+        return build_model_with_cfg(MemoryViT, plain, pretrained, pretrained_filter_fn=rename, pretrained_strict=False, **arguments)
     entry.__name__, entry.__module__ = f'memory_{plain}', register_size.__module__
     return register_model(entry)
 

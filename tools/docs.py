@@ -12,6 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'
+LINK = re.compile(r'(?<!!)\[([^\]]+)\]\(([^)\s]+)\)')
 FLOORS = ('Ground', 'Data', 'Model', 'Objective and measures', 'Training', 'Insight', 'Widgets', 'Front')
 THEME = dict(name='material', font=False, language='en', icon=dict(repo='fontawesome/brands/git-alt', logo='material/grid'),
              features=['navigation.tabs', 'navigation.indexes', 'navigation.top', 'toc.follow', 'content.code.copy', 'search.highlight'],
@@ -30,7 +31,8 @@ STYLE = '''
 
 def comments(source):
     "The comment on each line of a cell."
-    return {t.start[0]: t.string.lstrip('#').strip() for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip('#').strip() for t in tokens if t.type == tokenize.COMMENT}
 
 
 def text_of(node): return '' if node is None else ast.unparse(node)
@@ -50,14 +52,16 @@ def parameters(function, notes):
         rows.append((a.arg, text_of(a.annotation), text_of(default), notes.get(a.lineno, '') if alone else ''))
     first = function.body[0].lineno
     returned = text_of(function.returns)
-    note = next((notes[n] for n in range(first - 1, function.lineno - 1, -1) if n in notes and n not in lines), '') if returned else ''
+    ends = (n for n in range(first - 1, function.lineno - 1, -1) if n in notes and n not in lines)
+    note = notes.get(next(ends, None), '') if returned else ''
     if returned and (note or any(r[3] for r in rows)): rows.append(('returns', returned, '', note))
     return rows if any(r[3] for r in rows) else []
 
 
 def fields_of(cls, notes):
     "Rows of the fields of a dataclass."
-    return [(n.target.id, text_of(n.annotation), text_of(n.value), notes.get(n.end_lineno, '')) for n in cls.body if isinstance(n, ast.AnnAssign)]
+    found = [n for n in cls.body if isinstance(n, ast.AnnAssign)]
+    return [(n.target.id, text_of(n.annotation), text_of(n.value), notes.get(n.end_lineno, '')) for n in found]
 
 
 def table(rows):
@@ -94,8 +98,8 @@ def describe(node, notes, name=None, depth=3):
     if is_class: yield table(fields_of(node, notes))
     if start: yield table(parameters(start, notes))
     for method in node.body if is_class else ():
-        said = isinstance(method, ast.FunctionDef) and method.name[0] != '_' and (ast.get_docstring(method) or parameters(method, notes))
-        if said: yield from describe(method, notes, f'{name}.{method.name}', depth + 1)
+        if not isinstance(method, ast.FunctionDef) or method.name.startswith('_'): continue
+        if ast.get_docstring(method) or parameters(method, notes): yield from describe(method, notes, f'{name}.{method.name}', depth + 1)
 
 
 def public(source):
@@ -107,7 +111,9 @@ def public(source):
         yield node, f'{owner}.{node.name}' if owner else node.name
 
 
-def fold(source): return '??? note "Source"\n\n' + '\n'.join('    ' + line for line in f'```python\n{source}\n```'.splitlines())
+def fold(source):
+    "Code that opens at a click."
+    return '??? note "Source"\n\n' + '\n'.join('    ' + line for line in f'```python\n{source}\n```'.splitlines())
 
 
 def output(out, folder, name):
@@ -142,7 +148,7 @@ def page(path, folder):
         source = ''.join(cell['source'])
         flags = set(re.findall(r'^#\| *(\w+)', source, flags=re.M))
         code = re.sub(r'^#\|.*\n?', '', source, flags=re.M).strip()
-        if cell['cell_type'] == 'markdown': blocks.append(re.sub(r'(?<!!)\[([^\]]+)\]\(([^)\s]+)\)', lambda m: inside(m, path), source))
+        if cell['cell_type'] == 'markdown': blocks.append(LINK.sub(lambda m: inside(m, path), source))
         elif flags & {'hide', 'default_exp'} or code in ('', 'from fastcore.test import *'): continue
         elif flags & {'export', 'exporti'}:
             found = list(public(code))
@@ -173,7 +179,8 @@ def benchmarks():
         lines = [shown, ['---'] * len(shown)] + [[r[k] or '' for k in shown] for r in rows]
         blocks.append('\n'.join(f"| {' | '.join(line)} |" for line in lines))
         for machine in dict.fromkeys(tuple(r[k] for k in origin) for r in rows):
-            blocks.append(' · '.join(f'`{v}`' if k == 'command' else f'torch {v}' if k == 'torch' else v for k, v in zip(origin, machine)))
+            words = dict(command='`{}`', torch='torch {}')
+            blocks.append(' · '.join(words.get(k, '{}').format(v) for k, v in zip(origin, machine)))
     return '\n\n'.join(blocks) + '\n'
 
 
@@ -204,7 +211,8 @@ def write(folder):
     site = dict(site_name='Memory-VLM', docs_dir=str(docs), use_directory_urls=False, theme=THEME, nav=navigation(found),
                 markdown_extensions=EXTENSIONS, extra_css=['style.css'], plugins=['search'], extra=dict(generator=False),
                 copyright='Apache 2.0. Drawings: OpenMoji, CC BY-SA 4.0.',
-                validation=dict(links=dict(not_found='warn', anchors='warn', absolute_links='warn', unrecognized_links='warn'), nav=dict(omitted_files='warn')))
+                validation=dict(links=dict.fromkeys(('not_found', 'anchors', 'absolute_links', 'unrecognized_links'), 'warn'),
+                                nav=dict(omitted_files='warn')))
     (folder/'mkdocs.yml').write_text(yaml.safe_dump(site, sort_keys=False))
     return folder/'mkdocs.yml'
 
