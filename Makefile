@@ -14,12 +14,14 @@ TEST := env -u WANDB_API_KEY NETRC=/dev/null HF_HUB_OFFLINE=1
 # pytest exits with 5 when it finds no test of the kind asked for.
 NO_TESTS := || test $$? -eq 5
 
-.PHONY: help demo test test-slow
+.PHONY: help demo test test-slow docs bench
 
 help:
 	@echo "make demo       train a small memory-CLIP and its twin without memory, and compare them (minutes)"
 	@echo "make test       check the notebooks, run them all, run the quick tests (minutes)"
 	@echo "make test-slow  run the tests that take long"
+	@echo "make docs       build the documentation into _docs/"
+	@echo "make bench      measure ratios against other tools, and compare them with the committed ones (an hour)"
 
 demo: $(INSTALLED)
 	@echo "== 1 of 3: a small CLIP with memory tokens learns captioned scenes"
@@ -44,6 +46,12 @@ test-slow: $(INSTALLED_DEV)
 	@echo "== 2 of 2: slow tests"
 	@$(TEST) $(PY) -m pytest -m slow $(NO_TESTS)
 
+docs: $(INSTALLED_DEV)
+	@$(PY) tools/docs.py
+
+bench: $(INSTALLED_DEV)
+	@$(PY) benchmarks/suite.py
+
 $(INSTALLED): settings.ini setup.py pyproject.toml | $(PY)
 	@echo "== Installing Memory-VLM into $(ENV) (the first time several GB of PyTorch: some minutes)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e .
@@ -51,7 +59,7 @@ $(INSTALLED): settings.ini setup.py pyproject.toml | $(PY)
 
 $(INSTALLED_DEV): settings.ini setup.py pyproject.toml | $(PY)
 	@echo "== Installing Memory-VLM and the tools to work on it into $(ENV) (the first time several GB: some minutes)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,export]'
 	@touch $(INSTALLED) $@
 
 .venv/bin/python:

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from contextlib import nullcontext
 from fastcore.basics import patch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from importlib import import_module
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from .card import model_card
 from .config import MemoryConfig, ModelConfig, compose
 from .core import UserError
 from .memory import check_memory
@@ -145,6 +146,14 @@ def encode_in_parts(
     return tuple(torch.cat(features) for features in zip(*parts))
 
 # %% ../nbs/23_clip.ipynb #f679f999
+@patch
+def generate_model_card(
+    self:MemoryCLIP,
+    **facts, # Of `model_card`: what is known beside the configuration
+)->ModelCard:
+    "The README.md that `save_pretrained` and `push_to_hub` write; `model_card_kwargs` gives them the facts."
+    return model_card(self.cfg, **dict(parameters=sum(p.numel() for p in self.parameters())) | facts)
+
 @patch(cls_method=True)
 def _from_pretrained(cls:MemoryCLIP, *, model_id, revision, cache_dir, force_download, local_files_only, token, cfg=None):
     folder = Path(model_id)

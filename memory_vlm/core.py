@@ -55,11 +55,13 @@ def pick(
 def need(
     package:str, # Name to import, such as 'wandb'
     why:str,     # What it is needed for, as the end of "... is needed to"
+    extra:str='', # The extra of this package that brings it, if there is one
 ):               # The imported module
     "Import `package`, or say what it is for and how to get it."
     try: return importlib.import_module(package)
     except ImportError as e:
-        raise ImportError(f"The package '{package}' is needed to {why}: pip install {package.replace('_', '-')}") from e
+        get = f"'memory-vlm[{extra}]'" if extra else package.replace('_', '-')
+        raise ImportError(f"The package '{package}' is needed to {why}: pip install {get}") from e
 
 # %% ../nbs/00_core.ipynb #733614f5
 def sample_rng(

@@ -3,7 +3,7 @@ import ast, os, re, subprocess, sys, tomllib, venv, zipfile
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 from pathlib import Path
-import pytest
+import pytest, yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,6 +38,18 @@ def test_pyproject_repeats_settings(settings, pyproject):
 def test_version_of_the_package(settings):
     import memory_vlm
     assert memory_vlm.__version__ == settings['version']
+
+def test_citation_repeats_settings(settings):
+    cited = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
+    assert [cited[k] for k in ('version', 'license')] == [settings[k] for k in ('version', 'license')]
+    assert cited['authors'] == [{'name': settings['author']}]
+
+def test_workflow_covers_the_oldest_python(settings):
+    jobs = yaml.safe_load((ROOT/'.github/workflows/test.yml').read_text(encoding='utf-8'))['jobs']
+    assert jobs['quick']['strategy']['matrix']['python'][0] == settings['min_python']
+    made = set(re.findall(r'^([\w-]+):', (ROOT/'Makefile').read_text(encoding='utf-8'), flags=re.M))
+    used = {step['run'].split()[1] for job in jobs.values() for step in job['steps'] if step.get('run', '').startswith('make ')}
+    assert used and used <= made, used - made
 
 def test_torch_is_not_pinned(settings):
     for line in settings['requirements'].split():
@@ -84,15 +96,38 @@ def test_wheel_holds_everything(wheel):
     assert not stray, f'not in git: {sorted(stray)}'
     assert {'LICENSE', 'NOTICE'} <= {Path(name).name for name in held}
 
-@pytest.mark.slow
-def test_wheel_composes_a_config_elsewhere(wheel, tmp_path):
-    venv.create(tmp_path/'env', with_pip=False)
-    python = tmp_path/'env/bin/python'
-    run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', wheel)
+@pytest.fixture(scope='module')
+def elsewhere(wheel, tmp_path_factory):
+    "Runs Python in an environment that has the wheel, in a folder far from this clone."
+    folder = tmp_path_factory.mktemp('elsewhere')
+    venv.create(folder/'env', with_pip=False)
+    python, clean = folder/'env/bin/python', {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', wheel, env=clean)
     # The rest is borrowed from this environment, whose own .pth files (an editable install) stay unread.
     site = Path(run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'))
     (site/'borrowed.pth').write_text('\n'.join(p for p in sys.path if p.endswith('-packages')))
+    def runs(code): return run(python, '-c', code, cwd=folder, env=clean)
+    runs.site = site
+    return runs
+
+@pytest.mark.slow
+def test_wheel_composes_a_config_elsewhere(elsewhere):
     code = ('import memory_vlm.config as c; cfg = c.compose(["training.epochs=3"], config_name="quickstart"); '
             'print(c.config_dir(), cfg.training.epochs, sep="\\n")')
-    clean = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    assert run(python, '-c', code, cwd=tmp_path, env=clean).splitlines() == [str(site/'memory_vlm/configs'), '3']
+    assert elsewhere(code).splitlines() == [str(elsewhere.site/'memory_vlm/configs'), '3']
+
+@pytest.mark.slow
+def test_wheel_fits_and_is_handed_on_elsewhere(elsewhere):
+    words = ['training.max_steps=1', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny']
+    elsewhere('from memory_vlm.config import compose; from memory_vlm.run import fit; from memory_vlm.share import share\n'
+              f'run = fit(compose({words}, config_name="quickstart")); share(run.folder, "given", to="open_clip", look=False)')
+    assert elsewhere('import open_clip, memory_vlm.vision\n'
+                     'print(open_clip.create_model("local-dir:given").visual.trunk.layout.num_memory)') == '8'
+
+@pytest.mark.slow
+def test_missing_extra_is_one_sentence(elsewhere):
+    code = ('import sys; sys.modules["onnx"] = None\n'
+            'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.export import export\n'
+            'try: export(MemoryCLIP.from_config(compose(["model=tiny", "model.depth=1", "model.text.depth=1"]).model), "onnx")\n'
+            'except ImportError as e: print(e)')
+    assert elsewhere(code) == "The package 'onnx' is needed to export to ONNX: pip install 'memory-vlm[export]'"

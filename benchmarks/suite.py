@@ -1,0 +1,145 @@
+"""All benchmarks that compare: one table of ratios, each beside the committed one, and a word on every one that got worse.
+
+    python benchmarks/suite.py                          # what `make bench` runs: about an hour on 2 cores
+    python benchmarks/suite.py --only imports capture   # some of them
+    python benchmarks/suite.py --rounds 2               # a rough look: fewer rounds where a benchmark has rounds
+    python benchmarks/suite.py --keep                   # also append what was measured to benchmarks/results/
+
+Seconds of two machines cannot be compared; ratios measured in turns within one process nearly can, so these are what is
+checked. A ratio is compared with the newest committed row of the same settings on the same kind of device. It is a
+regression where it is worse by more than --tolerance, 0.15 unless given; the exit status is then 1. A machine that is
+busy with other things makes ratios noisy: repeat before believing. The table is written to runs/bench.md.
+"""
+import argparse, csv, subprocess, sys, tempfile
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from results import machine
+
+HERE = Path(__file__).parent
+BETTER = dict(higher=1, lower=-1)
+
+
+@dataclass(frozen=True)
+class Part:
+    "A benchmark and what of it is compared."
+    name:str                # Program, and CSV in results/
+    what:str                # What a ratio of it says
+    figures:dict            # Column -> 'higher' or 'lower': which ratios are good
+    settings:tuple = ()     # Columns that must agree for two rows to be compared
+    rounds:bool = True      # Whether it takes --rounds
+    device:bool = True      # Whether it takes --device
+    share:bool = False      # Figures are what is added to 1, and compared as such
+
+
+PARTS = [
+    Part('imports', 'importing the model, over torch + timm + open_clip', dict(model_over_base='lower'), device=False),
+    Part('loss_memory', "open_clip's ClipLoss over ours: time, memory",
+         dict(speedup='higher', saving='higher'), ('loss', 'batch', 'dim', 'dtype')),
+    Part('train_step', "open_clip's training step over ours: time",
+         dict(speed_vs_open_clip='higher'), ('batch', 'precision', 'step')),
+    Part('capture', 'forward with capture over without: time; bytes over full maps',
+         dict(capture_over_plain='lower', capture_over_full_bytes='lower'), ('batch', 'precision', 'keep', 'tokens')),
+    Part('mechanisms', 'step and forward with memory over those without: time',
+         dict(step_ratio='lower', forward_ratio='lower'), ('batch', 'precision', 'preset', 'tokens')),
+    Part('resets', 'watching memory over a plain step: extra time',
+         dict(overhead='lower'), ('batch', 'precision'), share=True),
+    Part('dashboard', 'step with a dashboard over without: time',
+         dict(ratio='lower'), ('model', 'batch', 'every'), rounds=False, device=False),
+]
+
+
+def read(path):
+    "Rows of a CSV; none if there is no such file."
+    if not path.exists(): return []
+    with path.open(newline='') as f: return list(csv.DictReader(f))
+
+
+def settings_of(part, row): return tuple(str(row.get(k)) for k in part.settings)
+
+
+def on_gpu(row): return 'cores' not in row.get('machine', '')
+
+
+def committed(part, row, rows):
+    "The newest committed row of the same settings on the same kind of device; None: there is none."
+    same = [r for r in rows if settings_of(part, r) == settings_of(part, row) and on_gpu(r) == on_gpu(row)]
+    return same[-1] if same else None
+
+
+def lines(part, measured, rows, tolerance):
+    "For each ratio: name, settings, now, committed, verdict."
+    for row in measured:
+        old = committed(part, row, rows)
+        for figure, better in part.figures.items():
+            now, before = float(row[figure]), float(old[figure]) if old else None
+            worse = BETTER[better] * (before - now) / (before + part.share) if old else 0.
+            verdict = ('new' if before is None else f'REGRESSION by {worse:.0%}' if worse > tolerance else
+                       'as before' if worse > -tolerance else 'better')
+            yield dict(benchmark=part.name, ratio=figure, settings=' '.join(settings_of(part, row)), now=f'{now:.3g}',
+                       committed='' if before is None else f'{before:.3g}', good=better, verdict=verdict)
+
+
+def run(part, args, folder):
+    "Run one benchmark into a fresh CSV. Raises CalledProcessError if it fails."
+    path = Path(folder)/f'{part.name}.csv'
+    command = [sys.executable, str(HERE/f'{part.name}.py'), '--csv', str(path)]
+    if args.rounds and part.rounds: command += ['--rounds', str(args.rounds)]
+    if args.device and part.device: command += ['--device', args.device]
+    subprocess.run(command, check=True)
+    return path
+
+
+def keep(part, path):
+    "Append measured rows to the committed ones, without the folder they were measured into."
+    rows, target = read(path), HERE/'results'/path.name
+    for row in rows:
+        row['command'] = row['command'].replace(str(path), f'benchmarks/results/{path.name}').replace(str(HERE), 'benchmarks')
+    new = not target.exists()
+    with target.open('a', newline='') as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        if new: writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(found, device):
+    "The Markdown table."
+    columns = ('benchmark', 'ratio', 'settings', 'now', 'committed', 'good', 'verdict')
+    origin = f"{machine(device)}, {date.today()}, " + ', '.join(f'{p} {version(p)}' for p in ('torch', 'timm', 'open_clip_torch', 'fastai'))
+    rows = [columns, ('---',) * len(columns), *(tuple(f[c] for c in columns) for f in found)]
+    what = '\n'.join(f'- `{p.name}`: {p.what}' for p in PARTS if any(f['benchmark'] == p.name for f in found))
+    return f'{origin}\n\n' + '\n'.join(f"| {' | '.join(r)} |" for r in rows) + f'\n\n{what}\n'
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--only', nargs='+', choices=[part.name for part in PARTS], help='benchmarks to run')
+    p.add_argument('--rounds', type=int, help='of each that has rounds; otherwise its own default')
+    p.add_argument('--device', help="'cpu' or 'cuda'; otherwise each benchmark's own default")
+    p.add_argument('--tolerance', type=float, default=0.15, help='how much worse a ratio may be, as a share')
+    p.add_argument('--keep', action='store_true', help='append the figures to benchmarks/results/')
+    args = p.parse_args()
+    import torch
+    device, found, failed = args.device or ('cuda' if torch.cuda.is_available() else 'cpu'), [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for part in PARTS:
+            if args.only and part.name not in args.only: continue
+            print(f'== {part.name}: {part.what}', flush=True)
+            try: path = run(part, args, folder)
+            except subprocess.CalledProcessError as e:
+                failed.append(part.name)
+                print(f'{part.name} failed with status {e.returncode}')
+                continue
+            found += lines(part, read(path), read(HERE/'results'/path.name), args.tolerance)
+            if args.keep: keep(part, path)
+    shown = table(found, device)
+    Path('runs').mkdir(exist_ok=True)
+    Path('runs/bench.md').write_text(shown, encoding='utf-8')
+    worse = [f for f in found if f['verdict'].startswith('REGRESSION')]
+    broken = f", failed: {', '.join(failed)}" if failed else ''
+    print(f'\n{shown}\n{len(found)} ratios, {len(worse)} worse than committed{broken}; written to runs/bench.md')
+    sys.exit(bool(worse or failed))
+
+
+if __name__ == '__main__': main()

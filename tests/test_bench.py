@@ -1,0 +1,59 @@
+"The benchmark suite knows a regression from noise, and compares only what was measured alike."
+import ast, csv, sys
+from pathlib import Path
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1]/'benchmarks'
+sys.path.insert(0, str(BENCHMARKS))
+import suite
+
+PART = suite.Part('x', 'a thing over another', dict(speed='higher', size='lower'), ('batch',))
+CPU, GPU = '2 cores, some processor', 'some GPU'
+
+
+def verdicts(now, before, tolerance=0.15):
+    return [line['verdict'] for line in suite.lines(PART, [now], before, tolerance)]
+
+
+def test_worse_is_told_from_noise_and_from_better():
+    before = [dict(batch='8', speed='2.0', size='0.5', machine=CPU)]
+    assert verdicts(dict(batch='8', speed='1.8', size='0.55', machine=CPU), before) == ['as before', 'as before']
+    assert verdicts(dict(batch='8', speed='1.6', size='0.4', machine=CPU), before) == ['REGRESSION by 20%', 'better']
+    assert verdicts(dict(batch='8', speed='2.4', size='0.6', machine=CPU), before) == ['better', 'REGRESSION by 20%']
+    assert verdicts(dict(batch='8', speed='1.6', size='0.6', machine=CPU), before, 0.25) == ['as before', 'as before']
+
+
+def test_only_like_is_compared_with_like():
+    before = [dict(batch='8', speed='9', size='9', machine=CPU), dict(batch='8', speed='2', size='1', machine=CPU), dict(batch='8', speed='5', size='1', machine=GPU)]
+    row = dict(batch='8', speed='2', size='1')
+    assert verdicts(row | dict(machine=CPU), before) == ['as before', 'as before']                   # the newest of its kind
+    assert verdicts(row | dict(machine=GPU), before)[0].startswith('REGRESSION')
+    assert verdicts(row | dict(machine=CPU, batch='16'), before) == ['new', 'new']
+
+
+def test_table_says_where_and_when(monkeypatch):
+    monkeypatch.setattr(suite, 'PARTS', [PART])
+    found = list(suite.lines(PART, [dict(batch='8', speed='2', size='1', machine=CPU)], [], 0.15))
+    shown = suite.table(found, 'cpu')
+    assert 'cores' in shown and 'torch 2' in shown and '| x | speed | 8 | 2 |  | higher | new |' in shown and '- `x`: a thing over another' in shown
+
+
+def test_kept_rows_name_no_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, 'HERE', tmp_path)
+    (tmp_path/'results').mkdir()
+    path = tmp_path/'new'/'x.csv'
+    path.parent.mkdir()
+    path.write_text(f'batch,speed,size,command\n8,2,1,python {tmp_path}/x.py --csv {path}\n')
+    for _ in range(2): suite.keep(PART, path)
+    rows = list(csv.DictReader((tmp_path/'results/x.csv').open()))
+    assert [r['command'] for r in rows] == ['python benchmarks/x.py --csv benchmarks/results/x.csv'] * 2
+
+
+@pytest.mark.parametrize('part', suite.PARTS, ids=lambda p: p.name)
+def test_every_part_is_there_and_its_columns_too(part):
+    text = (BENCHMARKS/f'{part.name}.py').read_text(encoding='utf-8')
+    names = {n.arg for n in ast.walk(ast.parse(text)) if isinstance(n, ast.keyword)} | {n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant)}
+    wanted = {*part.figures, *part.settings} - {'saving', 'speedup'}
+    assert wanted <= names, wanted - names
+    assert ("'--rounds'" in text) >= part.rounds and ("'--device'" in text) >= part.device
+    for row in suite.read(BENCHMARKS/'results'/f'{part.name}.csv'): assert {*part.figures, *part.settings} <= row.keys()
