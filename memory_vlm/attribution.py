@@ -109,7 +109,7 @@ def check_linear(
     fine = {'pooling other than the CLS token': reads_cls,
             'a norm after pooling': plain(vit.fc_norm),
             'a final norm that is no LayerNorm': plain(vit.norm) or isinstance(vit.norm, nn.LayerNorm),
-            'a head that is no linear layer': plain(vit.head) or isinstance(vit.head, nn.Linear),
+            'a head that is no linear layer': plain(vit.readout_head) or isinstance(vit.readout_head, nn.Linear),
             'normed attention': plain(*(b.attn.norm for b in vit.blocks)),
             'gated attention': all(b.attn.gate is None for b in vit.blocks)}
     for what, ok in fine.items():
@@ -122,9 +122,9 @@ def pull_back(
 )->tuple:            # In the residual stream (B, D), and what norm and head add by themselves (B,)
     "A direction behind the final norm and the head, as one before them."
     bias = torch.zeros(len(last), device=last.device)
-    if isinstance(vit.head, nn.Linear):
-        if vit.head.bias is not None: bias = direction @ vit.head.bias.float()
-        direction = direction @ vit.head.weight.float()
+    if isinstance(head := vit.readout_head, nn.Linear):
+        if head.bias is not None: bias = direction @ head.bias.float()
+        direction = direction @ head.weight.float()
     if isinstance(vit.norm, nn.Identity): return direction, bias
     if vit.norm.bias is not None: bias = bias + direction @ vit.norm.bias.float()
     if vit.norm.weight is not None: direction = direction * vit.norm.weight.float()

@@ -36,7 +36,7 @@ def normalise(
     return (images / 255 - mean[:, None, None]) / std[:, None, None]
 
 # %% ../nbs/23_clip.ipynb #c4428dc5
-MEMORY_NAMES = ('visual.memory.*', 'visual.blocks.*.memory.*', 'visual.blocks.*.update.*', 'visual.new_cls') # what memory adds
+MEMORY_NAMES = ('visual.memory.*', 'visual.blocks.*.memory.*', 'visual.blocks.*.update.*', 'visual.new_cls', 'visual.new_head.*') # what memory adds
 
 class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tags=['clip', 'memory-tokens']):
     "A CLIP whose vision tower carries memory tokens."
@@ -52,6 +52,7 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         if cfg.proj != 'none':
             self.visual.head = nn.Linear(cfg.embed_dim, dim, bias=cfg.proj == 'affine')
             nn.init.normal_(self.visual.head.weight, std=cfg.embed_dim ** -0.5)
+            if self.visual.new_cls is not None: self.visual.start_new_cls() # it has a head like this one
         self.text = make_text(cfg.text, dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / cfg.contrastive.temperature)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.)) if cfg.contrastive.loss_type == 'siglip' else None

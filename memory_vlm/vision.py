@@ -12,6 +12,7 @@ import ast
 import torch
 import torch.nn.functional as F
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from timm.layers import Attention, LayerNorm, get_act_layer
@@ -122,7 +123,8 @@ class MemoryViT(VisionTransformer):
     ):
         super().__init__(block_fn=MemoryBlock, attn_layer=MemoryAttention, **vit_kwargs)
         self.layout = TokenLayout(self.patch_embed.grid_size, num_cls=int(self.has_class_token))
-        self.memory = self.new_cls = self.ema_alpha = self.heard = None
+        self.memory = self.new_cls = self.new_head = self.ema_alpha = self.heard = None
+        self.asked_old = False # set by `as_before`
         if num_memory_tokens: self.add_memory(num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim)
 
     def add_memory(self, num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim=None):
@@ -198,9 +200,23 @@ class MemoryViT(VisionTransformer):
 
     @torch.no_grad()
     def start_new_cls(self):
-        "Let the new CLS start as the old one is now, position included."
+        "Let the new CLS and its head start as the old ones are now, position included."
         position = 0 if self.no_embed_class or self.pos_embed is None else self.pos_embed[:, :1]
         self.new_cls.copy_(self.cls_token + position)
+        self.new_head = deepcopy(self.head)
+
+    @contextmanager
+    def as_before(self):
+        "Within, the old CLS and its head answer. Raises `UserError` for memory that does not leave them as they were."
+        if self.new_cls is None: raise UserError('only memory_position=kv_protected leaves the outputs of before; this model has no such memory')
+        self.asked_old = True
+        try: yield
+        finally: self.asked_old = False
+
+    @property
+    def readout_head(self)->nn.Module:
+        "What projects the output of the token that is read."
+        return self.head if self.new_cls is None or self.asked_old else self.new_head
 
     def memory_tokens(self)->list: # Every MemoryTokens: one, or one per block
         "The stored memory of this model; an empty list without memory."
@@ -229,8 +245,12 @@ class MemoryViT(VisionTransformer):
         return x
 
     def pool(self, x:Tensor, pool_type:str=None)->Tensor: # (B,N,D) -> (B,D)
-        if self.layout.num_new_cls: return x[:, self.layout.new_cls].squeeze(1)
-        return super().pool(x[:, :self.layout.num_old] if self.layout.position == 'append' else x, pool_type)
+        if self.layout.num_new_cls and not self.asked_old: return x[:, self.layout.new_cls].squeeze(1)
+        return super().pool(x if self.layout.position == 'prepend' else x[:, :self.layout.num_old], pool_type)
+
+    def forward_head(self, x:Tensor, pre_logits:bool=False)->Tensor: # (B,N,D) -> (B,D)
+        x = super().forward_head(x, pre_logits=True)
+        return x if pre_logits else self.readout_head(x)
 
     @contextmanager
     def old_prefix(self):

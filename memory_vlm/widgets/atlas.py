@@ -82,7 +82,7 @@ def nearest_words(
     if not words: return [[] for _ in states]
     vit, device = find_vit(model), next(model.parameters()).device
     with at_rest(model):
-        x = vit.head(vit.fc_norm(vit.norm(states.to(device)))) # (M,dim)
+        x = vit.readout_head(vit.fc_norm(vit.norm(states.to(device)))) # (M,dim)
         w = model.encode_text(tokenize(words, model.text.context_length).to(device), normalize=True)
     cosine = (nn.functional.normalize(x, dim=-1) @ w.T).float().cpu() # (M,words)
     return [[(words[j], cosine[m, j].item()) for j in row[:num]] for m,

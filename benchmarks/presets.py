@@ -1,0 +1,43 @@
+"""Does every memory preset still learn? What each comes to on scenes with three seeds, which tests hold later versions to.
+
+    python benchmarks/presets.py
+    python benchmarks/presets.py --csv benchmarks/results/presets.csv
+
+The small model of study.py, half a minute of one CPU core or less per run. tests/test_presets.py fits every preset once
+and asks whether its loss lies in the band that `bands` makes of the file: four times the spread over seeds to each side,
+which one new seed in 400 leaves by chance, while a tenth of the learning rate does. Write the file again only where a
+change is meant to change what is learned, and say so.
+"""
+import argparse
+from pathlib import Path
+from memory_vlm.config import config_dir
+from memory_vlm.study import study, summarize
+from results import store
+from study import SMALL
+
+PRESETS = sorted(p.stem for p in (config_dir()/'model'/'memory').glob('*.yaml'))
+BASE = [*SMALL, 'training.max_steps=150']
+WIDTHS = 4 # of the spread over seeds, to each side
+
+
+def bands(runs):
+    "The lowest and highest loss that pass for each preset."
+    losses = runs.groupby('variant').val_loss
+    spread = losses.var().mean()**0.5 # of all presets together: three seeds of one say little of its spread
+    return {preset: (mean - WIDTHS * spread, mean + WIDTHS * spread) for preset, mean in losses.mean().items()}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--csv', help='write the runs to this file')
+    args = p.parse_args()
+    runs = study({preset: [f'model/memory={preset}'] for preset in PRESETS}, range(args.seeds), BASE, folder='runs/benchmark_presets')
+    print(summarize(runs, ['val_loss', 'i2t/R@1']))
+    for preset, (low, high) in bands(runs).items(): print(f'{preset:27} {low:.3f} to {high:.3f}')
+    if args.csv:
+        Path(args.csv).unlink(missing_ok=True)
+        store(args.csv, runs.drop(columns='folder').round(5).to_dict('records'))
+
+
+if __name__ == '__main__': main()
