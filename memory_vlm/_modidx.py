@@ -1097,6 +1097,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'memory_vlm.vision.MemoryViT.readout_head': ( 'vision.html#memoryvit.readout_head',
                                                                                  'memory_vlm/vision.py'),
                                    'memory_vlm.vision.MemoryViT.replay': ('vision.html#memoryvit.replay', 'memory_vlm/vision.py'),
+                                   'memory_vlm.vision.MemoryViT.reset_classifier': ( 'vision.html#memoryvit.reset_classifier',
+                                                                                     'memory_vlm/vision.py'),
                                    'memory_vlm.vision.MemoryViT.reset_memory': ( 'vision.html#memoryvit.reset_memory',
                                                                                  'memory_vlm/vision.py'),
                                    'memory_vlm.vision.MemoryViT.set_from_patches': ( 'vision.html#memoryvit.set_from_patches',

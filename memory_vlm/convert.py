@@ -99,8 +99,9 @@ def open_clip_weights(
 )->dict[str, Tensor]: # On the CPU
     "The weights of a model as `open_clip_config` describes it."
     if not_theirs(model.cfg):
-        def name(k): return f'visual.head.proj.{k[5:]}' if k.startswith('head.') else f'visual.trunk.{k}'
-        vision = {name(k): v for k, v in model.visual.state_dict().items()}
+        weights, read = model.visual.state_dict(), 'head.' if model.visual.new_head is None else 'new_head.'
+        vision = {f'visual.trunk.{k}': v for k, v in weights.items() if not k.startswith(('head.', 'new_head.'))}
+        vision |= {f'visual.head.proj.{k.removeprefix(read)}': v for k, v in weights.items() if k.startswith(read)}
     else: vision = {f'visual.{k}': v for k, v in their_vision(model.visual).items()}
     rest = {k: v for k, v in model.state_dict().items() if not k.startswith('visual.')}
     return {k: v.detach().cpu().contiguous().clone() for k, v in (vision | rest).items()}

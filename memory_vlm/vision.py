@@ -205,6 +205,10 @@ class MemoryViT(VisionTransformer):
         self.new_cls.copy_(self.cls_token + position)
         self.new_head = deepcopy(self.head)
 
+    def reset_classifier(self, num_classes:int, global_pool:str|None=None):
+        super().reset_classifier(num_classes, global_pool)
+        if self.new_head is not None: self.new_head = deepcopy(self.head)
+
     @contextmanager
     def as_before(self):
         "Within, the old CLS and its head answer. Raises `UserError` for memory that does not leave them as they were."
