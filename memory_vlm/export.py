@@ -68,7 +68,10 @@ def run_onnx(
     inputs:Tensor, # (B, ...)
 )->Tensor:         # (B, D)
     "Run an encoder in onnxruntime."
-    session = need('onnxruntime', 'run ONNX', extra='export').InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    runtime = need('onnxruntime', 'run ONNX', extra='export')
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1 # its own threads would outlive the session, and abort an interpreter that ends first
+    session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     return torch.from_numpy(session.run(None, dict(inputs=inputs.numpy()))[0])
 
 def write_torch(
