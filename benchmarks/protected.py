@@ -1,0 +1,95 @@
+"""Can a frozen CLIP learn a second vocabulary by protected memory, and keep the first to the bit?
+
+    python benchmarks/protected.py
+    python benchmarks/protected.py --csv benchmarks/results/protected.csv
+
+The small CLIP of study.py learns scenes of animals and food. It is then frozen, captions included, and has to learn
+scenes of vehicles and things, whose words no caption had before. What may train is what tells the arms apart (`ARMS`).
+All get the same steps, batches and seeds, and each the learning rate of its own that served it best with the first seed.
+`change` is the largest difference of the answers to the first vocabulary, pictures and captions, from those of before.
+nbs/tutorials/6_protected_memory.ipynb reads the file.
+"""
+import argparse, tempfile
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+import pandas as pd
+from memory_vlm.clip import MemoryCLIP
+from memory_vlm.config import compose
+from memory_vlm.evaluate import encode, score
+from memory_vlm.learner import make_learner
+from results import store
+from study import SMALL
+
+FIRST, SECOND = 'animals+food', 'vehicles+things'
+PROTECTED = ['model/memory=learnable_memory_protected', 'model.memory.num_memory_tokens=16', 'training.freeze=all-memory']
+ARMS = {'head only': ['model/memory=off', 'training.freeze=all-visual.head.*'],
+        'new CLS and head': [*PROTECTED, 'model.memory.memory_init=frozen'],
+        'protected memory': PROTECTED,
+        'everything': ['model/memory=off']}
+RATES = dict.fromkeys(ARMS, (5e-3, 2e-2)) | {'everything': (2e-3,)}
+
+
+def learner(vocabulary, steps, seed, *words):
+    "A learner of a vocabulary of scenes."
+    place = [f'training.data.{split}_path=scenes:easy:{vocabulary}' for split in ('train', 'val')]
+    return make_learner(compose([*SMALL, 'training.scheduler_kwargs.warmup_epochs=5', *place, 'training.epochs=1000', f'training.max_steps={steps}',
+                                 f'training.seed={seed}', *words],
+                                config_name='quickstart'))
+
+
+def fit(learn):
+    "Fit by the configuration's schedule, in silence, and evaluate at the end."
+    with learn.no_bar(), learn.no_logging(): learn.fit_schedule(learn.cfg.training.scheduler)
+    return learn
+
+
+@contextmanager
+def old_head(model, first):
+    "Put the first model's projection back for a while."
+    new, model.visual.head = model.visual.head, first.visual.head
+    try: yield
+    finally: model.visual.head = new
+
+
+def row(arm, learn, first, dl, before):
+    "What an arm has come to, and what is left of the first vocabulary."
+    model, arguments = learn.model, learn.cfg.training
+    keeps = model.visual.as_before() if model.visual.new_cls is not None else nullcontext() if arm == 'everything' else old_head(model, first)
+    with keeps:
+        after = encode(model, dl)
+        kept = score(model, *after)
+    change = max((a - b).abs().max().item() for a, b in zip(after[:2], before[:2]))
+    return dict(arm=arm, seed=arguments.seed, learning_rate=arguments.learning_rate,
+                trained=sum(p.numel() for p in model.parameters() if p.requires_grad), **{k: learn.evaluation[k] for k in ('i2t/R@1', 't2i/R@1')},
+                first_before=score(first, *before)['i2t/R@1'], first_after=kept['i2t/R@1'], change=change)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--steps', type=int, default=400, help='optimizer steps with the first vocabulary')
+    p.add_argument('--second', type=int, default=600, help='optimizer steps with the second')
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--csv', help='write the runs to this file')
+    args = p.parse_args()
+    rows, best = [], {}
+    for seed in range(args.seeds):
+        base = fit(learner(FIRST, args.steps, seed, 'model/memory=off'))
+        dl, first = base.dls.valid, base.model
+        before = encode(first, dl)
+        print(f'seed {seed}: the first vocabulary is at {base.evaluation["i2t/R@1"]:.1%}', flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            first.save_pretrained(folder)
+            for arm, words in ARMS.items():
+                for rate in [best[arm]] if arm in best else RATES[arm]:
+                    rows.append(row(arm, fit(learner(SECOND, args.second, seed, f'model.pretrained={folder}', f'training.learning_rate={rate}', *words)),
+                                    first, dl, before))
+                    print(*rows[-1].values(), flush=True)
+                best.setdefault(arm, max((r for r in rows if r['arm'] == arm), key=lambda r: r['i2t/R@1'])['learning_rate'])
+    table = pd.DataFrame([r for r in rows if r['learning_rate'] == best[r['arm']]]).groupby('arm', sort=False)
+    print(table[['trained', 'i2t/R@1', 'first_before', 'first_after', 'change']].mean().round(4))
+    if args.csv:
+        Path(args.csv).unlink(missing_ok=True)
+        store(args.csv, rows, steps=args.steps, second=args.second)
+
+
+if __name__ == '__main__': main()
