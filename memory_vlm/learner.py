@@ -112,7 +112,8 @@ def make_dls(
                         f'CLIP with {size}; give `make_learner` loaders of your own, with ids of the tokenizer that belongs to {cfg.model.name}')
     common = dict(image_size=d.image_size, context_length=cfg.model.text.max_len, num_workers=d.num_workers, seed=t.seed,
                   prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory, persistent_workers=d.persistent_workers)
-    sources = [open_source(path, split, image_size=d.image_size) for path, split in ((d.train_path, 'train'), (d.val_path, 'valid'))]
+    keys = dict(image_size=d.image_size, image_key=d.image_key, caption_key=d.caption_key, image_dir=d.image_dir, templates=d.templates)
+    sources = [open_source(path, split, **keys) for path, split in ((d.train_path, 'train'), (d.val_path, 'valid'))]
     pairs = t.batch_size * t.accumulate_grad_batches
     if len(sources[0]) < pairs and t.accumulate_grad_batches > 1:
         raise UserError(f'{sources[0].name} has {len(sources[0])} pictures, too few for training.accumulate_grad_batches={t.accumulate_grad_batches} '

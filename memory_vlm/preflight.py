@@ -8,7 +8,7 @@ __all__ = ['look_at', 'mistakes_in', 'preflight']
 # %% ../nbs/46_preflight.ipynb #0d094422
 import time
 import numpy as np
-from .data.folder import Source
+from .data.pictures import Source
 from .schedule import schedule_kwargs
 
 # %% ../nbs/46_preflight.ipynb #c8b3b8bc

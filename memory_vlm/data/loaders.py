@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from ..core import UserError, pick, sample_rng
 from .augment import AUGMENTATIONS
-from .folder import Source
+from .pictures import Source
 from .tokenizer import caption_ids, pad_ids, untokenize
 
 # %% ../../nbs/13_data.loaders.ipynb #bcbe6698
