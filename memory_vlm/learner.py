@@ -111,7 +111,8 @@ def make_dls(
         raise UserError(f'model.text.vocab_size={cfg.model.text.vocab_size} is not that of the tokenizer that reads the captions, '
                         f'CLIP with {size}; give `make_learner` loaders of your own, with ids of the tokenizer that belongs to {cfg.model.name}')
     common = dict(image_size=d.image_size, context_length=cfg.model.text.max_len, num_workers=d.num_workers, seed=t.seed,
-                  prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory, persistent_workers=d.persistent_workers)
+                  prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory, persistent_workers=d.persistent_workers,
+                  max_bad_fraction=d.max_bad_fraction)
     keys = dict(image_size=d.image_size, image_key=d.image_key, caption_key=d.caption_key, image_dir=d.image_dir, templates=d.templates)
     sources = [open_source(path, split, **keys) for path, split in ((d.train_path, 'train'), (d.val_path, 'valid'))]
     pairs = t.batch_size * t.accumulate_grad_batches

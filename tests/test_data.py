@@ -1,5 +1,5 @@
 """Data of every kind, at the sizes and in the states that people have it in."""
-import json, os, subprocess, sys, time
+import io, json, os, shutil, subprocess, sys, time, warnings, zlib
 from pathlib import Path
 import numpy as np
 import pyarrow as pa
@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from memory_vlm.config import compose
+from memory_vlm.core import UserError
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.scenes import SceneSource
 from memory_vlm.data.sources import open_source
@@ -150,3 +151,116 @@ def test_a_million_rows_open_in_seconds(tmp_path, suffix):
     source.pixels(2), source.captions(999_999)
     assert time.perf_counter() - start < 5 and len(source) == 1_000_000
     assert source.nbytes - sum(map(len, names)) - sum(map(len, captions)) < 100*1_000_000
+
+
+def jpeg(picture, **kwargs):
+    picture.save(held := io.BytesIO(), 'JPEG', **kwargs)
+    return held.getvalue()
+
+
+GREY = Image.new('RGB', (60, 40), (120, 120, 120))
+TURNED = GREY.getexif()
+TURNED[0x112] = 6
+
+USABLE = {
+    'cmyk.jpg': lambda p: GREY.convert('CMYK').save(p),
+    '16 bits.png': lambda p: Image.fromarray(np.full((40, 60), 120*257, np.uint16)).save(p),
+    'palette.png': lambda p: Image.new('P', (60, 40), 3).save(p, transparency=3),
+    'moving.gif': lambda p: GREY.save(p, save_all=True, append_images=[Image.new('RGB', (60, 40))]),
+    'turned.jpg': lambda p: GREY.save(p, exif=TURNED),
+    'one pixel.png': lambda p: Image.new('RGB', (1, 1)).save(p),
+    'wide.png': lambda p: Image.new('RGB', (4000, 1)).save(p),
+    'high.png': lambda p: Image.new('RGB', (1, 4000)).save(p),
+    'really a PNG.jpg': lambda p: GREY.save(p, format='PNG'),
+    'émoji 🐶.jpg': lambda p: GREY.save(p),
+}
+UNUSABLE = {
+    'cut.jpg': (lambda p: p.write_bytes(jpeg(pairs()[0][0])[:900]), 'cut short'),
+    'empty.jpg': (lambda p: p.write_bytes(b''), 'empty file'),
+    'words.jpg': (lambda p: p.write_bytes(b'words'), 'not a picture'),
+    'folder.jpg': (lambda p: p.mkdir(), 'is a directory'),
+    'loop.jpg': (lambda p: p.symlink_to(p), 'too many levels of symbolic links'),
+    'missing.jpg': (lambda p: None, 'missing file'),
+    'bomb.bmp': (lambda p: p.write_bytes(BOMB), 'too many pixels'),
+}
+BOMB = b'BM' + bytes(12) + b''.join(n.to_bytes(4, 'little') for n in (40, 30_000, 30_000, 1 + (24 << 16))) + bytes(24) # asks for 2.7 GB
+
+
+@pytest.mark.parametrize('name', USABLE)
+def test_a_picture_that_can_be_shown_can_be_learned_from(name, tmp_path):
+    USABLE[name](tmp_path/name)
+    (tmp_path/'pairs.csv').write_text(f'image,caption\n{name},words\n')
+    for train in (True, False):
+        images, ids, _ = make_loader(open_source(tmp_path/'pairs.csv', 'train'), image_size=32, batch_size=1, train=train).one_batch()
+        assert images.shape == (1, 3, 32, 32) and len(ids) == 1
+
+
+@pytest.mark.parametrize('name', UNUSABLE)
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_a_picture_that_cannot_be_shown_is_named_counted_and_replaced(name, num_workers, tmp_path):
+    spoil, reason = UNUSABLE[name]
+    rows = put(tmp_path, 15) + [(name, 'words')]
+    spoil(tmp_path/name)
+    (tmp_path/'pairs.csv').write_text('image,caption\n' + ''.join(f'{n},{c}\n' for n, c in rows))
+    loader = make_loader(open_source(tmp_path/'pairs.csv', 'train'), image_size=32, batch_size=4, train=True, num_workers=num_workers, max_bad_fraction=.2)
+    with pytest.warns(UserWarning, match=f'Left out: .*{name}'): batches = list(loader)
+    assert [len(b[0]) for b in batches] == [4]*4 and all((b[2] < 15).all() for b in batches)
+    assert dict(loader.bad.reasons) == {reason: 1}
+    with pytest.raises(UserError, match='more than training.data.max_bad_fraction=0.01 allows'): list(loader.new(max_bad_fraction=.01))
+
+
+CAPTIONS = {'': None, '  ': None, '\x00': None, '\u200f\u200f': None, 'a'*10_000: 1, 'a dog '*2_000: 77, 'ring \x07 the bell': 5, 'nul \x00 byte': None,
+            'كلب يركض': None, '🐶🐶': None, '‮reversed': None}
+
+
+@pytest.mark.parametrize('caption', CAPTIONS, ids=range(len(CAPTIONS)))
+def test_a_caption_is_used_if_something_can_be_read_in_it(caption, tmp_path):
+    GREY.save(tmp_path/'x.jpg')
+    (tmp_path/'x.jsonl').write_text(json.dumps(dict(image='x.jpg', caption=caption)) + '\n')
+    source = open_source(tmp_path/'x.jsonl', 'train')
+    if any(c.isprintable() and not c.isspace() for c in caption):
+        ids = make_loader(source, image_size=32, batch_size=1, train=True).one_batch()[1]
+        assert 3 <= ids.shape[1] <= 77 and ids[0, -1] == 49407
+    else:
+        with pytest.raises(UserError, match='x.jpg holds no caption'): make_loader(source, image_size=32, batch_size=1, train=True).one_batch()
+
+
+def spoiled_fit(tmp_path, *words):
+    "The configuration of a fit on 40 pictures, of which three are spoilt."
+    at = tmp_path/'train'
+    if not at.exists():
+        for name, caption in put(at, 40): (at/name).with_suffix('.txt').write_text(caption)
+        (at/'007.jpg').write_bytes(b'')
+        (at/'011.txt').write_bytes('café'.encode('latin-1'))
+        (at/'030.jpg').write_bytes((at/'030.jpg').read_bytes()[:700])
+    return compose([*SMALL[1:], 'training.max_steps=12', 'training.logging.save_interval=4', f'training.data.train_path={at}', 'training.epochs=3',
+                    'training.data.val_path=scenes:tiny', 'training.preflight=false', *words], config_name='quickstart')
+
+
+def test_bad_samples_end_no_fit_and_are_told_of(tmp_path):
+    with pytest.warns(UserWarning, match='Left out'): run = fit(spoiled_fit(tmp_path, 'training.data.max_bad_fraction=0.2', f'training.run_dir={tmp_path}/run'))
+    assert len(run.learn.recorder.losses) == 12
+    told = (tmp_path/'run'/'bad_samples.txt').read_text()
+    for words in ('empty file', 'not UTF-8', 'cut short', '007.jpg', '011.txt', '030.jpg'): assert words in told
+    assert 'bad_samples' in (tmp_path/'run'/'metrics.csv').read_text()
+
+
+def test_too_many_bad_samples_end_a_fit_with_a_table(tmp_path):
+    with pytest.raises(UserError, match=r'samples could not be used\n +1  ') as e, warnings.catch_warnings(action='ignore'):
+        fit(spoiled_fit(tmp_path, f'training.run_dir={tmp_path}/run'))
+    assert 'max_bad_fraction=0.01' in str(e.value)
+
+
+@pytest.mark.slow
+def test_with_bad_samples_a_fit_goes_on_to_the_bit(tmp_path):
+    words = ['training.data.max_bad_fraction=0.2', 'training.checkpoint.save_top_k=5', 'model.drop_rate=0.1']
+    with warnings.catch_warnings(action='ignore'):
+        straight = fit(spoiled_fit(tmp_path, *words, f'training.run_dir={tmp_path}/a'))
+        fit(spoiled_fit(tmp_path, *words, f'training.run_dir={tmp_path}/b'))
+        for p in sorted((tmp_path/'b'/'checkpoints').iterdir()):
+            if json.loads((p/'manifest.json').read_text())['step'] > 8: shutil.rmtree(p)
+        (tmp_path/'b'/'DONE').unlink()
+        again = fit(spoiled_fit(tmp_path, *words, f'training.run_dir={tmp_path}/b', 'training.resume=auto', 'training.data.num_workers=2'))
+    assert straight.learn.recorder.losses == again.learn.recorder.losses
+    assert straight.learn.dls.train.bad.reasons == again.learn.dls.train.bad.reasons
+    assert all((a == b).all() for a, b in zip(straight.learn.model.parameters(), again.learn.model.parameters()))
