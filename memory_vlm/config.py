@@ -99,8 +99,9 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     "Where pairs of pictures and captions come from."
-    train_path:str = 'data/train'       # A folder of pictures and captions, a table, shards, or a built-in set such as `scenes`
-    val_path:str = 'data/val'           # The same, for evaluation
+    train_path:Any = 'data/train'       # A folder of pictures and captions, a table, shards, a built-in set such as `scenes`, or several: `a*2 + b`, or a list
+    val_path:Any = 'data/val'           # The same, for evaluation; empty, or the same as `train_path`: a part of that
+    val_fraction:float = num(0.05, above=0, high=0.5) # Share of the training data that is held out where `val_path` gives none, at most 5000 pictures
     image_key:str|None = None           # Column of pictures in a table; null: a usual name, such as `image` or `file_name`
     caption_key:str|None = None         # Column of captions, or several with commas between; null: a usual name, such as `caption` or `text`
     image_dir:str|None = None           # Folder that the names in a table are relative to; null: the table's own, or a usual one near it

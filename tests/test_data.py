@@ -5,11 +5,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from memory_vlm.config import compose
 from memory_vlm.core import UserError
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.scenes import SceneSource
+from memory_vlm.data.shards import make_shards
 from memory_vlm.data.sources import open_source
 from memory_vlm.run import fit
 
@@ -86,7 +88,10 @@ def as_saved(at):
     return at
 
 
-KINDS = [as_folder, as_csv, as_tsv, as_jsonl, as_parquet, as_metadata, as_classes, as_coco, as_flickr, as_saved]
+def as_shards(at): return make_shards(open_source(as_folder(at), 'train'), at.parent/'shards', per_shard=9)
+
+
+KINDS = [as_shards, as_folder, as_csv, as_tsv, as_jsonl, as_parquet, as_metadata, as_classes, as_coco, as_flickr, as_saved]
 
 
 @pytest.mark.parametrize('make', KINDS)
@@ -264,3 +269,30 @@ def test_with_bad_samples_a_fit_goes_on_to_the_bit(tmp_path):
     assert straight.learn.recorder.losses == again.learn.recorder.losses
     assert straight.learn.dls.train.bad.reasons == again.learn.dls.train.bad.reasons
     assert all((a == b).all() for a, b in zip(straight.learn.model.parameters(), again.learn.model.parameters()))
+
+
+def test_shards_give_every_picture_once_with_more_workers_than_shards_and_from_any_point(tmp_path, monkeypatch):
+    monkeypatch.setenv('MEMORY_VLM_CACHE', str(tmp_path/'cache'))
+    text = make_shards(open_source(as_folder(tmp_path/'x'), 'train'), tmp_path/'shards', per_shard=10)
+    loader = make_loader(open_source(text, 'train'), image_size=32, batch_size=4, train=True, num_workers=3)
+    whole = list(loader)
+    assert sorted(torch.cat([b[2] for b in whole]).tolist()) == list(range(20))
+    loader.set_epoch(0, 3)
+    rest = list(loader)
+    assert len(rest) == 2 and all((a == b).all() for one, other in zip(whole[3:], rest) for a, b in zip(one, other))
+
+
+MIXED = ['pairs.csv*2 + {}', "[pairs.csv*2,'{}']"]
+
+
+@pytest.mark.parametrize('words', MIXED)
+def test_a_fit_runs_on_a_mixture_with_a_part_held_out(words, tmp_path, monkeypatch):
+    monkeypatch.setenv('MEMORY_VLM_CACHE', str(tmp_path/'cache'))
+    monkeypatch.chdir(tmp_path)
+    shards = make_shards(SceneSource('valid', 'tiny', image_size=32, cache=False), 'shards', per_shard=10)
+    as_csv(tmp_path/'x')
+    cfg = compose([*SMALL[1:], 'training.run_dir=run', f'training.data.train_path="{words.format(shards)}"' if words[0] != '[' else
+                   f'training.data.train_path={words.format(shards)}', 'training.data.val_path=', 'training.data.val_fraction=0.2'], config_name='quickstart')
+    run = fit(cfg)
+    train, valid = run.learn.dls.train.source, run.learn.dls.valid.source
+    assert len(valid) == 8 and len(train) == 2*20 + 22 - 8 - sum(valid.label(i).endswith('.jpg') for i in range(8))

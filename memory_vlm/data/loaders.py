@@ -89,8 +89,8 @@ class EpochSampler(Sampler):
         return total//together if self.drop_last else max(0, math.ceil((total - self.rank*self.batch_size)/together))
 
     def __iter__(self):
-        # No sample has the index len(source), so the order shares its random numbers with none
-        rng = sample_rng(self.seed, self.epoch, len(self.source))
+        # No sample has this index, so the order shares its random numbers with none
+        rng = sample_rng(self.seed, self.epoch, self.source.num_indices)
         order = self.source.order(rng) if self.shuffle else np.arange(len(self.source))
         for b in range(self.start, len(self)):
             first = (b*self.world_size + self.rank)*self.batch_size

@@ -55,6 +55,16 @@ class Source:
         "What picture `i` is called in messages."
         return f'{self.name}, picture {i}'
 
+    def file(self,
+        i:int,         # Index of the picture
+    )->str|bytes|None: # Path of the file it is in, or what that holds; None: it is not from a file
+        "Where picture `i` comes from."
+        return None
+
+    def sizes(self)->np.ndarray|None: # int64 (pictures); None: they are not from files
+        "The bytes that each picture's file has; -1 where it is not there."
+        return None
+
     @property
     def num_indices(self)->int: # One more than the largest index; above `len` where an epoch leaves some out
         return len(self)
@@ -114,12 +124,12 @@ def read_pixels(
             ImageOps.exif_transpose(picture, in_place=True)
             return np.asarray(to_rgb(picture))
     except Exception as e:
-        why = 'empty file' if isinstance(data, bytes) and not data or _is_empty(data) else why_unreadable(e)
+        why = 'empty file' if (len(data) if isinstance(data, bytes) else _size(data)) == 0 else why_unreadable(e)
         raise BadSample(f'{label or data} cannot be read as a picture ({why}): {e}', why) from e
 
-def _is_empty(data):
-    try: return os.path.getsize(data) == 0
-    except (OSError, ValueError, TypeError): return False
+def _size(path): # Of a file; -1: it is not there
+    try: return os.path.getsize(path)
+    except (OSError, ValueError): return -1
 
 # %% ../../nbs/10_data.pictures.ipynb #0d26ec49
 def usable(
@@ -151,6 +161,7 @@ class Paths:
     def __len__(self): return len(self.files)
     def __getitem__(self, i): return os.path.join(self.root, os.fsdecode(self.files[int(i)].as_py()))
     label = __getitem__
+    def sizes(self): return np.fromiter((_size(self[i]) for i in range(len(self))), np.int64, len(self))
 
 class FileSource(Source):
     "Pictures that are files, or the bytes of files. A kind of it sets `pictures` and defines `captions`."
@@ -158,6 +169,8 @@ class FileSource(Source):
 
     def __len__(self): return len(self.pictures)
     def label(self, i)->str: return self.pictures.label(i)
+    def file(self, i)->str|bytes: return self.pictures[i]
+    def sizes(self)->np.ndarray: return self.pictures.sizes()
 
     def pixels(self, i)->np.ndarray:
         "The pixels of picture `i`: uint8 (height, width, 3)."

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 from ..core import UserError
 from .rows import SPLITS, TableSource, make_source
-from .tables import choose_columns, file_bytes, holds_bytes
+from .tables import cell_sizes, choose_columns, file_bytes, holds_bytes
 
 # %% ../../nbs/13_data.saved.ipynb #9971169b
 def read_arrow(
@@ -32,6 +32,7 @@ class ArrowBytes:
     ): self.files, self.column, self._cells = files, column, read_arrow(files)[column]
     def __len__(self): return len(self._cells)
     def __getstate__(self): return self.__dict__ | dict(_cells=None) # a process that is not forked maps the files itself
+    def sizes(self): return cell_sizes(self._cells)
     def label(self, i): return f'{os.path.dirname(self.files[0])}, row {i}'
     def __getitem__(self, i):
         if self._cells is None: self._cells = read_arrow(self.files)[self.column]

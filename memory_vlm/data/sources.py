@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['BUILT_IN', 'KEYS', 'TABLES', 'COLUMNS', 'FORMS', 'TEMPLATES', 'Opening', 'open_built_in', 'table_in', 'is_divided',
-           'open_divided', 'open_folder', 'Form', 'open_file', 'open_source']
+           'open_divided', 'open_folder', 'parse_mixture', 'is_mixture', 'open_mixture', 'Form', 'open_file', 'as_text',
+           'open_source', 'open_sources']
 
 # %% ../../nbs/14_data.sources.ipynb #aa2cb7c6
 import os, re, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import NotYetError, UserError, nearest, pick
+from ..core import UserError, nearest, pick
 from .annotations import is_token_file, open_json, open_tokens
 from .folder import ClassSource, FolderSource, find_pairs
+from .mixture import Mixture, split_source
 from .pictures import Source
 from .rows import SPLITS
 from .saved import open_saved
 from .scenes import SceneSource
+from .shards import ShardSource, is_remote
 from .tables import READERS, open_table
 
 # %% ../../nbs/14_data.sources.ipynb #a91eccba
@@ -78,12 +81,31 @@ def open_folder(path, o:Opening)->Source:
     if pairs or len(classes) < 2 or '' in classes: return FolderSource(path, o.key, found)
     return ClassSource(path, alone, o.templates)
 
+# %% ../../nbs/14_data.sources.ipynb #3341b05c
+def parse_mixture(
+    text:str, # Such as 'a*2 + b'
+)->list:      # (path, weight) of each part
+    "The parts of a mixture and how often each is shown in an epoch."
+    parts = [re.fullmatch(r'(.*?)(?:\s*\*\s*(\d*\.?\d+))?', p.strip()) for p in re.split(r'\s\+\s', text)]
+    return [(p[1], float(p[2] or 1)) for p in parts]
+
+def is_mixture(text:str)->bool:
+    "Whether a text is several sources, or one with a weight."
+    return not os.path.exists(text) and bool(re.search(r'\s\+\s|\*\s*[\d.]+$', text))
+
+def open_mixture(path, o:Opening)->Source:
+    "Several sources as one. In evaluation weights mean nothing, and each picture is there once."
+    paths, weights = zip(*parse_mixture(path))
+    if min(weights) <= 0: raise UserError(f"{o.key}='{path}': a weight must be above 0; leave the source out")
+    if o.split == 'valid': weights = [1]*len(paths)
+    return Mixture([open_source(p, **vars(o)) for p in paths], weights)
+
 # %% ../../nbs/14_data.sources.ipynb #c9e19c4f
 @dataclass(frozen=True)
 class Form:
     "One way in which data can be given."
     matches:Callable        # Whether a string is of this form
-    open:Callable|None=None # (path, Opening) -> Source; None: not built yet
+    open:Callable           # (path, Opening) -> Source
     uses:Sequence[str]=()   # What it asks of an `Opening` that may be left open
 
 COLUMNS = ('image_key', 'caption_key', 'image_dir')
@@ -97,8 +119,9 @@ def open_file(path:str, o:Opening)->Source:
 
 FORMS = {
     'a built-in set': Form(lambda p: p.startswith('builtin:'), open_built_in),
-    'a mixture such as a*2 + b': Form(lambda p: not os.path.exists(p) and re.search(r'\s\+\s|\*\s*[\d.]+$', p)),
-    'shards such as x-{0000..0099}.tar': Form(lambda p: re.search(r'\.tar(\.gz)?$', p) or '://' in p),
+    'a mixture such as a*2 + b': Form(is_mixture, open_mixture, (*COLUMNS, 'templates')),
+    'shards such as x-{0000..0099}.tar': Form(
+        lambda p: re.search(r'\.(tar|tgz|tar\.gz)$', p) or is_remote(p), lambda p, o: ShardSource(p, o.caption_key, o.key), ('caption_key',)),
     'a table or captions (.csv, .tsv, .json, .jsonl, .parquet, .token, .txt)': Form(
         lambda p: os.path.isfile(p) and os.path.splitext(p)[1].lower() in (*READERS, '.json', '.token'), open_file, COLUMNS),
     'a data set saved by Hugging Face datasets': Form(
@@ -112,8 +135,17 @@ FORMS = {
 # %% ../../nbs/14_data.sources.ipynb #20a2f49a
 TEMPLATES = ('a photo of a {}',) # Captions of class folders, unless others are given
 
+def as_text(
+    path,    # What a configuration says: a text, a path, or a list of them
+    key:str, # For messages
+)->str:      # A list becomes a mixture
+    "A place of data as one text. Raises `UserError` for what is no place."
+    if isinstance(path, (str, Path)): return str(path)
+    if isinstance(path, Sequence) and path and all(isinstance(p, (str, Path)) for p in path): return ' + '.join(map(str, path))
+    raise UserError(f'{key}={path} is no place of data; give a text, or a list of texts')
+
 def open_source(
-    path:str|Path,        # A folder, a table, a built-in set, ...: see `FORMS`
+    path,                 # A folder, a table, a built-in set, ..., see `FORMS`; or a list of such
     split:str,            # 'train' or 'valid': which part of data that come in parts, and which key messages name
     image_size:int=224,   # Side of the pictures, where a set is drawn to order (pixels)
     image_key:str=None,   # Column of pictures; None: a usual name
@@ -121,19 +153,31 @@ def open_source(
     image_dir:str=None,   # Folder that names in a table are relative to; None: found
     templates:Sequence[str]=TEMPLATES, # Captions of class folders, with {} for the class
 )->Source:                # Pictures and captions by index
-    "Open data by what its path looks like. `UserError` if nothing is there, `NotYetError` for forms to come."
-    path, key = str(path), pick(KEYS, split, 'split')
+    "Open data by what its path looks like. Raises `UserError` if nothing is there."
+    key = pick(KEYS, split, 'split')
+    path = as_text(path, key)
     name, form = next(((n, f) for n, f in FORMS.items() if f.matches(path)), (None, None))
-    can = "a folder of x.jpg + x.txt, a table (.csv, .jsonl, .parquet), or the built-in set 'scenes'"
+    can = "a folder of x.jpg + x.txt, a table (.csv, .jsonl, .parquet), shards (.tar), or the built-in set 'scenes'"
     if form is None:
         near = nearest(path.split(':')[0], BUILT_IN)
         hint = f" (did you mean '{near}'?)" if near else ''
         problem = 'is no form of data known here' if os.path.exists(path) else 'is not there'
         raise UserError(f"{key}='{path}' {problem}{hint}; give {can}, or try --config-name=quickstart, "
                         'which needs no data')
-    if form.open is None: raise NotYetError(f"{key}='{path}' is {name}, not built yet; for now give {can}")
     o = Opening(split, image_size, image_key, caption_key, image_dir, tuple(templates))
     idle = [f'training.data.{k}' for k in (*COLUMNS, 'templates') if getattr(o, k) not in (None, TEMPLATES) and k not in form.uses]
     if idle: warnings.warn(f"{' and '.join(idle)} has no effect on {key}='{path}', which is {name}")
     try: return form.open(path, o)
     except UserError as e: raise e if key in str(e) else UserError(f'{key}: {e}') from e
+
+# %% ../../nbs/14_data.sources.ipynb #fa4d2dc7
+def open_sources(
+    train_path,         # For training: as `open_source` takes it
+    val_path,           # For evaluation; empty, None or the same: a part of the other
+    fraction:float=.05, # Share of the training data that is held out in that case
+    **options,          # Of `open_source`
+)->tuple[Source, Source]:
+    "Sources for training and for evaluation."
+    train = open_source(train_path, 'train', **options)
+    if val_path and as_text(val_path, KEYS['valid']) != as_text(train_path, KEYS['train']): return train, open_source(val_path, 'valid', **options)
+    return (train, open_source(train_path, 'valid', **options)) if train.has_split else split_source(train, fraction)
