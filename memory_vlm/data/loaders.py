@@ -110,18 +110,25 @@ class BadSamples:
 
     def __len__(self): return self.reasons.total()
 
-    def add(self,
+    @property
+    def too_many(self)->bool: return len(self) > self.limit*max(self.seen, self.least)
+
+    def count(self,
         good:int, # Samples of a batch
         bad:list, # (reason, message) of what was not usable in it
-    ):
+    )->list[str]: # Messages that are new, of the first ten
         "Count a batch."
-        self.seen += good + len(bad)
+        self.seen, before = self.seen + good + len(bad), len(self.named)
         for reason, message in bad:
             self.reasons[reason] += 1
-            if message in self.named or len(self.named) == 10: continue
-            self.named.append(message)
-            warnings.warn(f'Left out: {message}' + ('. Others will be counted only' if len(self.named) == 10 else ''), stacklevel=3)
-        if len(self) > self.limit*max(self.seen, self.least): raise UserError(f'{self}\nThis is more than training.data.max_bad_fraction={self.limit:g} allows')
+            if message not in self.named and len(self.named) < 10: self.named.append(message)
+        return self.named[before:]
+
+    def add(self, good:int, bad:list):
+        "Count a batch and tell of it. Raises `UserError` where there are too many."
+        for message in self.count(good, bad):
+            warnings.warn(f'Left out: {message}' + ('. Others will be counted only' if [message] == self.named[9:] else ''), stacklevel=3)
+        if self.too_many: raise UserError(f'{self}\nThis is more than training.data.max_bad_fraction={self.limit:g} allows')
 
     def __str__(self):
         rows = [f'{n:9,}  {reason}' for reason, n in self.reasons.most_common()]
