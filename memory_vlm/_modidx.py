@@ -518,6 +518,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'memory_vlm/data/pictures.py'),
                                           'memory_vlm.data.pictures.Source.sizes': ( 'data.pictures.html#source.sizes',
                                                                                      'memory_vlm/data/pictures.py'),
+                                          'memory_vlm.data.pictures._jpeg': ('data.pictures.html#_jpeg', 'memory_vlm/data/pictures.py'),
                                           'memory_vlm.data.pictures._size': ('data.pictures.html#_size', 'memory_vlm/data/pictures.py'),
                                           'memory_vlm.data.pictures.decode_text': ( 'data.pictures.html#decode_text',
                                                                                     'memory_vlm/data/pictures.py'),

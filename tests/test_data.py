@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -296,3 +297,16 @@ def test_a_fit_runs_on_a_mixture_with_a_part_held_out(words, tmp_path, monkeypat
     run = fit(cfg)
     train, valid = run.learn.dls.train.source, run.learn.dls.valid.source
     assert len(valid) == 8 and len(train) == 2*20 + 22 - 8 - sum(valid.label(i).endswith('.jpg') for i in range(8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_ten_epochs_do_not_grow_memory(num_workers, tmp_path):
+    loader = make_loader(open_source(as_folder(tmp_path/'x'), 'train'), image_size=224, batch_size=4, train=True, num_workers=num_workers, persistent_workers=num_workers > 0)
+    def resident(): return sum(p.memory_info().rss for p in [psutil.Process(), *psutil.Process().children(recursive=True)])/2**20
+    sizes = []
+    for epoch in range(11):
+        loader.set_epoch(epoch)
+        for batch in loader: pass
+        sizes.append(resident())
+    assert sizes[-1] - sizes[0] < 50, sizes

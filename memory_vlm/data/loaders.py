@@ -43,7 +43,8 @@ class PairDataset(Dataset):
         "One sample. Raises `UserError` if the picture or its captions cannot be used."
         captions, pixels = self.source.captions(index), self.source.pixels_for(index, self.image_size)
         if self.one_caption: captions = [captions[rng.integers(len(captions))]]
-        picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1) # (3,height,width), a copy: sources may be read-only
+        pixels = pixels if pixels.flags.writeable else pixels.copy() # torch wants no pixels that are mapped read-only
+        picture = torch.from_numpy(pixels).permute(2, 0, 1) # (3,height,width)
         picture = self.augment(picture, self.image_size, rng) # (3,image_size,image_size)
         return picture, [caption_ids(c, self.context_length) for c in captions], index
 

@@ -7,12 +7,14 @@ __all__ = ['SUFFIXES', 'MARGIN', 'Source', 'BadSample', 'to_rgb', 'why_unreadabl
            'Paths', 'FileSource']
 
 # %% ../../nbs/10_data.pictures.ipynb #afbab68c
-import io, os
+import io, math, os
 import numpy as np
 import pyarrow as pa
+import torch
 from collections.abc import Iterable
 from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.io import ImageReadMode, decode_jpeg
 from ..core import UserError
 
 # %% ../../nbs/10_data.pictures.ipynb #9b4513cd
@@ -118,14 +120,22 @@ def read_pixels(
     side:int=None,       # What its shorter side will be used at (pixels); None: decode it whole
 )->np.ndarray:           # uint8 (height, width, 3)
     "Decode a picture. Raises `BadSample` that names the file and the reason."
+    held = None
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
-            if side: picture.draft(None, (int(side*MARGIN),)*2)
+        held = data if isinstance(data, bytes) else Path(data).read_bytes()
+        with Image.open(io.BytesIO(held)) as picture: # reads no more than the size
+            least = int(side*MARGIN) if side else math.inf
+            if picture.format == 'JPEG' and min(picture.size) < 2*least and (pixels := _jpeg(held)) is not None: return pixels
+            if side: picture.draft(None, (least, least))
             ImageOps.exif_transpose(picture, in_place=True)
             return np.asarray(to_rgb(picture))
     except Exception as e:
-        why = 'empty file' if (len(data) if isinstance(data, bytes) else _size(data)) == 0 else why_unreadable(e)
+        why = 'empty file' if held == b'' else why_unreadable(e)
         raise BadSample(f'{label or data} cannot be read as a picture ({why}): {e}', why) from e
+
+def _jpeg(data): # Upright pixels, equal to Pillow's; None where it is for Pillow to say what is wrong
+    try: return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True).permute(1, 2, 0).numpy()
+    except RuntimeError: return None
 
 def _size(path): # Of a file; -1: it is not there
     try: return os.path.getsize(path)
