@@ -162,7 +162,8 @@ def open_source(
         near = nearest(path.split(':')[0], BUILT_IN)
         hint = f" (did you mean '{near}'?)" if near else ''
         problem = 'is no form of data known here' if os.path.exists(path) else 'is not there'
-        raise UserError(f"{key}='{path}' {problem}{hint}; give {can}, or try --config-name=quickstart, "
+        part = ', or nothing (training.data.val_path=) to hold out a part of the training data' if split == 'valid' else ''
+        raise UserError(f"{key}='{path}' {problem}{hint}; give {can}{part}, or try --config-name=quickstart, "
                         'which needs no data')
     o = Opening(split, image_size, image_key, caption_key, image_dir, tuple(templates))
     idle = [f'training.data.{k}' for k in (*COLUMNS, 'templates') if getattr(o, k) not in (None, TEMPLATES) and k not in form.uses]
