@@ -30,5 +30,5 @@ setup(
     packages=[*find_packages(include=[lib, f"{lib}.*"]), *configs],
     package_dir={f"{lib}.configs": "configs"},
     package_data={"": ["*.yaml", "static/*"]},
-    entry_points={"nbdev": [f"{lib}={lib}._modidx:d"]},
+    entry_points={"nbdev": [f"{lib}={lib}._modidx:d"], "console_scripts": lines("console_scripts")},
 )

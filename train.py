@@ -6,7 +6,7 @@ from memory_vlm.config import config_dir, explain, free_keys, register_schema
 from memory_vlm.core import NotYetError, UserError
 
 def stop(mistake, status=2):
-    if os.environ.get('RANK', '0') == '0' or status == 1: print(mistake, file=sys.stderr)
+    print(mistake, file=sys.stderr)
     sys.exit(status)
 
 @hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')
@@ -25,4 +25,4 @@ if __name__ == '__main__':
     register_schema()
     sys.argv[1:] = free_keys(sys.argv[1:])
     try: main()
-    except HydraException as e: stop(explain(e))
+    except HydraException as e: stop(explain(e)) if os.environ.get('RANK', '0') == '0' else sys.exit(2)

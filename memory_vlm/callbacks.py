@@ -37,6 +37,9 @@ class EpochCallback(Callback):
     "Tell the training loader which epoch it is, and with which batch to begin."
     run_valid = False
     def before_train(self): self.dls.train.set_epoch(self.epoch, self.first_batch)
+    def state_dict(self): return dict(bad=[dl.bad.state_dict() for dl in self.dls if hasattr(dl, 'bad')])
+    def load_state_dict(self, state):
+        for dl, bad in zip((dl for dl in self.dls if hasattr(dl, 'bad')), state['bad']): dl.bad.load_state_dict(bad)
 
 # %% ../nbs/43_callbacks.ipynb #41ab15a0
 def choose_precision(
@@ -149,8 +152,11 @@ class LogCallback(Callback):
         self.out.add(self.train_iter, dict(
             epoch=self.learn.epochs_done, train_loss=loss, lr=float(self.opt.hypers[-1]['lr']),
             grad_norm=float(self.learn.grad_norm), temperature=(-self.model.logit_scale.detach()).exp().item(),
-            pairs_per_second=self.pairs / took, data_wait=self.waited / took))
+            pairs_per_second=self.pairs / took, data_wait=self.waited / took) | self.bad_samples())
         self.clear()
+    def bad_samples(self): # A column of its own, once there is something to count
+        bad = getattr(self.dls.train, 'bad', ())
+        return dict(bad_samples=len(bad)) if bad else {}
     def write_evaluations(self):
         for e in self.learn.evaluations[self.written:]: self.out.add(e['step'], {k: v for k, v in e.items() if k != 'step'})
         self.written = len(self.learn.evaluations)

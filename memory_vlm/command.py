@@ -26,7 +26,7 @@ def help_texts(
         out |= help_texts(kind, f'{prefix}{name}.') if is_dataclass(kind) else {f'{prefix}{name}': here[name] or ''}
     return out
 
-_KINDS = {bool: 'true or false', str: 'text', str|None: 'text or null', int|None: 'int or null',
+_KINDS = {Any: 'text, or a list of texts', bool: 'true or false', str: 'text', str|None: 'text or null', int|None: 'int or null',
           list[str]: 'a list of texts', dict[str, Any]: 'any keyword arguments'}
 
 def allowed(

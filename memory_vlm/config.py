@@ -99,8 +99,14 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     "Where pairs of pictures and captions come from."
-    train_path:str = 'data/train'       # A folder of pictures and captions, a table, shards, or a built-in set such as `scenes`
-    val_path:str = 'data/val'           # The same, for evaluation
+    train_path:Any = 'data/train'       # A folder of pictures and captions, a table, shards, a built-in set such as `scenes`, or several: `a*2 + b`, or a list
+    val_path:Any = 'data/val'           # The same, for evaluation; empty, or the same as `train_path`: a part of that
+    val_fraction:float = num(0.05, above=0, high=0.5) # Share of the training data that is held out where `val_path` gives none, at most 5000 pictures
+    image_key:str|None = None           # Column of pictures in a table; null: a usual name, such as `image` or `file_name`
+    caption_key:str|None = None         # Column of captions, or several with commas between; null: a usual name, such as `caption` or `text`
+    image_dir:str|None = None           # Folder that the names in a table are relative to; null: the table's own, or a usual one near it
+    templates:list[str] = field(default_factory=lambda: ['a photo of a {}']) # Captions of folders named after classes, with {} for the class
+    max_bad_fraction:float = num(0.01, 0, 1) # Largest share of pictures that cannot be used, before a fit is stopped
     image_size:int = num(SI('${model.image_size}'), 1) # Side of the decoded picture (pixels); must agree with `model.image_size`
     augmentation:str = one_of('clip', 'none', 'strong') # As open_clip trains; only resize and crop; a wide range of crops and colours
     num_workers:int = num(4, 0)         # Loader processes; 0 loads in the main process

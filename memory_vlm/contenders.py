@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from .clip import MemoryCLIP
 from .core import UserError, closest
-from .data.folder import Source
+from .data.pictures import Source
 from .data.loaders import make_loader
 from .data.tokenizer import tokenize
 from .pretrained import asking, cache_dir

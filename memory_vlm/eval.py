@@ -20,7 +20,7 @@ from torch import Tensor
 from .clip import MemoryCLIP
 from .contenders import Contender, open_clip_contender, our_contender
 from .core import UserError
-from .data.classes import ClassSource, is_by_class
+from .data.classes import LabelledSource, is_by_class
 from .data.sources import open_source
 from .evaluate import encode
 from .features import memory_features
@@ -172,10 +172,10 @@ def named_objects(
 def by_class(
     path:str|Path,        # Pictures in folders by class
     prompts:Prompts|None, # Names for them
-)->ClassSource:
+)->LabelledSource:
     "Labelled pictures under the names of the prompts."
-    if prompts is None: return ClassSource(path)
-    return ClassSource(path, dict(zip(prompts.folders or prompts.classes, prompts.classes)))
+    if prompts is None: return LabelledSource(path)
+    return LabelledSource(path, dict(zip(prompts.folders or prompts.classes, prompts.classes)))
 
 def score_model(
     contender:Contender,    # On its device

