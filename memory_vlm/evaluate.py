@@ -38,16 +38,15 @@ def evaluating(
 PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
 def in_order(
-    shares:list,    # Of each rank: image features (n, D), text features (c, D), row of each text's image (c,)
-    batch_size:int, # Images of a batch; batches were dealt to the ranks in turn
-)->tuple[Tensor, Tensor, Tensor]: # The same of all, as one process would have found them
+    shares:list, # Of each rank: image features (n, D), text features (c, D), row of each text's image (c,), image_index of each image (n,)
+)->tuple[Tensor, Tensor, Tensor]: # The first three of all, as one process would have found them
     "Put what several ranks have encoded back into the order of the source."
-    images, texts, owners = zip(*shares)
-    rows = [torch.arange(len(x)) for x in images]
-    places = [(n // batch_size * len(shares) + r) * batch_size + n % batch_size for r, n in enumerate(rows)]
-    owners = torch.cat([p[o] for p, o in zip(places, owners)])
+    images, texts, owners, index = zip(*shares)
+    order = torch.cat(index).argsort()
+    rows = order.argsort().split([len(x) for x in images])  # where each image of a rank goes
+    owners = torch.cat([r[o] for r, o in zip(rows, owners)])
     texts_order = owners.argsort(stable=True)
-    return torch.cat(images)[torch.cat(places).argsort()], torch.cat(texts)[texts_order], owners[texts_order]
+    return torch.cat(images)[order], torch.cat(texts)[texts_order], owners[texts_order]
 
 # %% ../nbs/34_evaluate.ipynb #2914fd68
 def encode(
@@ -59,7 +58,7 @@ def encode(
     dtype = pick(PRECISIONS, precision, 'precision')
     device = next(model.parameters()).device
     def unit(features): return F.normalize(features.float(), dim=-1).cpu()
-    images, texts, owners, count = [], [], [], 0
+    images, texts, owners, numbers, count = [], [], [], [], 0
     with evaluating(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for x, ids, index in dl:
             known, row = index.unique_consecutive(return_inverse=True)
@@ -68,10 +67,11 @@ def encode(
             images.append(unit(model.encode_image(x.to(device))))
             texts.append(unit(model.encode_text(ids.to(device))))
             owners.append(row.cpu() + count)
+            numbers.append(known.cpu())
             count += len(x)
     if not count: raise UserError('The validation data is empty: it needs at least one image with a caption')
     own = torch.cat(images), torch.cat(texts), torch.cat(owners)
-    return own if getattr(dl, 'world_size', 1) == 1 else in_order(gather_objects(own), dl.bs)
+    return own if getattr(dl, 'world_size', 1) == 1 else in_order(gather_objects((*own, torch.cat(numbers))))
 
 # %% ../nbs/34_evaluate.ipynb #28ae701a
 def validation_loss(
