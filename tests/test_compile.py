@@ -1,4 +1,4 @@
-"""A compiled model trains as the other does, is averaged and captured."""
+"""Models that are compiled, or compute their blocks twice, train as others do."""
 import pytest
 import torch
 from memory_vlm.attention import capture
@@ -13,6 +13,13 @@ def losses(*words):
     learn = make_learner(compose([*SMALL, *words], config_name='quickstart'))
     with learn.no_bar(), learn.no_logging(): learn.fit_cosine(1)
     return torch.stack(learn.recorder.losses).tolist(), learn
+
+
+def test_a_bank_moves_once_a_step_though_its_blocks_are_computed_twice():
+    plain, learn = losses('model/memory=ema_bank')
+    twice, other = losses('model/memory=ema_bank', 'training.grad_checkpointing=true')
+    assert twice == pytest.approx(plain, rel=1e-5)
+    torch.testing.assert_close(other.model.visual.memory.tokens, learn.model.visual.memory.tokens)
 
 
 @pytest.mark.slow
