@@ -1649,6 +1649,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'memory_vlm/widgets/explorer.py'),
                                              'memory_vlm.widgets.explorer.Side.__init__': ( 'widgets.explorer.html#side.__init__',
                                                                                             'memory_vlm/widgets/explorer.py'),
+                                             'memory_vlm.widgets.explorer.Side.at_rest': ( 'widgets.explorer.html#side.at_rest',
+                                                                                           'memory_vlm/widgets/explorer.py'),
                                              'memory_vlm.widgets.explorer.Side.fresh': ( 'widgets.explorer.html#side.fresh',
                                                                                          'memory_vlm/widgets/explorer.py'),
                                              'memory_vlm.widgets.explorer.Side.look': ( 'widgets.explorer.html#side.look',

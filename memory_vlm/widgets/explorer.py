@@ -10,7 +10,7 @@ import ipywidgets as W
 import numpy as np
 import torch
 import traitlets as T
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from html import escape
 from torch import Tensor
 from ..attention import AttentionMaps, capture, checked_index, find_vit
@@ -69,11 +69,20 @@ class Side:
         self.model, self.pictures, self.name, self.keep = model_of(learn), pictures, name, keep
         self.layout, self.layers = find_vit(self.model).layout, len(find_vit(self.model).blocks)
         self.heads = find_vit(self.model).blocks[0].attn.num_heads
-        self.seen, self.version = {}, version_of(self.model)
+        self.seen, self.version, self.resting = {}, version_of(self.model), False
 
     def fresh(self): # Forget what an older model did
-        if self.version != version_of(self.model): self.seen, self.version = {}, version_of(self.model)
+        if not self.resting and self.version != version_of(self.model): self.seen, self.version = {}, version_of(self.model)
         return self.seen
+
+    @contextmanager
+    def at_rest(self):
+        "Let no training step come between; weights are then looked at once."
+        with at_rest(self.model):
+            self.fresh()
+            self.resting = True
+            try: yield
+            finally: self.resting = False
 
     def look(self, i:int)->tuple: # Index of a picture -> AttentionMaps, feature (dim,)
         "Attention and feature of a picture."
@@ -139,7 +148,7 @@ class AttentionExplorer(Panel):
         width:int=288,        # Of a picture (pixels); two columns of this width fit beside each other on a narrow page
     ):
         super().__init__()
-        self.width, self.drawing = width, False
+        self.width, self.drawing, self.turning = width, False, False
         model = model_of(learn)
         self.pictures = Pictures(learn if data is None else data, model)
         shown = [model] if other is None else [model, other]
@@ -232,14 +241,17 @@ class AttentionExplorer(Panel):
         captions = self.pictures.captions(self.picture)
         self.controls['caption'].options = captions
         self.original.value = png_bytes(self.pictures[self.picture].permute(1, 2, 0).numpy())
-        with self.hold_trait_notifications(): self.caption = captions[0] if captions else ''
+        self.turning = True
+        try: self.caption = captions[0] if captions else ''
+        finally: self.turning = False
         self.draw()
 
     def _changed(self, change):
+        if self.turning: return # to a picture, which then draws everything
         self.say()
         draw = dict(picture=self._new_picture, patch=self._draw_patches, caption=self._draw_scores).get(change.name, self.draw)
         with ExitStack() as between: # two training steps, if there are any: maps and scores must be of the same weights
-            for side in self.sides: between.enter_context(at_rest(side.model))
+            for side in self.sides: between.enter_context(side.at_rest())
             draw()
 
     def draw(self):
