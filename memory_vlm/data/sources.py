@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILT_IN', 'KEYS', 'TABLES', 'COLUMNS', 'FORMS', 'TEMPLATES', 'Opening', 'open_built_in', 'table_in', 'is_divided',
            'open_divided', 'open_folder', 'parse_mixture', 'is_mixture', 'open_mixture', 'Form', 'open_file', 'as_text',
-           'open_source', 'open_sources']
+           'open_source', 'open_sources', 'stands_alone']
 
 # %% ../../nbs/14_data.sources.ipynb #aa2cb7c6
 import os, re, warnings
@@ -180,5 +180,12 @@ def open_sources(
 )->tuple[Source, Source]:
     "Sources for training and for evaluation."
     train = open_source(train_path, 'train', **options)
-    if val_path and as_text(val_path, KEYS['valid']) != as_text(train_path, KEYS['train']): return train, open_source(val_path, 'valid', **options)
+    if stands_alone(train_path, val_path): return train, open_source(val_path, 'valid', **options)
     return (train, open_source(train_path, 'valid', **options)) if train.has_split else split_source(train, fraction)
+
+def stands_alone(
+    train_path, # As `open_sources` takes it
+    val_path,   # As `open_sources` takes it
+)->bool:
+    "Whether data for evaluation are no part of those for training."
+    return bool(val_path) and as_text(val_path, KEYS['valid']) != as_text(train_path, KEYS['train'])
