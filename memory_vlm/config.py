@@ -248,7 +248,9 @@ def explain(
     chain = [e]
     while chain[-1].__cause__ is not None: chain.append(chain[-1].__cause__)
     inner = next((x for x in chain if isinstance(x, OmegaConfBaseException)), None)
-    if inner is None: return UserError(_wrong_group(str(e)) or ' '.join(str(e).split()))
+    if inner is None:
+        quotes = """; a value with braces goes in quotes, "training.data.train_path='x-{00..99}.tar'\"""" if "'{'" in str(e) else ''
+        return UserError(_wrong_group(str(e)) or ' '.join(str(e).split()) + quotes)
     key, text = inner.full_key or '', str(inner).splitlines()[0]
     if 'not in' in text: return UserError(_unknown_key(key))
     return UserError(f'{key}: {text}' if key else text)

@@ -107,7 +107,7 @@ def test_each_kind_gives_the_same_pictures_with_and_without_workers(make, tmp_pa
 
 def words_for(make, at):
     "The configuration of a small fit on data of a kind."
-    return [*SMALL, f'training.run_dir={at}/run', *(f'training.data.{s}_path={make(at/s/"x")}' for s in ('train', 'val'))]
+    return [*SMALL, f'training.run_dir={at}/run', *(f"training.data.{s}_path='{make(at/s/'x')}'" for s in ('train', 'val'))]
 
 
 @pytest.mark.slow
