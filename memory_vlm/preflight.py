@@ -69,14 +69,14 @@ def try_step(
             LOSSES[contrastive.loss_type](*model(images, ids)).backward()
         if device.type == 'cuda': torch.cuda.synchronize()
     with torch.random.fork_rng([device] if device.type == 'cuda' else []), EAGER:
-        trial() # libraries begin
+        warm = False # the first trial also starts libraries, which matters where it is short
         while True:
             kept.clear()
             start = time.perf_counter()
             trial()
             took = max_over_ranks(time.perf_counter() - start)
-            if took > seconds or pairs >= most: break
-            pairs *= 4
+            if took > 1 or warm and (took > seconds or pairs >= most): break
+            pairs, warm = pairs * 4 if warm else pairs, True
     return took / min(pairs, len(batch[0])), sum(kept.values()) / min(pairs, len(batch[0]))
 
 def memory_needed(
