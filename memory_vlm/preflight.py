@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from copy import deepcopy
 from .core import UserError
+from .cost import run_cost
 from .data.pictures import Source
 from .evaluate import PRECISIONS
 from .listen import EAGER
@@ -54,30 +55,24 @@ def try_step(
     seconds:float=.2,  # A trial that takes so long is the last
 )->tuple:              # Seconds and bytes of activations of a pair
     "What a pair costs in training. All ranks do it together."
-    model, contrastive, kept, pairs = deepcopy(learn.model).train(), learn.cfg.model.contrastive, {}, 2
+    model, loss, pairs = deepcopy(learn.model).train(), LOSSES[learn.cfg.model.contrastive.loss_type], 2
     most, device, dtype = min(most, learn.cfg.training.batch_size), learn.dls.device, PRECISIONS[learn.precision]
     loader = learn.dls.train.new(batch_size=most, drop_last=False) if hasattr(learn.dls.train, 'settings') else learn.dls.train
     batch = loader.one_batch()
-    weights, model.num_parts = {p.untyped_storage().data_ptr() for p in model.parameters()}, 1
-    def keep(t):
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in weights: kept[storage.data_ptr()] = storage.nbytes()
-        return t
-    def trial():
+    model.num_parts = 1
+    def forward():
         images, ids = (t[:pairs].to(device) for t in batch[:2])
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            LOSSES[contrastive.loss_type](*model(images, ids)).backward()
-        if device.type == 'cuda': torch.cuda.synchronize()
+        with torch.autocast(device.type, dtype, enabled=dtype is not None): return loss(*model(images, ids))
     with torch.random.fork_rng([device] if device.type == 'cuda' else []), EAGER:
-        warm = False # the first trial also starts libraries, which matters where it is short
+        size = run_cost(model, forward).activations / min(pairs, len(batch[0])) # and libraries have started
         while True:
-            kept.clear()
             start = time.perf_counter()
-            trial()
+            forward().backward()
+            if device.type == 'cuda': torch.cuda.synchronize()
             took = max_over_ranks(time.perf_counter() - start)
-            if took > 1 or warm and (took > seconds or pairs >= most): break
-            pairs, warm = pairs * 4 if warm else pairs, True
-    return took / min(pairs, len(batch[0])), sum(kept.values()) / min(pairs, len(batch[0]))
+            if took > seconds or pairs >= most: break
+            pairs *= 4
+    return took / min(pairs, len(batch[0])), size
 
 def memory_needed(
     learn,                # A Learner of `make_learner`
