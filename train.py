@@ -3,7 +3,7 @@ import os, signal, sys, warnings
 import hydra
 from hydra.errors import HydraException
 from memory_vlm.config import config_dir, explain, free_keys, register_schema
-from memory_vlm.core import NotYetError, UserError
+from memory_vlm.core import UserError
 
 def stop(mistake, status=2):
     print(mistake, file=sys.stderr)
@@ -15,7 +15,7 @@ def main(cfg):
     try:
         from memory_vlm.run import DivergedError, LostRankError, fit # here, so that --help and mistakes are answered at once
         try: run = fit(cfg)
-        except (UserError, NotYetError) as e: stop(e)
+        except UserError as e: stop(e)
         except (DivergedError, LostRankError) as e: stop(e, status=1)
     except KeyboardInterrupt: sys.exit(130) # before the fit began, or after its end
     if run.interrupted: sys.exit(128 + (run.signal or signal.SIGINT))

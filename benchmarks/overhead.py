@@ -13,7 +13,6 @@ from pathlib import Path
 from memory_vlm.callbacks import CheckpointCallback, LogCallback
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
-from memory_vlm.logging import Log
 from memory_vlm.run import go_on
 from results import store
 

@@ -13,7 +13,6 @@ import argparse, tempfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import pandas as pd
-from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.evaluate import encode, score
 from memory_vlm.learner import make_learner

@@ -20,7 +20,7 @@ from memory_vlm.clip import MemoryCLIP, normalise
 from memory_vlm.config import compose
 from memory_vlm.data.tokenizer import tokenize, trim
 from memory_vlm.learner import make_loss, make_optimizer
-from results import machine, store
+from results import store
 
 WORDS = 'a the small old red green dog cat boat house tree man woman child runs sits stands on under near with and two three'.split()
 

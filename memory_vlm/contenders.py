@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from open_clip.pretrained import list_pretrained_tags_by_model
 from pathlib import Path
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from .clip import MemoryCLIP
 from .core import UserError, closest

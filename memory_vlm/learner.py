@@ -27,7 +27,7 @@ from .clip import MEMORY_NAMES, MemoryCLIP, normalise
 from .config import default_of, schema_fields, validate
 from .core import UserError, nearest, pick, seed_everything
 from .data.loaders import make_loader
-from .data.sources import open_sources
+from .data.sources import open_sources, source_options
 from .data.tokenizer import tokenizer
 from .evaluate import evaluate
 from .freeze import freeze
@@ -115,8 +115,7 @@ def make_dls(
     common = dict(image_size=d.image_size, context_length=cfg.model.text.max_len, num_workers=d.num_workers, seed=t.seed,
                   prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory, persistent_workers=d.persistent_workers,
                   max_bad_fraction=d.max_bad_fraction)
-    keys = dict(image_size=d.image_size, image_key=d.image_key, caption_key=d.caption_key, image_dir=d.image_dir, templates=d.templates)
-    sources = open_sources(d.train_path, d.val_path, d.val_fraction, **keys)
+    sources = open_sources(d.train_path, d.val_path, d.val_fraction, **source_options(d))
     pairs = t.batch_size * t.accumulate_grad_batches
     if len(sources[0]) < pairs and t.accumulate_grad_batches > 1:
         raise UserError(f'{sources[0].name} has {len(sources[0])} pictures, too few for training.accumulate_grad_batches={t.accumulate_grad_batches} '

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .config import add_choice
-from .core import UserError, pick, nearest
+from .core import UserError, pick
 from .ranks import mean_over_ranks
-from .tokens import POSITIONS
 
 # %% ../nbs/20_memory.ipynb #e940fc4a
 def _normal(std): return lambda tokens, generator=None: nn.init.normal_(tokens, std=std, generator=generator)

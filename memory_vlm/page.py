@@ -17,7 +17,8 @@ from .attention import capture
 from .command import changed_keys, command_line
 from .evaluate import evaluating
 from .features import map_layer
-from .plots import token_overlays, to_svg, training_curves, usage_through_training
+from .figure import to_svg
+from .plots import token_overlays, training_curves, usage_through_training
 
 # %% ../nbs/55_page.ipynb #7642c40f
 def summary(

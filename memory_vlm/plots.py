@@ -12,10 +12,9 @@ import re, textwrap
 import numpy as np
 from collections.abc import Mapping
 from matplotlib import colormaps
-from matplotlib.colors import ListedColormap, Normalize, same_color
+from matplotlib.colors import ListedColormap, Normalize
 from .figure import HEAT, INK, SERIES, Plot, colorbar, legend_above, make_figure, picture_axes
 from .figure import scale_of, style
-from .figure import restyle, to_png, to_svg # so that who draws has the last step at hand
 
 # %% ../nbs/53_plots.ipynb #6bff7179
 def as_picture(
@@ -241,7 +240,7 @@ def usage_through_training(
     rows = range(0, M, -(-M // 32))
     ax.set(yticks=rows, yticklabels=[names[m] if names else m for m in rows])
     ax.invert_yaxis()
-    colorbar(fig, ax, norm, 'attention received / even attention', 1)
+    colorbar(fig, ax, norm, 'attention, over even', 1)
     return fig
 
 # %% ../nbs/53_plots.ipynb #bc4ab4f3

@@ -6,7 +6,6 @@
 __all__ = ['SCHEDULES', 'cosine', 'one_cycle', 'constant', 'make_schedule', 'schedule_kwargs', 'StepScheduler']
 
 # %% ../nbs/40_schedule.ipynb #e82ca15e
-import inspect
 from collections.abc import Callable
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
 from .core import UserError, nearest, pick

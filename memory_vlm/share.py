@@ -15,7 +15,7 @@ from .command import command_line, starting_point
 from .convert import save_open_clip
 from .core import UserError, pick
 from .data.loaders import make_loader
-from .data.sources import open_source, open_sources, stands_alone
+from .data.sources import open_source, open_sources, source_options, stands_alone
 from .export import FORMATS, export
 from .page import memory_pictures
 from .report import memory_report
@@ -28,9 +28,8 @@ def as_learner(
     "A run that can be looked at without loading its training data. Raises `UserError` if the validation data is gone."
     cfg, device = trained.cfg, next(trained.model.parameters()).device
     d = cfg.training.data
-    keys = dict(image_size=cfg.model.image_size, image_key=d.image_key, caption_key=d.caption_key, image_dir=d.image_dir, templates=d.templates)
-    source = (open_source(d.val_path, 'valid', **keys) if stands_alone(d.train_path, d.val_path)
-              else open_sources(d.train_path, d.val_path, d.val_fraction, **keys)[1])
+    source = (open_source(d.val_path, 'valid', **source_options(d)) if stands_alone(d.train_path, d.val_path)
+              else open_sources(d.train_path, d.val_path, d.val_fraction, **source_options(d))[1])
     dl = make_loader(source, image_size=cfg.model.image_size, batch_size=min(cfg.training.batch_size, 64), train=False,
                      context_length=cfg.model.text.max_len)
     return SimpleNamespace(model=trained.model, cfg=cfg, dls=SimpleNamespace(valid=dl, device=device))

@@ -18,7 +18,7 @@ from .config import compose
 from .core import UserError, pick
 from .cost import model_cost
 from .figure import INK, SERIES, Plot, make_figure, style
-from .folders import differences, settings
+from .folders import differences
 from .run import fit
 
 # %% ../nbs/71_study.ipynb #bc1ea0f6

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from open_clip.transformer import LayerNorm, TextTransformer
 from torch import Tensor
 from .core import UserError
-from .data.tokenizer import tokenize, trim
 from .vision import tower_kwargs
 
 # %% ../nbs/22_text.ipynb #23797e2c

@@ -10,7 +10,7 @@ import torch
 from dataclasses import dataclass
 from fastcore.basics import patch
 from torch import Tensor
-from .core import UserError, pick
+from .core import pick
 
 # %% ../nbs/02_tokens.ipynb #c0fcea58
 POSITIONS = ('prepend', 'append', 'kv', 'kv_protected', 'kv_head')

@@ -1,5 +1,5 @@
 """Data of every kind, at the sizes and in the states that people have it in."""
-import io, json, os, shutil, subprocess, sys, time, warnings, zlib
+import io, json, os, shutil, subprocess, sys, time, warnings
 from pathlib import Path
 import numpy as np
 import pyarrow as pa

@@ -1,5 +1,5 @@
 """Stop a fit in every way there is, and see that it goes on to the bit."""
-import os, re, resource, signal, subprocess, sys, time
+import re, resource, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd
 import pytest

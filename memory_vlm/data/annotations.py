@@ -10,7 +10,7 @@ import glob, json, os, re
 from pathlib import Path
 import pyarrow as pa
 from ..core import UserError
-from .rows import SPLITS, TableSource, make_source, rows_of_split
+from .rows import TableSource, make_source, rows_of_split
 
 # %% ../../nbs/12_data.annotations.ipynb #b17f9e1c
 def coco_rows(

@@ -6,7 +6,7 @@
 __all__ = ['DataReport', 'check', 'look_at_one']
 
 # %% ../../nbs/15_data.check.ipynb #2cec0810
-import base64, io, time, warnings
+import base64, io, time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path

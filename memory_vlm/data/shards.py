@@ -7,7 +7,7 @@ __all__ = ['WINDOW', 'tar_files', 'index_shard', 'shard_index', 'expand', 'is_re
            'write_shard', 'make_shards']
 
 # %% ../../nbs/12_data.shards.ipynb #221babdc
-import glob, hashlib, io, json, mmap, os, re, sys, tarfile, time, warnings
+import glob, hashlib, io, json, mmap, os, re, tarfile, time, warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 import numpy as np

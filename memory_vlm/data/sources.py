@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILT_IN', 'KEYS', 'TABLES', 'COLUMNS', 'FORMS', 'TEMPLATES', 'Opening', 'open_built_in', 'table_in', 'is_divided',
            'open_divided', 'open_folder', 'parse_mixture', 'is_mixture', 'open_mixture', 'Form', 'open_file', 'as_text',
-           'open_source', 'open_sources', 'stands_alone']
+           'open_source', 'open_sources', 'source_options', 'stands_alone']
 
 # %% ../../nbs/14_data.sources.ipynb #aa2cb7c6
 import os, re, warnings
@@ -182,6 +182,12 @@ def open_sources(
     train = open_source(train_path, 'train', **options)
     if stands_alone(train_path, val_path): return train, open_source(val_path, 'valid', **options)
     return (train, open_source(train_path, 'valid', **options)) if train.has_split else split_source(train, fraction)
+
+def source_options(
+    data, # `cfg.training.data`
+)->dict:  # For `open_source` and `open_sources`
+    "How a configuration says that data are to be read."
+    return {k: data[k] for k in ('image_size', *COLUMNS, 'templates')}
 
 def stands_alone(
     train_path, # As `open_sources` takes it

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ..ablation import ablate
 from ..attention import AttentionMaps, capture, find_vit
 from ..core import UserError, pick
-from ..intervene import KINDS, intervene, record_states
+from ..intervene import intervene, record_states
 from ..plots import ablation_bars, overlay, scale_of, token_overlays
 from ..retrieval import retrieval_metrics
-from ..text import tokenize
+from ..data.tokenizer import tokenize
 from .base import CellPicture, Panel, Pictures, at_rest, model_of, picture_features
 from .draw import enlarge, scale_html
 from .export import maps_page, picture_data

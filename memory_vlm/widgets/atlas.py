@@ -17,10 +17,10 @@ from html import escape
 from PIL import Image
 from torch import Tensor, nn
 from ..attention import capture, checked_index, find_vit
-from ..core import UserError, pick
+from ..core import pick
 from ..features import map_layer
 from ..plots import patch_gallery
-from ..text import tokenize
+from ..data.tokenizer import tokenize
 from .base import Panel, Pictures, at_rest, model_of, picture_features
 from .draw import number
 from .export import picture_url, widget_page

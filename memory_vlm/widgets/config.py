@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from html import escape
 from IPython.display import HTML
 from ..command import allowed, changed_keys, command_line, help_texts, starting_point, written_values
-from ..config import Config, check_range, compose, default_of, explain, schema_fields, validate
+from ..config import Config, check_range, compose, explain, schema_fields, validate
 from ..core import UserError
 from ..cost import cost_lines, model_cost
 from ..data.sources import BUILT_IN

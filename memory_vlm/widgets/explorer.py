@@ -8,7 +8,6 @@ __all__ = ['DIRECTIONS', 'SCALES', 'token_maps', 'at_patch', 'Side', 'AttentionE
 # %% ../../nbs/61_widgets.explorer.ipynb #46daaa95
 import ipywidgets as W
 import numpy as np
-import torch
 import traitlets as T
 from contextlib import ExitStack, contextmanager
 from html import escape
@@ -18,7 +17,7 @@ from ..attribution import attribute
 from ..core import UserError, pick
 from ..features import map_layer
 from ..plots import overlay, scale_of, token_overlays
-from ..text import tokenize
+from ..data.tokenizer import tokenize
 from .base import CellPicture, Panel, Pictures, at_rest, model_of, picture_features
 from .base import png_bytes, version_of
 from .draw import bars_html, enlarge, mosaic, mosaic_cols, number, scale_html

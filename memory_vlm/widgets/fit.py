@@ -20,7 +20,8 @@ from ..callbacks import CheckpointCallback, busy, save_fit
 from ..core import UserError
 from ..features import map_layer
 from ..page import save_page, section
-from ..plots import Plot, colorbar, make_figure, mixed_cmap, scale_of, to_svg
+from ..figure import Plot, colorbar, make_figure, scale_of, to_svg
+from ..plots import mixed_cmap
 from .base import Panel, Pictures, at_rest, model_lock, picture_features, png_bytes
 from .curves import CURVES, History, draw_panel, map_sheet, panel_of, panel_svg
 from .draw import scale_html

@@ -16,7 +16,7 @@ from ..attention import AttentionMaps, capture, checked_index, find_vit
 from ..core import UserError
 from ..features import map_layer
 from ..plots import overlay, scale_of, token_overlays
-from ..text import tokenize
+from ..data.tokenizer import tokenize
 from .base import Panel, Pictures, at_rest, model_of, picture_features, version_of
 from .draw import enlarge, scale_html
 from .export import maps_page, picture_data, picture_url
