@@ -18,7 +18,7 @@ from ..config import Config, check_range, compose, explain, schema_fields, valid
 from ..core import UserError
 from ..cost import cost_lines, model_cost
 from ..data.sources import BUILT_IN
-from ..learner import optimizer_kwargs
+from ..optimizer import optimizer_kwargs
 from ..memory import check_memory
 from ..page import save_page, section
 from ..schedule import schedule_kwargs
