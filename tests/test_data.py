@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from memory_vlm.config import compose
 from memory_vlm.core import UserError
+from memory_vlm.data.cache import PixelCache
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.scenes import SceneSource
 from memory_vlm.data.shards import make_shards
@@ -281,6 +282,69 @@ def test_shards_give_every_picture_once_with_more_workers_than_shards_and_from_a
     loader.set_epoch(0, 3)
     rest = list(loader)
     assert len(rest) == 2 and all((a == b).all() for one, other in zip(whole[3:], rest) for a, b in zip(one, other))
+
+
+def epochs_of(loader, n=3):
+    "All batches of some epochs."
+    def one(epoch):
+        loader.set_epoch(epoch)
+        return list(loader)
+    return [b for e in range(n) for b in one(e)]
+
+
+def same(batches, others): return all((a == b).all() for one, other in zip(batches, others, strict=True) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize('make', KINDS)
+def test_a_cache_changes_no_batch_of_any_kind(make, tmp_path):
+    source = open_source(make(tmp_path/'pictures'), 'train')
+    plain = make_loader(source, image_size=32, batch_size=4, train=True, augmentation='strong')
+    without = epochs_of(plain)
+    source.keep_in(cache := PixelCache(10**8))
+    assert same(without, epochs_of(plain)) and os.fstat(cache.file.fileno()).st_size > 20*100*100
+    assert same(without, epochs_of(plain.new(num_workers=2)))
+
+
+@pytest.mark.parametrize('start', ['fork', pytest.param('spawn', marks=pytest.mark.slow), pytest.param('forkserver', marks=pytest.mark.slow)])
+def test_workers_share_a_cache_and_its_limit_however_they_start(start, tmp_path):
+    as_folder(tmp_path/'x')
+    source = open_source(tmp_path/'x', 'train')
+    loader = make_loader(source, image_size=32, batch_size=4, train=True)
+    without = epochs_of(loader)
+    room = 8 + 20*40 + sum(40 + source.pixels_for(i, 32).nbytes for i in range(20))
+    source.keep_in(cache := PixelCache(room))
+    loader = loader.new(num_workers=2, persistent_workers=True) # they see what others decode after they have started
+    loader.multiprocessing_context = start
+    assert same(without, epochs_of(loader))
+    assert os.fstat(cache.file.fileno()).st_size == room # each picture once, whoever decoded it
+    for p in (tmp_path/'x').glob('*.jpg'): p.unlink()
+    assert same(without, epochs_of(loader))
+
+
+def test_a_disk_without_room_for_a_cache_ends_no_epoch(tmp_path):
+    as_folder(tmp_path/'x')
+    program = f"""if True:
+        import os, resource, sys
+        from memory_vlm.data.cache import PixelCache
+        from memory_vlm.data.loaders import make_loader
+        from memory_vlm.data.sources import open_source
+        source = open_source({str(tmp_path/'x')!r}, 'train')
+        source.keep_in(cache := PixelCache(10**8))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)) # of any file: about two of these pictures
+        loader = make_loader(source, image_size=32, batch_size=4, train=True, num_workers=2, persistent_workers=True)
+        for epoch in range(3):
+            loader.set_epoch(epoch)
+            print(sum(len(b[0]) for b in loader), os.fstat(cache.file.fileno()).st_size <= 100_000)
+    """
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '20 True\n'*3 and 'Decoded pictures are not kept any more: ' in done.stderr
+
+
+def test_a_fit_with_a_cache_is_the_same_fit(tmp_path):
+    losses = [fit(compose([*words_for(as_csv, tmp_path/str(mb))[1:], f'training.data.cache_mb={mb}', 'training.max_steps=4'], config_name='quickstart'))
+              .learn.recorder.losses for mb in (0, 1, 1000)]
+    assert losses[0] == losses[1] == losses[2]
 
 
 MIXED = ['pairs.csv*2 + {}', "[pairs.csv*2,'{}']"]
