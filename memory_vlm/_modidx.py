@@ -389,6 +389,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'memory_vlm/data/augment.py'),
                                          'memory_vlm.data.augment.draw_rectangle': ( 'data.augment.html#draw_rectangle',
                                                                                      'memory_vlm/data/augment.py'),
+                                         'memory_vlm.data.augment.jitter': ('data.augment.html#jitter', 'memory_vlm/data/augment.py'),
                                          'memory_vlm.data.augment.random_crop': ( 'data.augment.html#random_crop',
                                                                                   'memory_vlm/data/augment.py'),
                                          'memory_vlm.data.augment.resize': ('data.augment.html#resize', 'memory_vlm/data/augment.py'),
