@@ -295,6 +295,8 @@ def test_a_picture_that_cannot_be_shown_is_named_counted_and_replaced(name, num_
     with pytest.warns(UserWarning, match=f'Left out: .*{name}'): batches = list(loader)
     assert [len(b[0]) for b in batches] == [4]*4 and all((b[2] < 15).all() for b in batches)
     assert dict(loader.bad.reasons) == {reason: 1}
+    loader.set_epoch(1)
+    assert len(list(loader)) == 4 and dict(loader.bad.reasons) == {reason: 2} and len(loader.bad.named) == 1 # once, however often it is met
     with pytest.raises(UserError, match='more than training.data.max_bad_fraction=0.01 allows'): list(loader.new(max_bad_fraction=.01))
 
 

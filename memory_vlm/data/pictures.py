@@ -137,7 +137,8 @@ def read_pixels(
             return np.asarray(to_rgb(picture))
     except Exception as e:
         why = 'empty file' if held == b'' else why_unreadable(e)
-        raise BadSample(f'{label or data} cannot be read as a picture ({why}): {e}', why) from e
+        told = '' if isinstance(e, UnidentifiedImageError) else f': {e}' # it tells an address, another each time
+        raise BadSample(f'{label or data} cannot be read as a picture ({why}){told}', why) from e
 
 def _jpeg(data): # Upright pixels, equal to Pillow's; None where it is for Pillow to say what is wrong
     try: return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True).permute(1, 2, 0).numpy()
