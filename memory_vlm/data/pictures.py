@@ -114,7 +114,7 @@ def why_unreadable(
     e:Exception, # What decoding raised
 )->str:          # A phrase
     "The reason why a picture cannot be read, in one of a few phrases."
-    if isinstance(e, FileNotFoundError): return 'missing file'
+    if isinstance(e, FileNotFoundError) or 'null byte' in str(e): return 'missing file' # no file's name has such a byte
     if isinstance(e, Image.DecompressionBombError): return 'too many pixels'
     if isinstance(e, UnidentifiedImageError): return 'not a picture'
     if isinstance(e, OSError) and e.errno: return os.strerror(e.errno).lower()
