@@ -426,9 +426,14 @@ def test_a_disk_without_room_for_a_cache_ends_no_epoch(tmp_path):
     assert done.stdout == '20 True\n'*3 and 'Decoded pictures are not kept any more: ' in done.stderr
 
 
-def test_a_fit_with_a_cache_is_the_same_fit(tmp_path):
-    losses = [fit(compose([*words_for(as_csv, tmp_path/str(mb))[1:], f'training.data.cache_mb={mb}', 'training.max_steps=4'], config_name='quickstart'))
-              .learn.recorder.losses for mb in (0, 1, 1000)]
+def test_a_fit_with_a_cache_is_the_same_fit_and_both_loaders_share_it(tmp_path):
+    losses = []
+    for mb in (0, 1, 1000):
+        words = [*words_for(as_csv, tmp_path/str(mb))[1:], f'training.data.cache_mb={mb}', 'training.max_steps=4']
+        learn = fit(compose(words, config_name='quickstart')).learn
+        train, valid = (dl.source._cache for dl in learn.dls)
+        assert mb == 0 and train is valid is None or train[0] is valid[0] and 40*20*2 < os.fstat(train[0].file.fileno()).st_size <= train[0].limit <= mb*2**20
+        losses.append(learn.recorder.losses)
     assert losses[0] == losses[1] == losses[2]
 
 
