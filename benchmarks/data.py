@@ -68,12 +68,12 @@ def large():
     with tempfile.TemporaryDirectory() as folder:
         at, rows = Path(folder), 1_000_000
         picture = photograph(np.random.default_rng(0))
-        for folder in (at/'files'/f'{d:02}' for d in range(100)): # one file may not have 100 000 names
-            folder.mkdir(parents=True)
-            picture.save(folder/'000.jpg')
-            (folder/'000.txt').write_text('a caption of some words')
+        for part in (at/'files'/f'{d:02}' for d in range(100)): # one file may not have 100 000 names
+            part.mkdir(parents=True)
+            picture.save(part/'000.jpg')
+            (part/'000.txt').write_text('a caption of some words')
             for i in range(1, 1000):
-                for suffix in ('jpg', 'txt'): os.link(folder/f'000.{suffix}', folder/f'{i:03}.{suffix}')
+                for suffix in ('jpg', 'txt'): os.link(part/f'000.{suffix}', part/f'{i:03}.{suffix}')
         source, seconds = first_batch(at/'files')
         print(f'{seconds:.2f} s until the first batch of {len(source):,} files')
         names = [f"{'./'*(i//100_000)}files/{i//1000 % 100:02}/{i % 1000:03}.jpg" for i in range(rows)] # all different, and all there
