@@ -113,6 +113,7 @@ class DataConfig:
     prefetch_factor:int|None = num(2, 1) # Batches that each worker prepares ahead
     pin_memory:bool = True              # Page-locked batches, for faster copies to a CUDA device
     persistent_workers:bool = True      # Keep workers alive between epochs
+    cache_mb:int = num(1000, 0)         # Room for decoded pictures, in a temporary file that workers share (MB); 0 = decode anew in each epoch
 
 @dataclass
 class LoggingConfig:

@@ -85,7 +85,7 @@ def in_use(
 
 # %% ../nbs/45_folders.ipynb #dfaeaa76
 FREE = ('training.resume', 'training.run_dir', 'training.preflight', 'training.logging.', 'training.data.num_workers', 'training.data.prefetch_factor',
-        'training.data.pin_memory', 'training.data.persistent_workers', 'training.data.max_bad_fraction', 'project.') # Keys, or their beginnings, that change no step
+        'training.data.pin_memory', 'training.data.persistent_workers', 'training.data.cache_mb', 'training.data.max_bad_fraction', 'project.') # Keys, or their beginnings, that change no step
 SCHEDULE = {'training.epochs', 'training.max_steps'} # Keys that set the course of the learning rate
 
 def settings(

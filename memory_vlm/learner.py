@@ -21,6 +21,7 @@ from .callbacks import AverageCallback, DivergedError, DivergenceCallback, Ranks
 from .clip import normalise
 from .config import validate
 from .core import UserError, pick, seed_everything
+from .data.cache import make_cache
 from .data.loaders import make_loader
 from .data.sources import open_sources, source_options
 from .data.tokenizer import tokenizer
@@ -49,6 +50,8 @@ def make_dls(
                   prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory, persistent_workers=d.persistent_workers,
                   max_bad_fraction=d.max_bad_fraction)
     sources = open_sources(d.train_path, d.val_path, d.val_fraction, **source_options(d))
+    if cache := make_cache(d.cache_mb):
+        for source in sources: source.keep_in(cache)
     pairs = t.batch_size * t.accumulate_grad_batches
     if len(sources[0]) < pairs and t.accumulate_grad_batches > 1:
         raise UserError(f'{sources[0].name} has {len(sources[0])} pictures, too few for training.accumulate_grad_batches={t.accumulate_grad_batches} '

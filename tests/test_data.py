@@ -1,5 +1,7 @@
 """Data of every kind, at the sizes and in the states that people have it in."""
-import io, json, os, shutil, subprocess, sys, time, warnings
+import io, json, os, re, shlex, shutil, subprocess, sys, threading, time, warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np
 import pyarrow as pa
@@ -10,10 +12,11 @@ import torch
 from PIL import Image
 from memory_vlm.config import compose
 from memory_vlm.core import UserError
+from memory_vlm.data.cache import PixelCache
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.scenes import SceneSource
-from memory_vlm.data.shards import make_shards
-from memory_vlm.data.sources import open_source
+from memory_vlm.data.shards import fetch, make_shards
+from memory_vlm.data.sources import open_source, open_sources
 from memory_vlm.run import fit
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +95,43 @@ def as_saved(at):
 def as_shards(at): return make_shards(open_source(as_folder(at), 'train'), at.parent/'shards', per_shard=9)
 
 
-KINDS = [as_shards, as_folder, as_csv, as_tsv, as_jsonl, as_parquet, as_metadata, as_classes, as_coco, as_flickr, as_saved]
+def as_karpathy(at):
+    images = [dict(filename=n, split='train', sentences=[dict(raw=c), dict(raw=f'{c}, again')]) for n, c in put(at.parent/'images')]
+    (at.parent/'dataset_flickr8k.json').write_text(json.dumps(dict(images=images)))
+    return at.parent/'dataset_flickr8k.json'
+
+def inside(name): # A folder with a table in it
+    def make(at):
+        rows = put(at)
+        if name.endswith('.json'): (at/name).write_text(json.dumps({n: [c, 'too'] for n, c in rows}))
+        elif name.endswith('.jsonl'): (at/name).write_text(''.join(json.dumps(dict(file_name=n, text=c)) + '\n' for n, c in rows))
+        elif name.endswith('.parquet'): pq.write_table(pa.table(dict(file_name=[n for n, _ in rows], text=[c for _, c in rows])), at/name)
+        else:
+            comma = '\t' if name.endswith('.tsv') else ','
+            (at/name).write_text(f'file_name{comma}text\n' + ''.join(f'{n}{comma}{c}\n' for n, c in rows))
+        return at
+    make.__name__ = f'inside {name}'
+    return make
+
+def serve(handler): # On this machine only, until the tests end
+    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f'http://127.0.0.1:{server.server_port}'
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+def as_remote_shards(at):
+    text = Path(as_shards(at))
+    return f'{serve(partial(Quiet, directory=text.parent))}/{text.name}'
+
+
+KINDS = [as_shards, as_remote_shards, as_folder, as_csv, as_tsv, as_jsonl, as_parquet, as_metadata, as_classes, as_coco, as_flickr, as_karpathy, as_saved,
+         *map(inside, ('captions.csv', 'captions.tsv', 'captions.jsonl', 'captions.json', 'captions.parquet', 'metadata.jsonl'))]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('MEMORY_VLM_CACHE', str(tmp_path/'kept'))
 
 
 @pytest.mark.parametrize('make', KINDS)
@@ -121,6 +160,50 @@ def test_a_fit_runs_from_the_command_line(tmp_path):
     done = subprocess.run([sys.executable, 'train.py', *words_for(as_csv, tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '20 pictures for training' in done.stdout
+
+
+ROWS = re.findall(r'^\| ([^|]+) \| `("?training\.data\.train_path=[^|]+)` \|$', (ROOT/'README.md').read_text(), re.M) # what you have, what to give
+
+
+def as_readme(line):
+    "In the working folder, what a line of the README's table speaks of."
+    as_folder(Path('my/pictures'))
+    as_classes(Path('my/classes'))
+    as_csv(Path('my/csv'))
+    if 'image_key=photo' in line: Path('my/pairs.csv').write_text(Path('my/pairs.csv').read_text().replace('image,caption', 'photo,words'))
+    as_jsonl(Path('my/jsonl'))
+    as_parquet(Path('my/parquet'))
+    as_metadata(Path('my/folder'))
+    Path('my/saved').mkdir()
+    as_saved(Path('my/saved'))
+    as_coco(Path('coco/x'))
+    os.rename('coco/annotations/captions.json', 'coco/annotations/captions_train2017.json')
+    as_flickr(Path('flickr/x'))
+    if '.tar' in line: make_shards(open_source('my/pictures*15', 'train'), 'more', per_shard=1), [os.rename(p, f'my/{p.name}') for p in Path('more').glob('*.tar')]
+
+
+def test_the_readme_has_a_line_for_each_kind():
+    assert len(ROWS) == 13 and len(dict(ROWS)) == 13
+
+
+@pytest.mark.parametrize('line', [line for _, line in ROWS], ids=[what for what, _ in ROWS])
+def test_each_line_of_the_readme_opens(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    as_readme(line)
+    d = compose([*shlex.split('training.data.val_path='), *shlex.split(line)]).training.data
+    train, valid = open_sources(d.train_path, d.val_path, image_size=32, image_key=d.image_key, caption_key=d.caption_key, image_dir=d.image_dir, templates=d.templates)
+    assert len(train) >= 18 and len(valid) >= 1 and train.captions(0) and valid.pixels(0).shape[2] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('line', [line for _, line in ROWS], ids=[what for what, _ in ROWS])
+def test_each_line_of_the_readme_trains_as_it_is_typed(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    as_readme(line)
+    words = shlex.join([sys.executable, str(ROOT/'train.py'), *SMALL, 'training.run_dir=run', 'training.data.val_path='])
+    done = subprocess.run(f'{words} {line}', shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path('run/DONE').exists() and len(Path('run/metrics.csv').read_text().splitlines()) > 1
 
 
 def first_batch(source): return make_loader(source, image_size=32, batch_size=16, train=True).one_batch()
@@ -187,6 +270,7 @@ UNUSABLE = {
     'folder.jpg': (lambda p: p.mkdir(), 'is a directory'),
     'loop.jpg': (lambda p: p.symlink_to(p), 'too many levels of symbolic links'),
     'missing.jpg': (lambda p: None, 'missing file'),
+    'nul\x00.jpg': (lambda p: None, 'missing file'),
     'bomb.bmp': (lambda p: p.write_bytes(BOMB), 'too many pixels'),
 }
 BOMB = b'BM' + bytes(12) + b''.join(n.to_bytes(4, 'little') for n in (40, 30_000, 30_000, 1 + (24 << 16))) + bytes(24) # asks for 2.7 GB
@@ -201,7 +285,7 @@ def test_a_picture_that_can_be_shown_can_be_learned_from(name, tmp_path):
         assert images.shape == (1, 3, 32, 32) and len(ids) == 1
 
 
-@pytest.mark.parametrize('name', UNUSABLE)
+@pytest.mark.parametrize('name', UNUSABLE, ids=ascii)
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_a_picture_that_cannot_be_shown_is_named_counted_and_replaced(name, num_workers, tmp_path):
     spoil, reason = UNUSABLE[name]
@@ -212,6 +296,8 @@ def test_a_picture_that_cannot_be_shown_is_named_counted_and_replaced(name, num_
     with pytest.warns(UserWarning, match=f'Left out: .*{name}'): batches = list(loader)
     assert [len(b[0]) for b in batches] == [4]*4 and all((b[2] < 15).all() for b in batches)
     assert dict(loader.bad.reasons) == {reason: 1}
+    loader.set_epoch(1)
+    assert len(list(loader)) == 4 and dict(loader.bad.reasons) == {reason: 2} and len(loader.bad.named) == 1 # once, however often it is met
     with pytest.raises(UserError, match='more than training.data.max_bad_fraction=0.01 allows'): list(loader.new(max_bad_fraction=.01))
 
 
@@ -281,6 +367,92 @@ def test_shards_give_every_picture_once_with_more_workers_than_shards_and_from_a
     loader.set_epoch(0, 3)
     rest = list(loader)
     assert len(rest) == 2 and all((a == b).all() for one, other in zip(whole[3:], rest) for a, b in zip(one, other))
+
+
+def epochs_of(loader, n=3):
+    "All batches of some epochs."
+    def one(epoch):
+        loader.set_epoch(epoch)
+        return list(loader)
+    return [b for e in range(n) for b in one(e)]
+
+
+def same(batches, others): return all((a == b).all() for one, other in zip(batches, others, strict=True) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize('make', [as_shards, as_folder, as_parquet, as_saved])
+def test_a_cache_changes_no_batch(make, tmp_path):
+    source = open_source(make(tmp_path/'pictures'), 'train')
+    plain = make_loader(source, image_size=32, batch_size=4, train=True, augmentation='strong')
+    without = epochs_of(plain)
+    source.keep_in(cache := PixelCache(10**8))
+    assert same(without, epochs_of(plain)) and os.fstat(cache.file.fileno()).st_size > 20*100*100
+    assert same(without, epochs_of(plain.new(num_workers=2)))
+
+
+@pytest.mark.parametrize('start', ['fork', pytest.param('spawn', marks=pytest.mark.slow), pytest.param('forkserver', marks=pytest.mark.slow)])
+def test_workers_share_a_cache_and_its_limit_however_they_start(start, tmp_path):
+    as_folder(tmp_path/'x')
+    source = open_source(tmp_path/'x', 'train')
+    loader = make_loader(source, image_size=32, batch_size=4, train=True)
+    without = epochs_of(loader)
+    room = 8 + 20*40 + sum(40 + source.pixels_for(i, 32).nbytes for i in range(20))
+    source.keep_in(cache := PixelCache(room))
+    loader = loader.new(num_workers=2, persistent_workers=True) # they see what others decode after they have started
+    loader.multiprocessing_context = start
+    assert same(without, epochs_of(loader))
+    assert os.fstat(cache.file.fileno()).st_size == room # each picture once, whoever decoded it
+    for p in (tmp_path/'x').glob('*.jpg'): p.unlink()
+    assert same(without, epochs_of(loader))
+
+
+def test_a_disk_without_room_for_a_cache_ends_no_epoch(tmp_path):
+    as_folder(tmp_path/'x')
+    program = f"""if True:
+        import os, resource, sys
+        from memory_vlm.data.cache import PixelCache
+        from memory_vlm.data.loaders import make_loader
+        from memory_vlm.data.sources import open_source
+        source = open_source({str(tmp_path/'x')!r}, 'train')
+        source.keep_in(cache := PixelCache(10**8))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)) # of any file: about two of these pictures
+        loader = make_loader(source, image_size=32, batch_size=4, train=True, num_workers=2, persistent_workers=True)
+        for epoch in range(3):
+            loader.set_epoch(epoch)
+            print(sum(len(b[0]) for b in loader), os.fstat(cache.file.fileno()).st_size <= 100_000)
+    """
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '20 True\n'*3 and 'Decoded pictures are not kept any more: ' in done.stderr
+
+
+def test_a_fit_with_a_cache_is_the_same_fit_and_both_loaders_share_it(tmp_path):
+    losses = []
+    for mb in (0, 1, 1000):
+        words = [*words_for(as_csv, tmp_path/str(mb))[1:], f'training.data.cache_mb={mb}', 'training.max_steps=4']
+        learn = fit(compose(words, config_name='quickstart')).learn
+        train, valid = (dl.source._cache for dl in learn.dls)
+        assert mb == 0 and train is valid is None or train[0] is valid[0] and 40*20*2 < os.fstat(train[0].file.fileno()).st_size <= train[0].limit <= mb*2**20
+        losses.append(learn.recorder.losses)
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_remote_shard_is_tried_again_and_later_each_time(tmp_path):
+    shard, asked = Path(as_shards(tmp_path/'x').replace('{00000..00002}', '00000')), []
+    class Failing(Quiet):
+        def do_GET(self):
+            asked.append(time.monotonic())
+            if len(asked) == 1: return self.send_error(404)
+            data = shard.read_bytes()
+            self.send_response(200)
+            self.send_header('Content-Length', len(data))
+            self.end_headers()
+            self.wfile.write(data[:len(data)//2] if len(asked) == 2 else data)
+    url = f'{serve(Failing)}/x.tar'
+    assert Path(fetch(url, wait=.3)).read_bytes() == shard.read_bytes()
+    assert len(asked) == 3 and asked[1] - asked[0] > .3 and asked[2] - asked[1] > .6
+    fetch(url) # from the cache
+    assert len(asked) == 3
 
 
 MIXED = ['pairs.csv*2 + {}', "[pairs.csv*2,'{}']"]

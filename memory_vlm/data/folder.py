@@ -71,8 +71,8 @@ class FolderSource(FileSource):
         if not pairs:
             raise UserError(f"{key}='{path}' holds no pair: {len(alone)} pictures ({', '.join(SUFFIXES)}) and {texts} "
                             'texts, none of the same name; a pair is dog.jpg with its captions in dog.txt')
-        if alone or texts:
-            warnings.warn(f'{path}: left out {len(alone)} pictures without a text and {texts} texts without a picture')
+        left = [f'{n:,} {what}' for n, what in ((len(alone), 'pictures without a text'), (texts, 'texts without a picture')) if n]
+        if left: warnings.warn(f"{path}: left out {' and '.join(left)}")
         self.pictures = Paths(pairs, path)
 
     def captions(self, i)->list[str]:

@@ -25,6 +25,8 @@ class View(Source):
     def captions(self, i): return (at := self.where(i))[0].captions(at[1])
     def label(self, i): return (at := self.where(i))[0].label(at[1])
     def file(self, i): return (at := self.where(i))[0].file(at[1])
+    def keep_in(self, cache):
+        for s in self.sources: s.keep_in(cache)
 
 class Mixture(View):
     "Several sources, each shown so many times in an epoch."
@@ -70,6 +72,8 @@ class Subset(View):
     ):
         self.source, self.indices = source, np.asarray(indices)
         self.name, self.attribution = source.name, source.attribution
+    @property
+    def sources(self): return [self.source]
     def __len__(self): return len(self.indices)
     def where(self, i): return self.source, int(self.indices[i])
     def order(self, rng):

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 from ..core import UserError
+from .cache import ENTRY, PixelCache
 
 # %% ../../nbs/10_data.pictures.ipynb #9b4513cd
 class Source:
@@ -44,6 +45,11 @@ class Source:
     )->np.ndarray:   # uint8 (height, width, 3)
         "Picture `i`, smaller than it is where that is quicker and still more than `side` needs."
         return self.pixels(i)
+
+    def keep_in(self,
+        cache:PixelCache, # Shared with other sources
+    ):
+        "Keep pictures in a cache once they are decoded. Without effect where nothing is decoded."
 
     def image(self,
         i:int,       # Index of the picture
@@ -108,7 +114,7 @@ def why_unreadable(
     e:Exception, # What decoding raised
 )->str:          # A phrase
     "The reason why a picture cannot be read, in one of a few phrases."
-    if isinstance(e, FileNotFoundError): return 'missing file'
+    if isinstance(e, FileNotFoundError) or 'null byte' in str(e): return 'missing file' # no file's name has such a byte
     if isinstance(e, Image.DecompressionBombError): return 'too many pixels'
     if isinstance(e, UnidentifiedImageError): return 'not a picture'
     if isinstance(e, OSError) and e.errno: return os.strerror(e.errno).lower()
@@ -131,7 +137,8 @@ def read_pixels(
             return np.asarray(to_rgb(picture))
     except Exception as e:
         why = 'empty file' if held == b'' else why_unreadable(e)
-        raise BadSample(f'{label or data} cannot be read as a picture ({why}): {e}', why) from e
+        told = '' if isinstance(e, UnidentifiedImageError) else f': {e}' # it tells an address, another each time
+        raise BadSample(f'{label or data} cannot be read as a picture ({why}){told}', why) from e
 
 def _jpeg(data): # Upright pixels, equal to Pillow's; None where it is for Pillow to say what is wrong
     try: return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True).permute(1, 2, 0).numpy()
@@ -176,6 +183,7 @@ class Paths:
 class FileSource(Source):
     "Pictures that are files, or the bytes of files. A kind of it sets `pictures` and defines `captions`."
     pictures = () # By index a path or bytes; `pictures.label(i)` is what it is called
+    _cache = None # `PixelCache`, and where the entries of these pictures are in it
 
     def __len__(self): return len(self.pictures)
     def label(self, i)->str: return self.pictures.label(i)
@@ -188,4 +196,12 @@ class FileSource(Source):
 
     def pixels_for(self, i, side)->np.ndarray:
         "The pixels of picture `i`, of a large JPEG at a half to an eighth of its size if that leaves enough for `side`."
-        return read_pixels(self.pictures[i], self.label(i), side)
+        def decode(): return read_pixels(self.pictures[i], self.label(i), side)
+        if side is None or self._cache is None: return decode()
+        cache, place = self._cache
+        return cache.pixels(place + 8*ENTRY*int(i), side, decode)
+
+    def keep_in(self, cache):
+        if self._cache and self._cache[0] is cache: return # a source that is divided is asked by both parts
+        place = cache.take(8*ENTRY*len(self))
+        self._cache = place and (cache, place)
