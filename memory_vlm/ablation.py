@@ -140,6 +140,11 @@ class Ablation:
         untouched = pd.DataFrame({m: f'{100 * s:.1f} %' for m, s in self.scores.items()}, index=['untouched'])
         return pd.concat([untouched, shown])
 
+    def to_dict(self)->dict: # Plain values, for JSON; shares of 1
+        "Scores, verdict, and every change with its interval."
+        rows = [dict(kind=kind, token=token, **{m: dict(row[m]) for m in self.scores}) for (kind, token), row in self.changes.iterrows()]
+        return dict(verdict=self.verdict, sentence=self.sentence, num_images=self.num_images, scores=self.scores, changes=rows, notes=self.notes)
+
     def _notes(self): return [f'{kind} does not apply: {why}.' for kind, why in self.notes.items()]
     def __str__(self): return '\n'.join([self.table.to_string(), '', self.sentence, *self._notes(), HELP])
     __repr__ = __str__

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from omegaconf import DictConfig, OmegaConf, SI
 from omegaconf.errors import OmegaConfBaseException
-from .core import UserError, nearest, pick
+from .core import UserError, missing, nearest, pick
 
 # %% ../nbs/01_config.ipynb #0be6b8f1
 def num(
@@ -231,10 +231,13 @@ def _unknown_key(key): # Dotted key that nothing in the schema has
     inside = sorted({k[len(block):].split('.')[0] for k in leaves if k.startswith(block)}) or ['model', 'training', 'project']
     return f"'{key}' is no configuration key{hint} Keys here: {', '.join(inside)}"
 
+_LAUNCHERS = dict(joblib='hydra-joblib-launcher', submitit_local='hydra-submitit-launcher', submitit_slurm='hydra-submitit-launcher')
+
 def _wrong_group(text): # Hydra's message about a missing YAML file
     found = re.search(r"Could not find '([^']+)'", text) or re.search(r"Cannot find primary config '([^']+)'", text)
     if not found: return None
     group, _, name = found[1].rpartition('/')
+    if group == 'hydra/launcher' and name in _LAUNCHERS: return str(missing(_LAUNCHERS[name], f'sweep with hydra/launcher={name}', 'sweep'))
     names = sorted(p.stem for p in (config_dir()/group).glob('*.yaml'))
     if not names: return f"'{group}' is no configuration group"
     close = nearest(name, names)

@@ -24,7 +24,6 @@ from .data.classes import LabelledSource, is_by_class
 from .data.sources import open_source
 from .evaluate import encode
 from .features import memory_features
-from .pretrained import asking
 from .probe import knn_classes, probe_classes
 from .retrieval import bootstrap_interval, chance_recall, retrieval_ranks
 from .trained import open_trained
@@ -157,8 +156,7 @@ def contender(
     if text.startswith('open_clip:'): return open_clip_contender(text.removeprefix('open_clip:'))
     if (Path(text)/'open_clip_config.json').exists(): return open_clip_contender(f'local-dir:{text}')
     if not Path(text).exists() and text.partition('/')[0] in open_clip.list_models(): return open_clip_contender(text)
-    if Path(text).exists(): return our_contender(open_trained(name).model, text)
-    with asking(text, text): return our_contender(MemoryCLIP.from_pretrained(text), text)
+    return our_contender(open_trained(name).model, text)
 
 def named_objects(
     source, # Knows objects, and the `names` of all that there are

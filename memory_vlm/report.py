@@ -80,6 +80,10 @@ class MemoryReport:
         import pandas as pd
         return pd.DataFrame([asdict(r) for r in self.rows])
 
+    def to_dict(self)->dict: # Plain values, for JSON
+        "Title, sentences and rows."
+        return dict(title=self.title, sentences=self.sentences, rows=[asdict(r) for r in self.rows])
+
     def groups(self)->dict: # Heading -> lines, each as many strings as there are columns
         "The table as text."
         found = {}

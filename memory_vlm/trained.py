@@ -13,6 +13,7 @@ from .checkpoint import best_checkpoints, list_checkpoints, read_manifest
 from .clip import MemoryCLIP
 from .config import Config
 from .core import UserError
+from .pretrained import asking
 
 # %% ../nbs/47_trained.ipynb #76157da9
 @dataclass
@@ -48,7 +49,10 @@ def open_trained(
 )->Trained:
     "A model and what its run knows of it. Raises `UserError` for what cannot be opened."
     run = run_of(Path(name))
-    if run is None: return Trained(MemoryCLIP.from_pretrained(name), Path(str(name)), None, {})
+    def alone(): return Trained(MemoryCLIP.from_pretrained(name), Path(str(name)), None, {})
+    if run is None and Path(name).exists(): return alone()
+    if run is None:
+        with asking(str(name), str(name)): return alone()
     cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
     checkpoint = Path(name) if (Path(name)/'manifest.json').exists() else best_checkpoint(run, cfg)
     return Trained(MemoryCLIP.from_pretrained(checkpoint), checkpoint, cfg, read_manifest(checkpoint)['metrics'])

@@ -9,6 +9,7 @@ navigation, and both colour schemes; nothing is loaded from a network when they 
 import ast, base64, csv, io, json, os, re, shutil, subprocess, sys, tempfile, tokenize
 from pathlib import Path
 import yaml
+from memory_vlm.core import MissingPackage, need
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'
@@ -225,5 +226,7 @@ def build(site):
 
 
 if __name__ == '__main__':
+    try: need('mkdocs', 'build the documentation', extra='dev')
+    except MissingPackage as e: sys.exit(str(e))
     if not build(ROOT/'_docs'): sys.exit(1)
     print(f'{len(pages()) + 1} pages: open _docs/index.html; for the search, python -m http.server -d _docs')

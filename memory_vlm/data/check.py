@@ -44,6 +44,14 @@ class DataReport:
         if len(self.sizes) > 1 and len(self.captions) == 1: lines.append('all captions are the same, so no picture can be told from another')
         return lines
 
+    def to_dict(self)->dict: # Plain values, for JSON; spans are [smallest, median, largest]
+        "What was found, without the pictures."
+        width, height = np.array(self.sizes).reshape(-1, 2).T
+        spans = dict(width=width, height=height, captions=self.counts, tokens=self.tokens)
+        return dict(name=self.name, pictures=self.total, looked_at=self.bad.seen, seconds=self.seconds, bad=dict(self.bad.reasons),
+                    bad_samples=self.bad.named, copies=self.copies, different_captions=len(self.captions), problems=self.problems,
+                    **{k: np.quantile(v, [0, .5, 1]).tolist() if len(v) else None for k, v in spans.items()})
+
     def __str__(self):
         lines = [f'{self.name}: {self.total:,} pictures, {self.bad.seen:,} of them looked at in {self.seconds:.1f} s']
         if self.sizes:

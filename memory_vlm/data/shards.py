@@ -106,7 +106,7 @@ def fetch(
     wait:float=1.,   # Seconds after the first failure; twice as long after each further one
 )->str:              # Path of a copy
     "Copy a remote shard into the cache. Raises `UserError` if that fails."
-    gopen = need('webdataset.gopen', 'read shards from a URL').gopen
+    gopen = need('webdataset.gopen', 'read shards from a URL', extra='data').gopen
     path = cache_dir()/'shards'/f'{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar'
     if path.exists(): return str(path)
     path.parent.mkdir(parents=True, exist_ok=True)
