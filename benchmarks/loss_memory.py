@@ -2,6 +2,7 @@
 
     python benchmarks/loss_memory.py                        # B = 8192, D = 512, on the CPU or, if there is one, on CUDA
     python benchmarks/loss_memory.py --loss siglip --batch 4096
+    python benchmarks/loss_memory.py --large --csv benchmarks/results/loss_large.csv # 8192, 16384 and 32768 pairs, on one rank and on two
     python benchmarks/loss_memory.py --csv benchmarks/results/loss_memory.csv  # also append the figures to a file
 
 What is measured, and how:
@@ -16,12 +17,20 @@ What is measured, and how:
   buffers inside the matrix library, and the gradients that it hands back. On CUDA it is the allocator's peak above
   what the features take.
 
+- --large: one step each, in fresh processes, after the batch of 64. Two ranks are two processes on this machine (gloo) with
+  half of the pairs and of the threads each; negatives come from both, with gradients, and memory is that of the larger
+  rank. A step of open_clip's takes four times as much at twice the batch; where that is more than the machine has free,
+  only ours runs.
+
 On a CPU the memory part needs Linux (/proc).
 """
-import argparse, os, subprocess, sys, time
+import argparse, os, subprocess, sys, tempfile, time
+from functools import partial
 from pathlib import Path
 
-import open_clip, torch
+import open_clip, psutil, torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from open_clip.loss import ClipLoss, SigLipLoss
 from memory_vlm.loss import clip_loss, siglip_loss
 from results import machine, store
@@ -83,27 +92,70 @@ def resident(field):
     return int(line.split()[1]) * 1024
 
 
+def loss_of(args):
+    "The loss to be measured, with negatives from all ranks where there are several."
+    if args.ranks == 1: return LOSSES[args.memory_of][args.loss]
+    if args.memory_of == 'ours': return partial(LOSSES['ours'][args.loss], gather_distributed=True)
+    kind, sharing = type(LOSSES['open_clip'][args.loss]), dict(rank=dist.get_rank(), world_size=args.ranks)
+    return kind(**sharing, **(dict(local_loss=True, gather_with_grad=True) if args.loss == 'clip' else {}))
+
+
 def extra_memory(args):
-    "Most bytes that one step takes beyond its inputs; to be called in a fresh process."
-    loss = LOSSES[args.memory_of][args.loss]
+    "Most bytes that one step takes beyond its inputs, and its seconds; to be called in a fresh process."
+    loss = loss_of(args)
     step(loss, make_inputs(args, 64))
-    inputs = make_inputs(args, args.batch)
+    inputs = make_inputs(args, args.batch // args.ranks)
     if args.device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step(loss, inputs)
-        return torch.cuda.max_memory_allocated() - before
+        took = seconds(loss, inputs)
+        return torch.cuda.max_memory_allocated() - before, took
     Path('/proc/self/clear_refs').write_text('5') # resets VmHWM
     before = resident('VmRSS')
-    step(loss, inputs)
-    return resident('VmHWM') - before
+    took = seconds(loss, inputs)
+    return resident('VmHWM') - before, took
 
 
-def extra_memory_of(args, name, batch):
-    "`extra_memory` of the loss called `name`, measured in a process of its own."
-    command = [sys.executable, __file__, '--memory-of', name, '--loss', args.loss, '--batch', batch, '--dim', args.dim,
+def on_rank(rank, args, folder):
+    "`extra_memory` of one of several ranks, written into a file."
+    torch.set_num_threads(max(1, args.threads // args.ranks))
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=args.ranks)
+    Path(folder, f'{rank}.txt').write_text('{} {}'.format(*extra_memory(args)))
+    dist.destroy_process_group()
+
+
+def most_of_ranks(args):
+    "The largest memory and the longest time among ranks."
+    if args.ranks == 1: return extra_memory(args)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(on_rank, (args, folder), nprocs=args.ranks)
+        found = [Path(folder, f'{rank}.txt').read_text().split() for rank in range(args.ranks)]
+    return max(int(memory) for memory, _ in found), max(float(took) for _, took in found)
+
+
+def extra_memory_of(args, name, batch, ranks=1):
+    "Bytes and seconds of the loss called `name`, measured in a process of its own."
+    command = [sys.executable, __file__, '--memory-of', name, '--loss', args.loss, '--batch', batch, '--dim', args.dim, '--ranks', ranks,
                '--device', args.device, '--dtype', str(args.dtype).removeprefix('torch.'), '--threads', args.threads]
-    return int(subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout)
+    memory, took = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout.split()
+    return int(memory), float(took)
+
+
+def large(args):
+    "Both losses at large batches on one rank and on two."
+    rows, theirs = [], {}
+    print(f"{'pairs':>8}{'ranks':>7}{'seconds':>10}{'MiB a rank':>12}{'open_clip: seconds':>21}{'MiB a rank':>12}")
+    for batch in (8192, 16384, 32768):
+        for ranks in (1, 2):
+            (memory, took), peer = extra_memory_of(args, 'ours', batch, ranks), None
+            expected, free = 4 * theirs.get((batch // 2, ranks), 0), psutil.virtual_memory().available
+            if ranks * expected < free: peer = extra_memory_of(args, 'open_clip', batch, ranks)
+            theirs[batch, ranks] = peer[0] if peer else expected
+            shown = f'{peer[1]:21.2f}{peer[0] / MiB:12.0f}' if peer else f'   not run: needs about {ranks * expected / 2**30:.0f} GiB of {free / 2**30:.0f}'
+            print(f'{batch:8}{ranks:7}{took:10.2f}{memory / MiB:12.0f}{shown}', flush=True)
+            rows.append(dict(batch=batch, ranks=ranks, seconds_ours=f'{took:.2f}', mib_ours=f'{memory / MiB:.1f}',
+                             seconds_open_clip=f'{peer[1]:.2f}' if peer else '', mib_open_clip=f'{peer[0] / MiB:.1f}' if peer else ''))
+    if args.csv: store(args.csv, rows, args.device, loss=args.loss, dim=args.dim, threads=args.threads)
 
 
 def parse():
@@ -115,6 +167,8 @@ def parse():
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     p.add_argument('--dtype', type=lambda name: getattr(torch, name), default=torch.float32, help='such as bfloat16')
     p.add_argument('--threads', type=int, default=os.cpu_count(), help='threads of the CPU')
+    p.add_argument('--large', action='store_true', help='large batches, on one rank and on two; with --csv, a file of its own')
+    p.add_argument('--ranks', type=int, default=1, help=argparse.SUPPRESS)
     p.add_argument('--csv', type=Path, help='file to append the figures to')
     p.add_argument('--memory-of', choices=list(LOSSES), help=argparse.SUPPRESS)
     return p.parse_args()
@@ -123,12 +177,13 @@ def parse():
 def main():
     args = parse()
     torch.set_num_threads(args.threads)
-    if args.memory_of: return print(extra_memory(args))
+    if args.memory_of: return print(*most_of_ranks(args))
+    if args.large: return large(args)
     B, dtype = args.batch, str(args.dtype).removeprefix('torch.')
     print(f'{args.loss} loss, B = {B}, D = {args.dim}, {dtype}, forward plus backward\n'
           f'{machine(args.device)}, torch {torch.__version__}, open_clip {open_clip.__version__}\n')
     gradients, times = compare_gradients(args), compare_times(args)
-    ours, theirs, twice = (extra_memory_of(args, *a) for a in [('ours', B), ('open_clip', B), ('ours', 2 * B)])
+    ours, theirs, twice = (extra_memory_of(args, *a)[0] for a in [('ours', B), ('open_clip', B), ('ours', 2 * B)])
     figures = dict(speedup=times['open_clip'] / times['ours'], saving=theirs / ours, growth=twice / ours,
                    gradients=gradients)
     print(f"{'':12}{'seconds':>10}{'extra MiB':>12}{f'MiB at {2*B}':>14}")

@@ -1,16 +1,18 @@
 """What checkpoints and logs cost a fit, at the default intervals.
 
-    python benchmarks/overhead.py                                        # the quickstart's model
-    python benchmarks/overhead.py --config-name default --steps 3 training.batch_size=8 # the default architecture
+    python benchmarks/overhead.py                                              # the quickstart's model
+    python benchmarks/overhead.py --config-name default --steps 6 training.batch_size=8 # the default architecture
     python benchmarks/overhead.py --csv benchmarks/results/overhead.csv
 
-A fit of scenes takes some steps, with a checkpoint at the end and a row of the log as often as the configuration says
-(CSV, TensorBoard, and W&B offline). Checkpoints and log calls are timed where they happen; the rest is the steps.
-A checkpoint's share is its time beside that of `save_interval` steps, or of an epoch if that is shorter.
+A fit of scenes takes some steps, with three checkpoints and a row of the log (CSV, TensorBoard, and W&B offline) at each
+step. Both are timed where they happen; the rest is the steps. Then they are scaled to the intervals of the configuration:
+a row's share is its time beside that of `log_interval` steps; a checkpoint's is its time beside `save_minutes`,
+`save_interval` steps or an epoch of scenes, whichever is shortest. A small batch makes steps short, and so shares large.
 """
-import argparse, tempfile, time
+import argparse, math, tempfile, time
 from pathlib import Path
 from memory_vlm.callbacks import CheckpointCallback, LogCallback
+from memory_vlm.checkpoint import newest_checkpoint
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.run import go_on
@@ -35,18 +37,20 @@ def main():
     p.add_argument('--csv', help='append the figures to this file')
     p.add_argument('overrides', nargs='*')
     args = p.parse_args()
-    words = ['training.data.train_path=scenes', 'training.data.val_path=scenes:tiny', f'training.max_steps={args.steps}', 'training.logging.wandb=true']
-    learn = make_learner(compose([*words, *args.overrides], config_name=args.config_name))
+    asked = compose(args.overrides, config_name=args.config_name).training.logging
+    words = ['training.data.train_path=scenes', 'training.data.val_path=scenes:tiny', f'training.max_steps={args.steps}', 'training.logging.wandb=true',
+             'training.logging.log_interval=1', f'training.logging.save_interval={max(1, args.steps // 3)}']
+    learn = make_learner(compose([*args.overrides, *words], config_name=args.config_name))
     saves, writes, evaluations = Clock(CheckpointCallback, 'save'), Clock(LogCallback, 'after_batch'), Clock(type(learn), 'evaluate')
+    fits = Clock(type(learn), 'fit_schedule') # without the start of W&B
     with tempfile.TemporaryDirectory() as d:
-        start = time.perf_counter()
         go_on(learn, Path(d), None, None)
-        whole = time.perf_counter() - start
-        size = sum(p.stat().st_size for p in Path(d).glob('checkpoints/**/*')) / 1e6
-    steps = whole - saves.total - writes.total - evaluations.total
-    between = min(learn.cfg.training.logging.save_interval, len(learn.dls.train)) * steps / args.steps
-    row = dict(checkpoint_seconds=round(saves.total / saves.calls, 3), checkpoint_MB=round(size), step_seconds=round(steps / args.steps, 4),
-               checkpoint_share=round(saves.total / saves.calls / between, 5), log_share=round(writes.total / steps, 5))
+        size = sum(p.stat().st_size for p in newest_checkpoint(Path(d)/'checkpoints').iterdir()) / 1e6
+    step = (fits.total - saves.total - writes.total - evaluations.total) / args.steps
+    save, row_time = saves.total / saves.calls, writes.total / writes.calls
+    between = min(min(asked.save_interval, len(learn.dls.train)) * step, 60 * asked.save_minutes or math.inf)
+    row = dict(checkpoint_seconds=round(save, 3), checkpoint_MB=round(size), row_seconds=round(row_time, 4), step_seconds=round(step, 4),
+               checkpoint_share=round(save / between, 5), log_share=round(row_time / (asked.log_interval * step), 5))
     print(*(f'{k:20} {v}' for k, v in row.items()), sep='\n')
     if args.csv: store(args.csv, [dict(config=args.config_name) | row])
 

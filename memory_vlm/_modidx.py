@@ -1379,6 +1379,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'memory_vlm/tokens.py'),
                                    'memory_vlm.tokens.TokenLayout.num_tokens': ( 'tokens.html#tokenlayout.num_tokens',
                                                                                  'memory_vlm/tokens.py'),
+                                   'memory_vlm.tokens.TokenLayout.of': ('tokens.html#tokenlayout.of', 'memory_vlm/tokens.py'),
                                    'memory_vlm.tokens.TokenLayout.patches': ('tokens.html#tokenlayout.patches', 'memory_vlm/tokens.py'),
                                    'memory_vlm.tokens.TokenLayout.put': ('tokens.html#tokenlayout.put', 'memory_vlm/tokens.py'),
                                    'memory_vlm.tokens.TokenLayout.readout': ('tokens.html#tokenlayout.readout', 'memory_vlm/tokens.py'),

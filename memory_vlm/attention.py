@@ -223,8 +223,8 @@ class Recorder:
         known = {(layout.num_tokens, layout.num_keys): 0}
         if layout.num_new_cls: known = {(layout.num_old,) * 2: 0, (layout.num_new_cls, layout.num_keys): layout.num_old}
         if (num_queries, num_keys) in known: return known[num_queries, num_keys]
-        raise UserError(f'{num_queries} tokens with {num_keys} keys do not fit {layout}; pictures of another size and '
-                        'patch dropout cannot be captured')
+        raise UserError(f'{num_queries} tokens with {num_keys} keys do not fit {layout}; pictures of another size '
+                        'cannot be captured, nor patch dropout: set the model to eval()')
 
 # %% ../nbs/50_attention.ipynb #82c895b3
 def find_vit(

@@ -86,6 +86,7 @@ class ModelConfig:
     mlp_ratio:float = num(4.0, above=0) # Hidden width of the MLPs as a multiple of `embed_dim`
     drop_rate:float = num(0.0, 0, 1)    # Dropout on tokens and MLPs (0..1)
     attn_drop_rate:float = num(0.0, 0, 1) # Dropout on attention weights (0..1)
+    patch_drop_rate:float = num(0.0, 0, .999999) # Share of the patches of a picture that training leaves out, others each time; CLS and memory stay (0..1)
     vit_kwargs:dict[str, Any] = free()  # Further arguments of timm's VisionTransformer, such as `act_layer: quick_gelu`
     proj:str = one_of('linear', 'affine', 'none') # What brings a picture's feature into the joint space: a matrix, a matrix with bias, nothing
     proj_dim:int|None = num(None, 1)    # Width of the joint space; null: `embed_dim`

@@ -54,11 +54,14 @@ class Usage:
     def clear(self):
         device = next(self.vit.parameters()).device
         self.total, self.calls = torch.zeros(len(self.vit.blocks), self.layout.num_memory, device=device), 0 # (L,M)
+        self.num_keys = self.layout.num_keys
 
     def hear(self, layer, q, k, v, weights):
         "A listener, as `listening` wants it."
-        if k.shape[2] != self.layout.num_keys: return # the old tokens of `kv_protected`
-        parts = [weights(rows=r, columns=self.layout.memory) for r in readers(self.layout, q.shape[2])] # (B,H,n,M) each
+        if self.layout.num_new_cls and q.shape[2] > self.layout.num_new_cls: return # the old tokens of `kv_protected`
+        outside, self.num_keys = self.layout.num_keys - self.layout.num_tokens, k.shape[2] # fewer keys where patches are dropped
+        layout = self.layout.of(self.num_keys - outside)
+        parts = [weights(rows=r, columns=layout.memory) for r in readers(layout, q.shape[2])] # (B,H,n,M) each
         self.total[layer] += sum(p.sum((0, 1, 2)) for p in parts) / sum(p[..., 0].numel() for p in parts)
         self.calls += layer == 0
 
@@ -70,7 +73,7 @@ class Usage:
     def mean(self)->Tensor: # (G,M) on the CPU, 1: even attention; the same on all ranks
         usage = self.total / max(self.calls, 1)
         if self.layout.in_sequence: usage = usage.mean(0, keepdim=True)
-        return (mean_over_ranks(usage) * self.layout.num_keys).cpu()
+        return (mean_over_ranks(usage) * self.num_keys).cpu()
 
 # %% ../nbs/43_resets.ipynb #9b079382
 def rows_of(

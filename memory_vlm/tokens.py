@@ -7,7 +7,7 @@ __all__ = ['POSITIONS', 'TokenLayout']
 
 # %% ../nbs/02_tokens.ipynb #27977767
 import torch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fastcore.basics import patch
 from torch import Tensor
 from .core import pick
@@ -23,13 +23,14 @@ class TokenLayout:
     num_memory:int = 0       # Memory tokens M (count)
     position:str = 'prepend' # One of `POSITIONS`
     num_cls:int = 1          # CLS tokens before everything else (0 or 1)
+    kept:int|None = None     # Patches that are in the sequence (count); None: all of the grid
 
     def __post_init__(self): pick(POSITIONS, self.position, 'TokenLayout.position')
 
     @property
     def in_sequence(self)->bool: return self.position in ('prepend', 'append')
     @property
-    def num_patches(self)->int: return self.grid[0] * self.grid[1]
+    def num_patches(self)->int: return self.grid[0] * self.grid[1] if self.kept is None else self.kept
     @property
     def num_new_cls(self)->int: return int(self.position == 'kv_protected' and self.num_memory > 0)
     @property
@@ -94,6 +95,16 @@ def put(
     "Replace the memory tokens of a sequence."
     return torch.slice_scatter(x, memory, x.dim() - 2, self.memory.start, self.memory.stop)
 
+# %% ../nbs/02_tokens.ipynb #c6972a31
+@patch
+def of(
+    self:TokenLayout,
+    num_tokens:int,     # Length of a sequence (tokens)
+)->TokenLayout:         # This layout, or one with as few patches as the sequence has
+    "The layout of a sequence from which patches may be missing."
+    missing = self.num_tokens - num_tokens
+    return replace(self, kept=self.num_patches - missing) if missing else self
+
 # %% ../nbs/02_tokens.ipynb #915333e1
 @patch
 def to_grid(
@@ -101,6 +112,6 @@ def to_grid(
     values:Tensor,      # One value per patch (..., P)
 )->Tensor:              # The same values as a picture (..., rows, columns)
     "Lay patch values out as the picture has them. Raises ValueError if their number is not that of the grid."
-    if values.shape[-1] != self.num_patches:
+    if values.shape[-1] != self.grid[0] * self.grid[1]:
         raise ValueError(f'{values.shape[-1]} values for a grid of {self.grid[0]} x {self.grid[1]} patches')
     return values.reshape(*values.shape[:-1], *self.grid)

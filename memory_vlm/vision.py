@@ -69,14 +69,15 @@ class MemoryBlock(Block):
         if self.wanted is not None: return self.forward_wanted(x)
         if self.memory is not None: return self.forward_outside(x)
         if self.update is None: return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        cls, memory, patches = self.layout.split(x)
+        layout = self.layout.of(x.shape[1])
+        cls, memory, patches = layout.split(x)
         if self.update.reads:
             memory = self.update.before(memory, torch.cat([cls, patches], dim=1))
-            x = self.layout.put(x, memory)
+            x = layout.put(x, memory)
         x = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        written = x[:, self.layout.memory]
+        written = x[:, layout.memory]
         kept = self.update.after(memory, written)
-        return x if kept is written else self.layout.put(x, kept)
+        return x if kept is written else layout.put(x, kept)
 
     def feed_forward(self, x:Tensor)->Tensor: return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
@@ -99,7 +100,8 @@ class MemoryBlock(Block):
         return self.feed_forward(x[:, self.wanted] + self.drop_path1(self.ls1(y)))
 
     def forward_protected(self, x:Tensor)->Tensor: # (B,N,D) -> (B,N,D)
-        old, new = x[:, :self.layout.num_old], x[:, self.layout.new_cls]
+        layout = self.layout.of(x.shape[1])
+        old, new = x[:, :layout.num_old], x[:, layout.new_cls]
         h_old, h_new = self.norm1(old), self.norm1(new)
         q, k, v = self.attn.project(h_old)
         old = self.feed_forward(old + self.drop_path1(self.ls1(self.attn.read(h_old, q, k, v))))
@@ -122,6 +124,7 @@ class MemoryViT(VisionTransformer):
         **vit_kwargs,                    # Passed to timm's VisionTransformer
     ):
         super().__init__(block_fn=MemoryBlock, attn_layer=MemoryAttention, **vit_kwargs)
+        self.drop_patches, self.patch_drop = self.patch_drop, nn.Identity() # before memory joins, not after as timm does: memory is never dropped
         self.layout = TokenLayout(self.patch_embed.grid_size, num_cls=int(self.has_class_token))
         self.memory = self.new_cls = self.new_head = self.ema_alpha = self.heard = None
         self.asked_old = False # set by `as_before`
@@ -171,7 +174,7 @@ class MemoryViT(VisionTransformer):
 
     def _ema_hook(self, block, args, x):
         if not (self.training and torch.is_grad_enabled()) or in_backward(): return
-        written = self.layout.split(x.detach())[1] # (B,M,D)
+        written = self.layout.of(x.shape[1]).split(x.detach())[1] # (B,M,D)
         if self.heard is None: ema_step(self.memory.tokens, written, self.ema_alpha, self.memory_scale)
         else: self.heard.append(written.float().mean(0))
 
@@ -243,14 +246,15 @@ class MemoryViT(VisionTransformer):
         self.memory.tokens[ids] = patch_centres(self.patch_embed(images), self.layout.num_memory, seed)[ids]
 
     def _pos_embed(self, x:Tensor)->Tensor: # (B,P,D) -> (B,N,D)
-        x = super()._pos_embed(x)
-        if self.memory is not None: return self.layout.join(x, self.memory().to(x.dtype).expand(x.shape[0], -1, -1)) # not `len`, which torch.export takes for a constant
+        x = self.drop_patches(super()._pos_embed(x))
+        if self.memory is not None: return self.layout.of(x.shape[1] + self.layout.num_memory).join(x, self.memory().to(x.dtype).expand(x.shape[0], -1, -1)) # not `len`, which torch.export takes for a constant
         if self.new_cls is not None: return torch.cat([x, self.new_cls.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
         return x
 
     def pool(self, x:Tensor, pool_type:str=None)->Tensor: # (B,N,D) -> (B,D)
-        if self.layout.num_new_cls and not self.asked_old: return x[:, self.layout.new_cls].squeeze(1)
-        return super().pool(x if self.layout.position == 'prepend' else x[:, :self.layout.num_old], pool_type)
+        layout = self.layout if self.blocks[-1].wanted else self.layout.of(x.shape[1]) # what is wanted stands alone
+        if layout.num_new_cls and not self.asked_old: return x[:, layout.new_cls].squeeze(1)
+        return super().pool(x if layout.position == 'prepend' else x[:, :layout.num_old], pool_type)
 
     def forward_head(self, x:Tensor, pre_logits:bool=False)->Tensor: # (B,N,D) -> (B,D)
         x = super().forward_head(x, pre_logits=True)
@@ -320,7 +324,7 @@ def make_vit(
     "The vision tower that a configuration describes. Raises `UserError` for memory that means nothing."
     check_memory(cfg)
     return build_vit(vit_arguments(cfg), pos_drop_rate=cfg.drop_rate, proj_drop_rate=cfg.drop_rate,
-                     attn_drop_rate=cfg.attn_drop_rate, num_classes=0, weight_init='jax')
+                     attn_drop_rate=cfg.attn_drop_rate, patch_drop_rate=cfg.patch_drop_rate, num_classes=0, weight_init='jax')
 
 def memory_arguments(m): # Those of `MemoryViT.add_memory` from `cfg.model.memory`
     return m.num_memory_tokens, m.memory_init, m.memory_update, m.memory_position, m.mem_alpha, m.dim

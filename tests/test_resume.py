@@ -20,7 +20,7 @@ SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes
           'training.logging.tensorboard=false', 'training.logging.log_interval=1',
           'model.embed_dim=32', 'model.depth=2', 'model.text.embed_dim=16', 'model.text.depth=1']
 SMALL = [*SCENES, 'training.epochs=3', 'training.max_steps=7', 'training.logging.eval_interval=2', 'training.logging.save_interval=1',
-         'model.drop_rate=0.1', 'model.memory.mem_reinit_steps=3', 'model.memory.mem_dead_threshold=1']
+         'model.drop_rate=0.1', 'model.patch_drop_rate=0.3', 'model.memory.mem_reinit_steps=3', 'model.memory.mem_dead_threshold=1']
 
 
 @pytest.fixture(autouse=True)
