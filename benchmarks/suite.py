@@ -47,6 +47,8 @@ PARTS = [
          dict(overhead='lower'), ('batch', 'precision'), share=True),
     Part('dashboard', 'step with a dashboard over without: time',
          dict(ratio='lower'), ('model', 'batch', 'every'), rounds=False, device=False),
+    Part('search', "indexing pictures over the loader alone: time",
+         dict(index_over_loader='lower'), ('model', 'indexed', 'workers')),
 ]
 
 
