@@ -1322,6 +1322,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'memory_vlm.search.Uncaptioned': ('search.html#uncaptioned', 'memory_vlm/search.py'),
                                    'memory_vlm.search.Uncaptioned.captions': ('search.html#uncaptioned.captions', 'memory_vlm/search.py'),
                                    'memory_vlm.search.best_rows': ('search.html#best_rows', 'memory_vlm/search.py'),
+                                   'memory_vlm.search.check_reads': ('search.html#check_reads', 'memory_vlm/search.py'),
                                    'memory_vlm.search.encode_into': ('search.html#encode_into', 'memory_vlm/search.py'),
                                    'memory_vlm.search.index_path': ('search.html#index_path', 'memory_vlm/search.py'),
                                    'memory_vlm.search.open_index': ('search.html#open_index', 'memory_vlm/search.py'),

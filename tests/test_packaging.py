@@ -1,7 +1,8 @@
 """The package's metadata says one thing once, and what is installed works away from this repository."""
-import ast, os, re, subprocess, sys, tomllib, venv, zipfile
+import ast, json, os, re, subprocess, sys, tomllib, venv, zipfile
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 import pytest, yaml
 
@@ -107,7 +108,8 @@ def elsewhere(wheel, tmp_path_factory):
     site = Path(run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'))
     (site/'borrowed.pth').write_text('\n'.join(p for p in sys.path if p.endswith('-packages')))
     def runs(code): return run(python, '-c', code, cwd=folder, env=clean)
-    runs.site = site
+    runs.site, runs.folder, runs.command = site, folder, [python.with_name('memory_vlm')]
+    runs.env = clean
     return runs
 
 @pytest.mark.slow
@@ -125,9 +127,35 @@ def test_wheel_fits_and_is_handed_on_elsewhere(elsewhere):
                      'print(open_clip.create_model("local-dir:given").visual.trunk.layout.num_memory)') == '8'
 
 @pytest.mark.slow
-def test_missing_extra_is_one_sentence(elsewhere):
-    code = ('import sys; sys.modules["onnx"] = None\n'
-            'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.export import export\n'
-            'try: export(MemoryCLIP.from_config(compose(["model=tiny", "model.depth=1", "model.text.depth=1"]).model), "onnx")\n'
-            'except ImportError as e: print(e)')
-    assert elsewhere(code) == "The package 'onnx' is needed to export to ONNX: pip install 'memory-vlm[export]'"
+def test_command_line_elsewhere(elsewhere):
+    def shell(*words, status=0):
+        done = subprocess.run([*elsewhere.command, *words], cwd=elsewhere.folder, env=elsewhere.env, capture_output=True, text=True)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+    assert 'memory_vlm fit --config-name=quickstart' in shell('fit', '--help')
+    assert yaml.safe_load(shell('config', '--config-name=quickstart', 'training.max_steps=2'))['training']['max_steps'] == 2
+    words = ['training.max_steps=2', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny']
+    shell('fit', '--config-name=quickstart', *words, 'training.run_dir=fitted')
+    assert (elsewhere.folder/'fitted'/'DONE').exists()
+    assert 'val_loss' in json.loads(shell('report', 'fitted', '--images', '16', '--json').partition('\n}')[0] + '}')['metrics']
+    assert "did you mean 'training.epochs'?" in shell('fit', 'training.epoch=3', status=2)
+    told = shell('fit', '-m', 'hydra/launcher=joblib', 'training.seed=0,1', status=2)
+    assert "needed to sweep with hydra/launcher=joblib: pip install 'memory-vlm[sweep]'" in told or find_spec('hydra_plugins.hydra_joblib_launcher')
+
+MISSING = dict( # Extra -> what it brings, what asks for it, and what that is for
+    export=('onnx', 'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.export import export\n'
+            'export(MemoryCLIP.from_config(compose(["model=tiny", "model.depth=1", "model.text.depth=1"]).model), "onnx")', 'export to ONNX'),
+    data=('webdataset', 'from memory_vlm.data.sources import open_source; open_source("https://nowhere.invalid/x.tar", "train")', 'read shards from a URL'),
+    sweep=('hydra-joblib-launcher', 'from memory_vlm.config import explain\n'
+           'raise explain(ValueError("Could not find \'hydra/launcher/joblib\'"))', 'sweep with hydra/launcher=joblib'),
+    dev=('mkdocs', 'import runpy; runpy.run_path("tools/docs.py", run_name="__main__")', 'build the documentation'))
+
+def test_every_extra_is_known(settings):
+    assert {key.removesuffix('_requirements') for key in settings if key.endswith('_requirements')} == set(MISSING)
+
+@pytest.mark.parametrize('extra', MISSING)
+def test_missing_extra_is_one_sentence(extra):
+    package, code, why = MISSING[extra]
+    done = subprocess.run([sys.executable, '-c', f'import sys; sys.modules["{package}"] = None\n{code}'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(f"The package '{package}' is needed to {why}: pip install 'memory-vlm[{extra}]'")

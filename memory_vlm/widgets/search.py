@@ -16,7 +16,7 @@ from ..attention import AttentionMaps, capture, checked_index, find_vit
 from ..core import UserError
 from ..features import map_layer
 from ..plots import overlay, scale_of, token_overlays
-from ..data.tokenizer import tokenize
+from ..search import best_rows, check_reads, text_feature
 from .base import Panel, Pictures, at_rest, model_of, picture_features, version_of
 from .draw import enlarge, scale_html
 from .export import maps_page, picture_data, picture_url
@@ -30,8 +30,7 @@ class Index:
         pictures:Pictures, # To choose from
         num:int=512,       # Pictures, the first ones
     ):
-        if not hasattr(model, 'encode_text'):
-            raise UserError('This model reads no captions, so it cannot search: it is a vision tower alone.')
+        check_reads(model)
         self.model, self.pictures, self.n, self.version = model, pictures, min(num, len(pictures)), None
 
     def features(self, batch:int=64)->Tensor: # (n, D)
@@ -49,13 +48,8 @@ class Index:
         top:int=6,   # Pictures wanted
     )->list:         # (index, cosine), best first
         "The pictures that fit a caption best."
-        if not caption.strip(): raise UserError('Type a caption to search for.')
-        features, device = self.features(), next(self.model.parameters()).device
-        ids = tokenize([caption], self.model.text.context_length).to(device)
-        with at_rest(self.model): text = self.model.encode_text(ids, normalize=True)
-        cosine = features @ text[0].float().cpu() # (n,)
-        best = cosine.topk(min(top, self.n))
-        return list(zip(best.indices.tolist(), best.values.tolist()))
+        with at_rest(self.model): query = text_feature(self.model, caption)
+        return best_rows(self.features(), query, top)
 
     def look(self, ids:list)->AttentionMaps: # Pictures -> their maps, in the same order
         "Attention in some pictures."

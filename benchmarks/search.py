@@ -1,0 +1,83 @@
+"""How fast pictures are found by words: a query over many pictures, and indexing beside the loader that it reads through.
+
+    python benchmarks/search.py                         # features drawn at random, photographs of 500 x 375
+    python benchmarks/search.py --folder my/pictures    # index yours
+
+A query is all that happens between a caption and the paths, on a file that is mapped: median and slowest, the model and
+its first query apart. Goal: at most 200 ms for 100 000 pictures. Indexing is compared with the loader alone, both over
+the same pictures with the same workers, in turns; what is above 1 is the model (quickstart's unless --model names one),
+so the goal is a ratio near 1 where the model is quick. The last figure is what a search costs when nothing has changed.
+"""
+import argparse, os, statistics, tempfile, time
+from pathlib import Path
+import numpy as np
+import torch
+from data import photograph
+from memory_vlm.clip import MemoryCLIP
+from memory_vlm.config import compose
+from memory_vlm.data.loaders import make_loader
+from memory_vlm.search import Index, Uncaptioned, open_index, open_pictures, read_index, search, write_index
+from results import store
+
+
+def seconds(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def query_times(model, args, at):
+    "Seconds of each query over an index of drawn features, and of the first."
+    features = torch.nn.functional.normalize(torch.randn(args.pictures, args.dim), dim=-1).half()
+    names = [f'folder {i // 1000}/picture {i:06}.jpg' for i in range(args.pictures)]
+    write_index(Index(features, torch.ones(args.pictures, dtype=torch.bool), names, torch.zeros(args.pictures, 2, dtype=torch.int64), ''), at/'drawn')
+    del features
+    index = read_index(at/'drawn')
+    first, *times = [seconds(lambda: search(model, index, f'thing number {i}')) for i in range(args.queries + 1)]
+    return first, times
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--folder', help='pictures to index; without it some are made')
+    p.add_argument('--model', help='what MemoryCLIP.from_pretrained opens')
+    p.add_argument('--pictures', type=int, default=100_000, help='of a query')
+    p.add_argument('--dim', type=int, default=512, help='width of their features')
+    p.add_argument('--queries', type=int, default=50)
+    p.add_argument('--indexed', type=int, default=512, help='pictures that are made to be indexed')
+    p.add_argument('--workers', type=int, default=os.cpu_count())
+    p.add_argument('--rounds', type=int, default=5)
+    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    p.add_argument('--csv', help='append the figures to this file')
+    args = p.parse_args()
+    torch.manual_seed(0)
+    own = lambda *words: MemoryCLIP.from_config(compose(list(words), config_name='quickstart').model).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        at = Path(folder)
+        first, times = query_times(own(f'model.proj_dim={args.dim}'), args, at)
+        middle, slowest = 1000*statistics.median(times), 1000*max(times)
+        print(f'{args.pictures:,} pictures, {args.dim} wide: a query takes {middle:.0f} ms, the slowest of {len(times)} {slowest:.0f} ms, the first {1000*first:.0f} ms')
+        place = args.folder or at/'pictures'
+        if not args.folder:
+            place.mkdir()
+            rng = np.random.default_rng(0)
+            for i in range(args.indexed): photograph(rng).save(place/f'{i:04}.jpg', quality=90)
+        model = (MemoryCLIP.from_pretrained(args.model) if args.model else own()).to(args.device)
+        source, names, _ = open_pictures(place)
+        loader = make_loader(Uncaptioned(source, np.arange(len(source))), image_size=model.cfg.image_size, batch_size=64, train=False,
+                             num_workers=args.workers, max_bad_fraction=1)
+        def load():
+            for _ in loader: pass
+        def make(k): return open_index(model, place, at/f'index-{k}', num_workers=args.workers)
+        rounds = [(seconds(load), seconds(lambda: make(k))) for k in range(args.rounds + 1)][1:]
+        loads, makes = (statistics.median(r) for r in zip(*rounds))
+        over = statistics.median(m/l for l, m in rounds)
+        again = seconds(lambda: make(1))
+        print(f'{len(names)/loads:.0f} pictures a second come from the loader, {len(names)/makes:.0f} are indexed: {over:.2f} x the loader\'s time; '
+              f'with nothing new {again:.2f} s')
+        if args.csv: store(args.csv, [dict(query_ms=round(middle, 1), slowest_ms=round(slowest, 1), first_ms=round(1000*first, 1), index_over_loader=round(over, 2),
+                                           loaded_per_second=round(len(names)/loads), indexed_per_second=round(len(names)/makes), unchanged_seconds=round(again, 2))],
+                           args.device, pictures=args.pictures, dim=args.dim, indexed=len(names), workers=args.workers, model=args.model or 'quickstart')
+
+
+if __name__ == '__main__': main()
