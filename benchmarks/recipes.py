@@ -1,0 +1,62 @@
+"""What do the recipes of configs/experiment come to, over three seeds, and what do they cost?
+
+    python benchmarks/recipes.py
+    python benchmarks/recipes.py --only stamps --csv benchmarks/results/recipes.csv
+    python benchmarks/recipes.py --show                  # fits nothing: the table of what the CSV holds
+
+Each fit is `python train.py experiment=NAME training.seed=SEED`. Only recipes that need no download are fitted; the others
+say in their first lines that they were not run. Rows that the CSV holds are not fitted again, and an interrupted fit goes
+on, so this can be stopped at any time. `cpu_seconds` is processor time of the whole run, its report included: it depends
+less on what else the machine does than time on a clock. Divided by the cores in use it is about what a quiet one takes.
+"""
+import argparse, time
+from pathlib import Path
+import pandas as pd
+import torch
+from memory_vlm.config import compose
+from memory_vlm.retrieval import chance_recall
+from memory_vlm.run import fit
+from results import store
+
+RECIPES = ('scenes_easy', 'scenes_hard', 'stamps')
+RESULTS = Path(__file__).parent/'results'/'recipes.csv'
+METRICS = ('i2t/R@1', 'i2t/R@5', 't2i/R@1', 't2i/R@5')
+
+
+def row(recipe, seed, folder):
+    "Fit a recipe once."
+    words = [f'experiment={recipe}', f'training.seed={seed}', 'training.resume=auto', f'training.run_dir={folder}/{recipe}/seed{seed}']
+    begin = time.process_time()
+    run = fit(compose(words))
+    if run.interrupted: raise KeyboardInterrupt
+    seconds, source = time.process_time() - begin, run.learn.dls.valid.source
+    owners = torch.tensor([i for i in range(len(source)) for _ in source.captions(i)])
+    return dict(recipe=recipe, seed=seed, train=len(run.learn.dls.train.source), valid=len(source), steps=run.learn.train_iter,
+                **{m: round(run.metrics[m], 4) for m in METRICS}, chance=round(chance_recall(owners)['i2t/R@1'], 4),
+                cpu_seconds=round(seconds), threads=torch.get_num_threads())
+
+
+def table(runs):
+    "A line for each recipe: mean and standard deviation over seeds, chance, and processor time."
+    groups = runs.groupby('recipe', sort=False)
+    spread = {m: [f'{mean:.1%} ± {std:.1%}' for mean, std in zip(groups[m].mean(), groups[m].std())] for m in METRICS}
+    return pd.DataFrame(dict(seeds=groups.seed.nunique(), steps=groups.steps.first(), pictures=groups.valid.first(),
+                             chance=groups.chance.first().map('{:.1%}'.format)) | spread | dict(cpu_minutes=(groups.cpu_seconds.mean() / 60).round(1)))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--only', nargs='+', choices=RECIPES, default=RECIPES)
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--csv', default='runs/recipes.csv', help='the rows: read first, and appended to after each fit')
+    p.add_argument('--show', action='store_true', help=f'only show the table of {RESULTS.name}')
+    args = p.parse_args()
+    path = RESULTS if args.show else Path(args.csv)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = set(pd.read_csv(path)[['recipe', 'seed']].itertuples(index=False, name=None)) if path.exists() else set()
+    for recipe, seed in [(r, s) for r in args.only for s in range(args.seeds)] * (not args.show):
+        if (recipe, seed) not in done: store(path, [row(recipe, seed, 'runs/recipes')])
+    print(table(pd.read_csv(path)).to_string())
+
+
+if __name__ == '__main__': main()
