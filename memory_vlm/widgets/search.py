@@ -16,7 +16,6 @@ from ..attention import AttentionMaps, capture, checked_index, find_vit
 from ..core import UserError
 from ..features import map_layer
 from ..plots import overlay, scale_of, token_overlays
-from ..data.tokenizer import tokenize
 from .base import Panel, Pictures, at_rest, model_of, picture_features, version_of
 from .draw import enlarge, scale_html
 from .export import maps_page, picture_data, picture_url
@@ -51,7 +50,7 @@ class Index:
         "The pictures that fit a caption best."
         if not caption.strip(): raise UserError('Type a caption to search for.')
         features, device = self.features(), next(self.model.parameters()).device
-        ids = tokenize([caption], self.model.text.context_length).to(device)
+        ids = self.model.tokenize([caption]).to(device)
         with at_rest(self.model): text = self.model.encode_text(ids, normalize=True)
         cosine = features @ text[0].float().cpu() # (n,)
         best = cosine.topk(min(top, self.n))
