@@ -28,7 +28,7 @@ from memory_vlm.clip import MemoryCLIP
 
 model = MemoryCLIP.from_pretrained({place!r})            # a folder, or OWNER/NAME on the hub
 image_features = model.encode_image(images, normalize=True) # uint8 (B, 3, {size}, {size}), or float, normalised
-text_features = model.encode_text(ids, normalize=True)      # ids of memory_vlm.data.tokenizer.tokenize
+text_features = model.encode_text(model.tokenize(['a caption']), normalize=True)
 ```'''
 
 def metric_table(

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from .card import model_card
 from .config import MemoryConfig, ModelConfig, compose
 from .core import UserError
+from .data.tokenizer import text_tokenizer
 from .memory import check_memory
 from .text import make_text
 from .vision import make_vit, memory_arguments
@@ -66,6 +67,13 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
     )->'MemoryCLIP':    # With fresh weights
         "Build the model that a configuration describes."
         return cls(OmegaConf.to_container(cfg, resolve=True))
+
+    def tokenize(
+        self,
+        texts:list[str]|str, # Captions
+    )->Tensor:               # int64 (captions, `text.max_len`), on the CPU
+        "Captions to ids, by the tokenizer of this model."
+        return text_tokenizer(self.cfg.text)(texts)
 
     def encode_image(
         self,
@@ -155,14 +163,20 @@ def generate_model_card(
     "The README.md that `save_pretrained` and `push_to_hub` write; `model_card_kwargs` gives them the facts."
     return model_card(self.cfg, **dict(parameters=sum(p.numel() for p in self.parameters())) | facts)
 
+@patch
+def _save_pretrained(self:MemoryCLIP, save_directory):
+    PyTorchModelHubMixin._save_pretrained(self, save_directory)
+    if Path(self.cfg.text.tokenizer).is_dir(): text_tokenizer(self.cfg.text).opened.save_pretrained(save_directory) # that folder may go
+
 @patch(cls_method=True)
 def _from_pretrained(cls:MemoryCLIP, *, model_id, revision, cache_dir, force_download, local_files_only, token, cfg=None):
     folder = Path(model_id)
     if not folder.is_dir():
         folder = Path(snapshot_download(model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, token=token,
-                                        local_files_only=local_files_only, allow_patterns=['config.json', 'model.safetensors']))
+                                        local_files_only=local_files_only, allow_patterns=['config.json', 'model.safetensors', 'tokenizer_config.json']))
     if cfg is None or not (folder/'model.safetensors').exists():
         raise UserError(f"'{model_id}' holds no MemoryCLIP: it needs the config.json and model.safetensors of save_pretrained")
+    if (folder/'tokenizer_config.json').exists(): cfg['text']['tokenizer'] = str(model_id)
     model = cls(cfg)
     load_model(model, folder/'model.safetensors', strict=True)
     return model.eval()

@@ -58,6 +58,8 @@ class MemoryConfig:
 @dataclass
 class TextConfig:
     "The text tower: open_clip's causal transformer."
+    tokenizer:str = 'clip'              # What reads captions: `clip`, or a tokenizer of Hugging Face's: OWNER/NAME on the hub, or a folder
+    tokenizer_kwargs:dict[str, Any] = free() # Further arguments of open_clip's tokenizer, such as `clean: canonicalize`
     vocab_size:int = num(49408, 2)      # Size of the vocabulary; 49408 is CLIP's tokenizer
     max_len:int = num(77, 3)            # Longest caption, with its start and end tokens (tokens)
     embed_dim:int = num(512, 1)         # Width

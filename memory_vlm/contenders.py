@@ -18,7 +18,7 @@ from .clip import MemoryCLIP
 from .core import UserError, closest
 from .data.pictures import Source
 from .data.loaders import make_loader
-from .data.tokenizer import tokenize
+from .data.tokenizer import text_tokenizer
 from .pretrained import asking, cache_dir
 
 # %% ../nbs/36_contenders.ipynb #ff4cee42
@@ -80,5 +80,5 @@ def our_contender(
     cfg = model.cfg
     def batches(source, batch_size, num_workers=0):
         return make_loader(source, image_size=cfg.image_size, batch_size=batch_size, train=False, num_workers=num_workers,
-                           context_length=cfg.text.max_len)
-    return Contender(name or cfg.name, model.eval(), lambda texts: tokenize(texts, cfg.text.max_len), batches, cfg.image_size)
+                           tokenizer=text_tokenizer(cfg.text))
+    return Contender(name or cfg.name, model.eval(), model.tokenize, batches, cfg.image_size)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from .clip import MemoryCLIP
 from .core import UserError
+from .data.tokenizer import text_tokenizer
 from .vision import MemoryViT, vit_arguments, vit_name
 
 # %% ../nbs/28_convert.ipynb #4e9f90f7
@@ -31,6 +32,10 @@ def text_config(
     if act not in ACTIVATIONS: raise UserError(f"open_clip's configuration has no word for model.text.kwargs.act_layer={act}")
     size = dict(context_length=cfg.max_len, vocab_size=cfg.vocab_size, width=cfg.embed_dim, heads=cfg.num_heads, layers=cfg.depth,
                 mlp_ratio=cfg.mlp_ratio)
+    reads = dict(cfg.tokenizer_kwargs)
+    if mode := reads.pop('tokenizer_mode', None): size |= dict(tokenizer_mode=mode)
+    if reads: size |= dict(tokenizer_kwargs=reads)
+    if cfg.tokenizer != 'clip': size |= dict(hf_tokenizer_name=cfg.tokenizer)
     return size | kwargs | ACTIVATIONS[act] | ({} if eps is None else dict(norm_kwargs=dict(eps=eps)))
 
 def not_theirs(
@@ -135,8 +140,10 @@ def save_open_clip(
     **facts,          # Of `model_card`, such as `metrics`
 )->Path:              # `folder`
     "Write a folder that open_clip opens. Raises `UserError` for what its configuration has no words for."
-    cfg, folder = open_clip_config(model.cfg), Path(folder)
+    cfg, folder, reads = open_clip_config(model.cfg), Path(folder), model.cfg.text.tokenizer
     folder.mkdir(parents=True, exist_ok=True)
+    if reads != 'clip': text_tokenizer(model.cfg.text).opened.save_pretrained(folder) # where open_clip's local-dir looks for it
+    if Path(reads).is_dir(): cfg['model_cfg']['text_cfg']['hf_tokenizer_name'] = place or folder.name
     (folder/'open_clip_config.json').write_text(json.dumps(cfg, indent=1) + '\n')
     (folder/f"{model.cfg.name.replace('/', '-')}.json").write_text(json.dumps(cfg['model_cfg'], indent=1) + '\n') # for `open_clip.add_model_config`
     save_file(open_clip_weights(model), folder/'open_clip_model.safetensors', metadata=dict(format='pt'))

@@ -159,11 +159,12 @@ def describe_clip(
     tower = (describe_timm_tower(vision, cfg['embed_dim'], name) if vision.timm_model_name else
              describe_open_clip_vit(vision, quick, name))
     kwargs = {f.name: getattr(text, f.name) for f in fields(text) if f.name in TEXT_KWARGS and getattr(text, f.name) != f.default}
+    reads = (text.tokenizer_kwargs or {}) | (dict(tokenizer_mode=text.tokenizer_mode) if text.tokenizer_mode else {})
     bias = cfg.get('init_logit_bias')
     return tower | dict(
         name=name, proj_dim=cfg['embed_dim'], mean=list(pictures.get('mean') or OPENAI_DATASET_MEAN),
         std=list(pictures.get('std') or OPENAI_DATASET_STD),
-        text=dict(vocab_size=text.vocab_size, max_len=text.context_length, embed_dim=text.width, depth=text.layers,
+        text=dict(tokenizer=text.hf_tokenizer_name or 'clip', tokenizer_kwargs=reads, vocab_size=text.vocab_size, max_len=text.context_length, embed_dim=text.width, depth=text.layers,
                   num_heads=text.heads, mlp_ratio=text.mlp_ratio, kwargs=kwargs | layer_kwargs(text, quick, name)),
         contrastive=dict(temperature=round(math.exp(-cfg.get('init_logit_scale', math.log(1 / 0.07))), 6),
                          loss_type='clip' if bias is None else 'siglip'))

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.export import Dim
 from .clip import MemoryCLIP
 from .core import UserError, need, pick
-from .data.tokenizer import tokenize
 
 # %% ../nbs/28_export.ipynb #856ab503
 class Encoder(nn.Module):
@@ -36,9 +35,9 @@ def example(
     batch:int=2,      # B (count)
 )->Tensor:            # What `Encoder` takes
     "Inputs to trace with and to compare on: always the same."
-    size, length = model.cfg.image_size, model.cfg.text.max_len
+    size = model.cfg.image_size
     words = 'a red apple left of a dog above two small green boats under an old tree'.split()
-    if kind == 'text': return tokenize([' '.join(words[:3 + i % 12]) for i in range(batch)], length)
+    if kind == 'text': return model.tokenize([' '.join(words[:3 + i % 12]) for i in range(batch)])
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 def facts(
@@ -47,7 +46,7 @@ def facts(
     "What somebody must know who feeds the encoders."
     cfg, bias = model.cfg, model.logit_bias
     return dict(name=cfg.name, image=dict(shape=['batch', 3, cfg.image_size, cfg.image_size], dtype='float32', mean=list(cfg.mean), std=list(cfg.std)),
-                text=dict(shape=['batch', cfg.text.max_len], dtype='int64', tokenizer="CLIP's, padded with 0"),
+                text=dict(shape=['batch', cfg.text.max_len], dtype='int64', tokenizer=cfg.text.tokenizer, tokenizer_kwargs=dict(cfg.text.tokenizer_kwargs)),
                 features=dict(shape=['batch', cfg.proj_dim or cfg.embed_dim], dtype='float32', length=1.0),
                 logit_scale=model.logit_scale.exp().item(), logit_bias=None if bias is None else bias.item())
 

@@ -180,6 +180,7 @@ def timm_original(
 def memory_clip_original(place, stored): # Our own: `stored` is its config.json
     cfg = {k: v for k, v in stored['cfg'].items() if k != 'pretrained'}
     if not cfg['memory']['enabled']: cfg.pop('memory')
+    if fetch(place, 'tokenizer_config.json'): cfg['text'] = cfg['text'] | dict(tokenizer=place)
     def rename(weights, model):
         visual = {k.removeprefix('visual.'): v for k, v in weights.items() if k.startswith('visual.')}
         resize_positions(visual, model.visual)
@@ -195,8 +196,9 @@ def repository_original(
         found, name = json.loads(path.read_text()), Path(place).name
         names = ('open_clip_model', 'open_clip_pytorch_model', 'model', 'pytorch_model')
         files = [f'{n}.{end}' for end in ('safetensors', 'bin') for n in names]
-        return Original(place, describe_clip(name, found['model_cfg'], found.get('preprocess_cfg', {})),
-                        lambda: read_weights(fetch(place, *files) or Path(place)/files[0]), clip_weights)
+        cfg = describe_clip(name, found['model_cfg'], found.get('preprocess_cfg', {}))
+        if (Path(place)/'tokenizer_config.json').exists(): cfg['text']['tokenizer'] = place # as open_clip's local-dir does
+        return Original(place, cfg, lambda: read_weights(fetch(place, *files) or Path(place)/files[0]), clip_weights)
     found = json.loads(path.read_text()) if (path := fetch(place, 'config.json')) else {}
     if 'cfg' in found: return memory_clip_original(place, found)
     if 'architecture' in found:
@@ -219,7 +221,7 @@ def find_original(
     return repository_original(str(name))
 
 # %% ../nbs/24_pretrained.ipynb #0e86ca73
-MAY_DIFFER = ('model.name', 'model.image_size', 'model.contrastive.loss_type')
+MAY_DIFFER = ('model.name', 'model.image_size', 'model.contrastive.loss_type', 'model.text.tokenizer')
 MAY_ADD = {'drop_path_rate'} # to the keyword arguments of a tower
 
 def fill_config(

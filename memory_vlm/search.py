@@ -20,7 +20,6 @@ from .data.mixture import Subset
 from .data.pictures import FileSource, Paths, Source
 from .data.scenes import cache_dir
 from .data.sources import open_source
-from .data.tokenizer import tokenize
 from .evaluate import evaluating
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
@@ -41,7 +40,7 @@ def text_feature(
     "The feature of a caption. Raises `UserError` for no caption, and for a model that reads none."
     check_reads(model)
     if not caption.strip(): raise UserError('Type a caption to search for.')
-    ids = tokenize([caption], model.text.context_length).to(next(model.parameters()).device)
+    ids = model.tokenize([caption]).to(next(model.parameters()).device)
     return model.encode_text(ids, normalize=True)[0].float().cpu()
 
 def best_rows(

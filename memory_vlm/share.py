@@ -16,6 +16,7 @@ from .convert import save_open_clip
 from .core import UserError, pick
 from .data.loaders import make_loader
 from .data.sources import open_source, open_sources, source_options, stands_alone
+from .data.tokenizer import text_tokenizer
 from .export import FORMATS, export
 from .page import memory_pictures
 from .report import memory_report
@@ -31,7 +32,7 @@ def as_learner(
     source = (open_source(d.val_path, 'valid', **source_options(d)) if stands_alone(d.train_path, d.val_path)
               else open_sources(d.train_path, d.val_path, d.val_fraction, **source_options(d))[1])
     dl = make_loader(source, image_size=cfg.model.image_size, batch_size=min(cfg.training.batch_size, 64), train=False,
-                     context_length=cfg.model.text.max_len)
+                     tokenizer=text_tokenizer(cfg.model.text))
     return SimpleNamespace(model=trained.model, cfg=cfg, dls=SimpleNamespace(valid=dl, device=device))
 
 def as_begun(

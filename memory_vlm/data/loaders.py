@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..core import UserError, pick, sample_rng
 from .augment import AUGMENTATIONS
 from .pictures import Source
-from .tokenizer import caption_ids, pad_ids, untokenize
+from .tokenizer import Tokenizer, caption_ids, pad_ids, untokenize
 
 # %% ../../nbs/13_data.loaders.ipynb #bcbe6698
 class PairDataset(Dataset):
@@ -29,10 +29,10 @@ class PairDataset(Dataset):
         augment,             # Function of `AUGMENTATIONS`
         one_caption:bool,    # Draw one caption of each picture (training), or give all (evaluation)
         seed:int,            # Of all draws
-        context_length:int,  # Longest caption (tokens)
+        tokenizer:Tokenizer, # Reads captions
     ):
         self.source, self.image_size, self.augment = source, image_size, augment
-        self.one_caption, self.seed, self.context_length = one_caption, seed, context_length
+        self.one_caption, self.seed, self.tokenizer = one_caption, seed, tokenizer
 
     def __len__(self): return len(self.source)
 
@@ -46,7 +46,7 @@ class PairDataset(Dataset):
         pixels = pixels if pixels.flags.writeable else pixels.copy() # torch wants no pixels that are mapped read-only
         picture = torch.from_numpy(pixels).permute(2, 0, 1) # (3,height,width)
         picture = self.augment(picture, self.image_size, rng) # (3,image_size,image_size)
-        return picture, [caption_ids(c, self.context_length) for c in captions], index
+        return picture, [caption_ids(c, self.tokenizer) for c in captions], index
 
     def candidates(self, epoch:int, index:int): # Indices, the one that was asked for first
         yield index
@@ -209,7 +209,7 @@ def make_loader(
     persistent_workers:bool=False, # Keep workers between epochs
     rank:int=0,                   # This process, 0..world_size-1
     world_size:int=1,             # Number of processes
-    context_length:int=77,        # Longest caption (tokens)
+    tokenizer:Tokenizer=Tokenizer(), # Reads captions
     shuffle:bool|None=None,       # None: as `train`
     drop_last:bool|None=None,     # None: as `train`
     max_bad_fraction:float=.01,   # Largest share of pictures that cannot be used, 0..1
@@ -222,7 +222,7 @@ def make_loader(
     if drop_last and not len(sampler):
         raise UserError(f'{source.name} has {len(source)} pictures, too few for a batch of {batch_size} on each of '
                         f'{world_size} device(s); set training.batch_size to at most {len(source)//world_size}')
-    dataset = PairDataset(source, image_size, augment if train else AUGMENTATIONS['none'], train, seed, context_length)
+    dataset = PairDataset(source, image_size, augment if train else AUGMENTATIONS['none'], train, seed, tokenizer)
     workers = worker_settings(num_workers, prefetch_factor, persistent_workers)
     pin_memory = pin_memory and torch.cuda.is_available()
     return PairLoader(source, batch_size, settings, dataset, sampler, pin_memory=pin_memory, **workers)
@@ -259,7 +259,7 @@ def show_batch(self:PairLoader,
     "Pictures of a batch, each with its first caption."
     import matplotlib.pyplot as plt
     images, ids, image_index = batch or self.one_batch()
-    rows, words = picture_rows(image_index).tolist(), untokenize(ids)
+    rows, words = picture_rows(image_index).tolist(), untokenize(ids, self.settings['tokenizer'])
     figure = picture_grid(images[:max_n], [words[rows.index(r)] for r in range(min(max_n, len(images)))],
                           footer=self.source.attribution)
     plt.close(figure) # else a notebook shows it twice
@@ -278,5 +278,5 @@ def show_results(self:PairLoader,
     image_features, text_features = (F.normalize(f.float(), dim=-1) for f in outs[:2])
     found = (image_features @ text_features.T).argmax(1).cpu() # (B,)
     right = picture_rows(image_index.cpu())[found] == torch.arange(len(images))
-    return picture_grid(images[:max_n], untokenize(ids[found[:max_n].to(ids.device)]),
+    return picture_grid(images[:max_n], untokenize(ids[found[:max_n].to(ids.device)], self.settings['tokenizer']),
                         ['green' if r else 'crimson' for r in right[:max_n]], self.source.attribution)

@@ -19,7 +19,6 @@ from ..core import UserError, pick
 from ..intervene import intervene, record_states
 from ..plots import ablation_bars, overlay, scale_of, token_overlays
 from ..retrieval import retrieval_metrics
-from ..data.tokenizer import tokenize
 from .base import CellPicture, Panel, Pictures, at_rest, model_of, picture_features
 from .draw import enlarge, scale_html
 from .export import maps_page, picture_data
@@ -41,9 +40,9 @@ class Retrieval:
         captions = [(i, c) for i in range(self.n) for c in pictures.captions(i)]
         if not captions: raise UserError('These pictures have no captions, so there is no retrieval to ablate.')
         self.owner = torch.tensor([i for i, _ in captions])
-        device, length = next(model.parameters()).device, model.text.context_length
+        device = next(model.parameters()).device
         with at_rest(model), record_states(model) as self.states:
-            self.texts = model.encode_text(tokenize([c for _, c in captions], length).to(device),
+            self.texts = model.encode_text(model.tokenize([c for _, c in captions]).to(device),
                                            normalize=True).float().cpu() # (C,dim)
             self.features()
 
@@ -215,7 +214,7 @@ class AblationPanel(Panel):
 
     def _pairs(self): # Ids and owners of the captions, as a loader gives them
         captions = [c for i in range(self.retrieval.n) for c in self.pictures.captions(i)]
-        return tokenize(captions, self.model.text.context_length), self.retrieval.owner
+        return self.retrieval.model.tokenize(captions), self.retrieval.owner
 
     def snapshot(self):
         "Once measured, the intervals of all kinds; before, the CLS map with and without the tokens that are off."

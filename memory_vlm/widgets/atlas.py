@@ -20,7 +20,6 @@ from ..attention import capture, checked_index, find_vit
 from ..core import pick
 from ..features import map_layer
 from ..plots import patch_gallery
-from ..data.tokenizer import tokenize
 from .base import Panel, Pictures, at_rest, model_of, picture_features
 from .draw import number
 from .export import picture_url, widget_page
@@ -83,7 +82,7 @@ def nearest_words(
     vit, device = find_vit(model), next(model.parameters()).device
     with at_rest(model):
         x = vit.readout_head(vit.fc_norm(vit.norm(states.to(device)))) # (M,dim)
-        w = model.encode_text(tokenize(words, model.text.context_length).to(device), normalize=True)
+        w = model.encode_text(model.tokenize(words).to(device), normalize=True)
     cosine = (nn.functional.normalize(x, dim=-1) @ w.T).float().cpu() # (M,words)
     return [[(words[j], cosine[m, j].item()) for j in row[:num]] for m,
             row in enumerate(cosine.argsort(1, descending=True).tolist())]

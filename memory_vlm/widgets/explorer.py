@@ -17,7 +17,6 @@ from ..attribution import attribute
 from ..core import UserError, pick
 from ..features import map_layer
 from ..plots import overlay, scale_of, token_overlays
-from ..data.tokenizer import tokenize
 from .base import CellPicture, Panel, Pictures, at_rest, model_of, picture_features
 from .base import png_bytes, version_of
 from .draw import bars_html, enlarge, mosaic, mosaic_cols, number, scale_html
@@ -100,8 +99,7 @@ class Side:
             raise UserError('This model reads no captions: it is a vision tower alone.')
         seen = self.fresh()
         if captions not in seen:
-            device, length = next(self.model.parameters()).device, self.model.text.context_length
-            ids = tokenize(list(captions), length).to(device)
+            ids = self.model.tokenize(list(captions)).to(next(self.model.parameters()).device)
             with at_rest(self.model): features = self.model.encode_text(ids, normalize=True)
             seen[captions] = features.float().cpu()
         return seen[captions]
