@@ -5,6 +5,7 @@
 
 The small CLIP of study.py learns scenes of animals and food. It is then frozen, captions included, and has to learn
 scenes of vehicles and things, whose words no caption had before. What may train is what tells the arms apart (`ARMS`).
+In arms with *words*, the embeddings of words that no caption of the first vocabulary has train too, and those alone.
 All get the same steps, batches and seeds, and each the learning rate of its own that served it best with the first seed.
 `change` is the largest difference of the answers to the first vocabulary, pictures and captions, from those of before.
 nbs/tutorials/6_protected_memory.ipynb reads the file.
@@ -13,6 +14,7 @@ import argparse, tempfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import pandas as pd
+import torch
 from memory_vlm.config import compose
 from memory_vlm.evaluate import encode, score
 from memory_vlm.learner import make_learner
@@ -21,10 +23,12 @@ from study import SMALL
 
 FIRST, SECOND = 'animals+food', 'vehicles+things'
 PROTECTED = ['model/memory=learnable_memory_protected', 'model.memory.num_memory_tokens=16', 'training.freeze=all-memory']
-ARMS = {'head only': ['model/memory=off', 'training.freeze=all-visual.head.*'],
-        'new CLS and head': [*PROTECTED, 'model.memory.memory_init=frozen'],
-        'protected memory': PROTECTED,
-        'everything': ['model/memory=off']}
+FROZEN = {'head only': ['model/memory=off', 'training.freeze=all-visual.head.*'],
+          'new CLS and head': [*PROTECTED, 'model.memory.memory_init=frozen'],
+          'protected memory': PROTECTED}
+WORDS = '-text.token_embedding.weight' # is not frozen
+ARMS = FROZEN | {f'{arm}, words': [w + WORDS * w.startswith('training.freeze') for w in words] for arm, words in FROZEN.items()} \
+              | {'words only': ['model/memory=off', 'training.freeze=all' + WORDS], 'everything': ['model/memory=off']}
 RATES = dict.fromkeys(ARMS, (5e-3, 2e-2)) | {'everything': (2e-3,)}
 
 
@@ -34,6 +38,21 @@ def learner(vocabulary, steps, seed, *words):
     return make_learner(compose([*SMALL, 'training.scheduler_kwargs.warmup_epochs=5', *place, 'training.epochs=1000', f'training.max_steps={steps}',
                                  f'training.seed={seed}', *words],
                                 config_name='quickstart'))
+
+
+def words_in(learn):
+    "The ids of all captions that a learner trains on and is evaluated on."
+    sources = [dl.source for dl in learn.dls]
+    return {i for s in sources for k in range(len(s)) for ids in learn.model.tokenize(s.captions(k)).tolist() for i in ids}
+
+
+def train_words(learn, old):
+    "Let nothing of the word embeddings train but the words that are new; there is no decay, so the others keep every bit. Returns their number of values."
+    weight = learn.model.text.token_embedding.weight
+    new = torch.zeros(len(weight), 1)
+    new[sorted(words_in(learn) - old)] = 1
+    weight.register_hook(lambda gradient: gradient * new)
+    return int(new.sum()) * weight.shape[1]
 
 
 def fit(learn):
@@ -50,7 +69,7 @@ def old_head(model, first):
     finally: model.visual.head = new
 
 
-def row(arm, learn, first, dl, before):
+def row(arm, learn, trained, first, dl, before):
     "What an arm has come to, and what is left of the first vocabulary."
     model, arguments = learn.model, learn.cfg.training
     keeps = model.visual.as_before() if model.visual.new_cls is not None else nullcontext() if arm == 'everything' else old_head(model, first)
@@ -59,7 +78,7 @@ def row(arm, learn, first, dl, before):
         kept = score(model, *after)
     change = max((a - b).abs().max().item() for a, b in zip(after[:2], before[:2]))
     return dict(arm=arm, seed=arguments.seed, learning_rate=arguments.learning_rate,
-                trained=sum(p.numel() for p in model.parameters() if p.requires_grad), **{k: learn.evaluation[k] for k in ('i2t/R@1', 't2i/R@1')},
+                trained=trained, **{k: learn.evaluation[k] for k in ('i2t/R@1', 't2i/R@1')},
                 first_before=score(first, *before)['i2t/R@1'], first_after=kept['i2t/R@1'], change=change)
 
 
@@ -80,10 +99,12 @@ def main():
             first.save_pretrained(folder)
             for arm, words in ARMS.items():
                 for rate in [best[arm]] if arm in best else RATES[arm]:
-                    rows.append(row(arm, fit(learner(SECOND, args.second, seed, f'model.pretrained={folder}', f'training.learning_rate={rate}', *words)),
-                                    first, dl, before))
+                    learn = learner(SECOND, args.second, seed, f'model.pretrained={folder}', f'training.learning_rate={rate}', 'training.weight_decay=0', *words)
+                    sizes = {n: p.numel() for n, p in learn.model.named_parameters() if p.requires_grad}
+                    if 'words' in arm: sizes['text.token_embedding.weight'] = train_words(learn, words_in(base))
+                    rows.append(row(arm, fit(learn), sum(sizes.values()), first, dl, before))
                     print(*rows[-1].values(), flush=True)
-                best.setdefault(arm, max((r for r in rows if r['arm'] == arm), key=lambda r: r['i2t/R@1'])['learning_rate'])
+                best.setdefault(arm, max((r for r in rows if r['arm'] == arm), key=lambda r: r['i2t/R@1'] + r['t2i/R@1'])['learning_rate'])
     table = pd.DataFrame([r for r in rows if r['learning_rate'] == best[r['arm']]]).groupby('arm', sort=False)
     print(table[['trained', 'i2t/R@1', 'first_before', 'first_after', 'change']].mean().round(4))
     if args.csv:
