@@ -11,7 +11,7 @@ import torch
 from json import dumps
 from .ablation import ablate
 from .checkpoint import read_manifest, read_state
-from .core import UserError
+from .core import Progress, UserError
 from .eval import eval_models
 from .page import write_page
 from .report import memory_report
@@ -106,9 +106,8 @@ def search_command(
 )->int:
     "Find the pictures in a folder that fit captions best"
     clip = open_trained(model).model.to('cuda' if torch.cuda.is_available() else 'cpu')
-    def tell(done, total): print(f'\r{done:,} of {total:,} pictures encoded', end='\n' if done == total else '', file=sys.stderr, flush=True)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    found = open_index(clip, data, index or index_path(model, data), num_workers=workers, tell=tell)
+    with Progress('pictures') as bar: found = open_index(clip, data, index or index_path(model, data), num_workers=workers, tell=bar.tell)
     if bad := int((~found.good).sum()): print(f'{bad:,} of {len(found):,} pictures cannot be read', file=sys.stderr)
     answers = {caption: search(clip, found, caption, top) for caption in captions}
     rows = {caption: [dict(rank=r, cosine=c, path=p) for r, (c, p) in enumerate(best, 1)] for caption, best in answers.items()}

@@ -6,12 +6,11 @@
 __all__ = ['keys_called', 'told_keys', 'config_command', 'check_command', 'make_shards_command']
 
 # %% ../nbs/72_before.ipynb #6ff1a1f5
-import sys
 from collections.abc import Sequence
 from json import dumps
 from .command import allowed, help_texts, starting_point, written_values
 from .config import compose, schema_fields
-from .core import UserError, closest
+from .core import Progress, UserError, closest
 from .data.check import check
 from .data.shards import make_shards
 from .data.sources import open_source
@@ -81,9 +80,7 @@ def make_shards_command(
     image_dir:str=None,     # Folder that the names in a table are relative to
 )->int:
     "Write pairs into webdataset shards"
-    def tell(done, total): print(f'\r{done:,} of {total:,} shards', end='', file=sys.stderr, flush=True)
     pairs = open_source(source, split, image_key=image_key, caption_key=caption_key, image_dir=image_dir)
-    try: shards = make_shards(pairs, folder, per_shard, tell)
-    finally: print(file=sys.stderr)
+    with Progress('shards') as bar: shards = make_shards(pairs, folder, per_shard, bar.tell)
     print(f"To train on them: memory_vlm fit \"training.data.train_path='{shards}'\"")
     return 0
