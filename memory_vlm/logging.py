@@ -62,6 +62,7 @@ class TensorBoardWriter:
         self.writer = SummaryWriter(str(Path(folder)/'tensorboard'), purge_step=None if step is None else step + 1)
     def add(self, step:int, values:dict):
         for k, v in values.items(): (self.writer.add_text if isinstance(v, str) else self.writer.add_scalar)(k, v, step)
+    def add_picture(self, step:int, name:str, pixels): self.writer.add_image(name, pixels, step, dataformats='HWC')
     def close(self): self.writer.close()
 
 # %% ../nbs/42_logging.ipynb #4fcbccc1
@@ -100,6 +101,7 @@ class WandbWriter:
                               tags=list(cfg.project.tags), config=OmegaConf.to_container(cfg, resolve=True),
                               settings=wandb.Settings(silent=True))
     def add(self, step:int, values:dict): self.run.log(values, step=step)
+    def add_picture(self, step:int, name:str, pixels): self.run.log({name: need('wandb', 'log pictures').Image(pixels)}, step=step)
     def close(self): self.run.finish()
 
 # %% ../nbs/42_logging.ipynb #f9f6ceca
@@ -129,4 +131,15 @@ class Log:
         values:dict,  # Numbers by name, or short texts
     ):
         self._each(lambda w: w.add(step, values))
+    @property
+    def shows(self)->bool: # Whether a picture would be seen anywhere
+        return any(hasattr(w, 'add_picture') for w in self.writers)
+    def add_picture(
+        self,
+        step:int,    # Optimizer steps done
+        name:str,    # Such as 'memory/maps'
+        pixels,      # uint8 array (height, width, 3)
+    ):
+        "Give a picture to the writers that show pictures."
+        self._each(lambda w: w.add_picture(step, name, pixels) if hasattr(w, 'add_picture') else None)
     def close(self): self._each(lambda w: w.close())
