@@ -149,7 +149,7 @@ def large(args):
         for ranks in (1, 2):
             (memory, took), peer = extra_memory_of(args, 'ours', batch, ranks), None
             expected, free = 4 * theirs.get((batch // 2, ranks), 0), psutil.virtual_memory().available
-            if ranks * expected < free: peer = extra_memory_of(args, 'open_clip', batch, ranks)
+            if ranks * expected < free / 2: peer = extra_memory_of(args, 'open_clip', batch, ranks)
             theirs[batch, ranks] = peer[0] if peer else expected
             shown = f'{peer[1]:21.2f}{peer[0] / MiB:12.0f}' if peer else f'   not run: needs about {ranks * expected / 2**30:.0f} GiB of {free / 2**30:.0f}'
             print(f'{batch:8}{ranks:7}{took:10.2f}{memory / MiB:12.0f}{shown}', flush=True)
