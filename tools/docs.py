@@ -25,6 +25,7 @@ EXTENSIONS = ['admonition', 'attr_list', 'md_in_html', 'tables', 'pymdownx.detai
 ALONE = '---\nhide: [navigation]\n---\n\n' # above a page that has no neighbours to list beside it
 STYLE = '''
 .md-typeset table:not([class]) { font-size: .64rem; display: block; overflow-x: auto; max-width: 100%; }
+.md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .6em .8em; }
 .md-typeset table:not([class]) code { word-break: normal; } .md-typeset table:not([class]) td:first-child code { white-space: nowrap; }
 .md-typeset img, .md-typeset svg { max-width: 100%; height: auto; }
 [data-md-color-scheme="slate"] .md-typeset img[src*="/out/"], [data-md-color-scheme="slate"] .md-typeset img[src^="out/"] { background: #fff; }
