@@ -1,5 +1,5 @@
 "The documentation site: every link leads somewhere, and pages fit a phone and a desk, by day and by night."
-import functools, http.server, sys, threading
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
-import docs
+import docs, photograph
 
 SHOWN = ('index', 'benchmarks', 'explain/configuration', 'explain/other_tools', 'tutorials/3_ablate', '31_retrieval', '61_widgets.explorer')
 
@@ -63,19 +63,26 @@ def test_reference_knows_every_public_name(site):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('width,scheme', [(1280, 'light'), (390, 'dark')])
+@pytest.mark.parametrize('width,scheme', photograph.SCREENS)
 def test_pages_fit(site, chromium, width, scheme):
-    handler = functools.partial(type('Quiet', (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *_: None)), directory=site)
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     page, failures = chromium.new_page(viewport=dict(width=width, height=900), color_scheme=scheme), []
     page.on('pageerror', lambda e: failures.append(str(e)))
-    try:
-        for name in SHOWN:
-            page.goto(f'http://127.0.0.1:{server.server_port}/{name}.html', wait_until='networkidle')
-            assert page.evaluate('document.documentElement.scrollWidth <= innerWidth'), (name, width)
-            assert page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth)'), name
-    finally:
-        page.close()
-        server.shutdown()
+    with photograph.served(site) as url:
+        for name in photograph.names(site) if (width, scheme) == (390, 'light') else SHOWN: # every page on a phone
+            page.goto(f'{url}/{name}.html')
+            if page.evaluate(photograph.TOO_WIDE): failures.append(f'{name} is wider than {width} pixels')
+            if not page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth)'): failures.append(f'{name} lacks a picture')
+    page.close()
     assert not failures, failures
+
+
+@pytest.mark.slow
+def test_a_page_that_is_too_wide_is_named(tmp_path, chromium):
+    for name, width in dict(wide=500, narrow=300).items():
+        (tmp_path/f'{name}.html').write_text(f'<meta name="viewport" content="width=device-width"><div style="width: {width}px">x</div>')
+    assert photograph.names(tmp_path) == ['narrow', 'wide']
+    page = chromium.new_page(viewport=dict(width=390, height=900))
+    with photograph.served(tmp_path) as url:
+        found = {name: (page.goto(f'{url}/{name}.html'), page.evaluate(photograph.TOO_WIDE))[1] for name in photograph.names(tmp_path)}
+    page.close()
+    assert found == dict(narrow=False, wide=True)

@@ -27,6 +27,7 @@ MISTAKES = {
     'training.scheduler_kwargs.warmup=1': "did you mean 'warmup_epochs'?",
     'model=tinny': "did you mean 'tiny'?",
     '--config-name=quickstrat': "did you mean 'quickstart'?",
+    'experiment=scenes_eazy': "did you mean 'scenes_easy'?",
     'model.memory.memory_position=kv': 'never a query',
 }
 

@@ -22,8 +22,11 @@ THEME = dict(name='material', font=False, language='en', icon=dict(repo='fontawe
                       for mode, scheme, icon, other in [('light', 'default', 'sunny', 'dark'), ('dark', 'slate', 'night', 'light')]])
 EXTENSIONS = ['admonition', 'attr_list', 'md_in_html', 'tables', 'pymdownx.details', 'pymdownx.superfences',
               {'pymdownx.highlight': dict(use_pygments=True)}, {'pymdownx.arithmatex': dict(generic=True)}, {'toc': dict(permalink=True, toc_depth=3)}]
+ALONE = '---\nhide: [navigation]\n---\n\n' # above a page that has no neighbours to list beside it
 STYLE = '''
 .md-typeset table:not([class]) { font-size: .64rem; display: block; overflow-x: auto; max-width: 100%; }
+.md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .6em .8em; }
+.md-typeset table:not([class]) code { word-break: normal; } .md-typeset table:not([class]) td:first-child code { white-space: nowrap; }
 .md-typeset img, .md-typeset svg { max-width: 100%; height: auto; }
 [data-md-color-scheme="slate"] .md-typeset img[src*="/out/"], [data-md-color-scheme="slate"] .md-typeset img[src^="out/"] { background: #fff; }
 .md-typeset .output { overflow-x: auto; } .md-typeset h3 { margin-top: 2.2em; } .md-grid { max-width: 66rem; }
@@ -156,7 +159,7 @@ def page(path, folder):
             for node, name in found: blocks += describe(node, comments(code), name)
             if found or not re.match(r'(import|from) ', code): blocks.append(fold(code))
         else:
-            blocks.append(f'```python\n{code}\n```')
+            if 'echo' not in flags: blocks.append(f'```python\n{code}\n```')
             blocks += [output(o, folder, f'{path.stem}-{number}-{i}') for i, o in enumerate(cell.get('outputs', []))]
     return '\n\n'.join(b for b in blocks if b) + '\n'
 
@@ -164,6 +167,12 @@ def page(path, folder):
 def title(path):
     "A notebook's first heading."
     return re.match(r'# (.+)', ''.join(json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source']))[1]
+
+
+def figure(text):
+    "A cell of a CSV; a fraction with the four digits that count."
+    try: return f'{float(text):.{4 if abs(float(text)) < 1000 else 5}g}' if '.' in text else text
+    except ValueError: return text
 
 
 def benchmarks():
@@ -177,7 +186,7 @@ def benchmarks():
         origin = [k for k in ('command', 'machine', 'date', 'torch') if k in rows[0]]
         shown = [k for k in rows[0] if k not in origin]
         blocks.append(f"## {path.stem.replace('_', ' ')}\n\n{said.split(chr(10))[0]}")
-        lines = [shown, ['---'] * len(shown)] + [[r[k] or '' for k in shown] for r in rows]
+        lines = [shown, ['---'] * len(shown)] + [[figure(r[k] or '') for k in shown] for r in rows]
         blocks.append('\n'.join(f"| {' | '.join(line)} |" for line in lines))
         for machine in dict.fromkeys(tuple(r[k] for k in origin) for r in rows):
             words = dict(command='`{}`', torch='torch {}')
@@ -205,9 +214,9 @@ def write(folder):
     docs, found = folder/'docs', pages()
     for path, place in found.items():
         (docs/place).parent.mkdir(parents=True, exist_ok=True)
-        (docs/place).write_text(page(path, (docs/place).parent), encoding='utf-8')
+        (docs/place).write_text((ALONE if path.stem == 'index' else '') + page(path, (docs/place).parent), encoding='utf-8')
     shutil.copytree(NBS/'images', docs/'images', dirs_exist_ok=True)
-    (docs/'benchmarks.md').write_text(benchmarks(), encoding='utf-8')
+    (docs/'benchmarks.md').write_text(ALONE + benchmarks(), encoding='utf-8')
     (docs/'style.css').write_text(STYLE)
     site = dict(site_name='Memory-VLM', docs_dir=str(docs), use_directory_urls=False, theme=THEME, nav=navigation(found),
                 markdown_extensions=EXTENSIONS, extra_css=['style.css'], plugins=['search'], extra=dict(generator=False),

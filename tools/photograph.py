@@ -39,7 +39,7 @@ def photograph(site, folder, pages):
         for width, scheme in SCREENS:
             page = chromium.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
             for name in pages:
-                page.goto(f'{url}/{name}.html')
+                page.goto(f'{url}/{name}.html', wait_until='networkidle')
                 if page.evaluate(TOO_WIDE): wide.append(f'{name} at {width}')
                 height = min(3600, page.evaluate('document.documentElement.scrollHeight'))
                 page.screenshot(path=folder/f"{name.replace('/', '-')}-{width}-{scheme}.png", full_page=True, clip=dict(x=0, y=0, width=width, height=height))
