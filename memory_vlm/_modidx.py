@@ -1138,6 +1138,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'memory_vlm.memory.check_memory': ('memory.html#check_memory', 'memory_vlm/memory.py'),
                                    'memory_vlm.memory.ema_step': ('memory.html#ema_step', 'memory_vlm/memory.py'),
                                    'memory_vlm.memory.in_backward': ('memory.html#in_backward', 'memory_vlm/memory.py'),
+                                   'memory_vlm.memory.memory_conflict': ('memory.html#memory_conflict', 'memory_vlm/memory.py'),
                                    'memory_vlm.memory.memory_update': ('memory.html#memory_update', 'memory_vlm/memory.py'),
                                    'memory_vlm.memory.patch_centres': ('memory.html#patch_centres', 'memory_vlm/memory.py')},
             'memory_vlm.metrics': { 'memory_vlm.metrics.Metric': ('metrics.html#metric', 'memory_vlm/metrics.py'),

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['INITS', 'UPDATES', 'MemoryTokens', 'patch_centres', 'memory_update', 'MemoryUpdate', 'AttentionUpdate',
            'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'in_backward', 'ema_step',
-           'check_memory']
+           'memory_conflict', 'check_memory']
 
 # %% ../nbs/20_memory.ipynb #059b6f2b
-import math
+import itertools, math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,7 +117,8 @@ class EMAUpdate(MemoryUpdate):
 class GatedUpdate(MemoryUpdate):
     "`m <- (1 - g) m + g written` with a learned gate `g = sigmoid(W [m; written] + b)` per channel."
     def __init__(self, dim, num_heads, alpha):
-        if not 0 < alpha < 1: raise UserError(f'model.memory.mem_alpha={alpha} must lie between 0 and 1 (neither) with memory_update=gated')
+        if not 0 < alpha < 1: raise UserError(f'model.memory.mem_alpha={alpha} must lie between 0 and 1 (neither) with memory_update=gated; '
+                                             'memory_update=attention takes both')
         super().__init__(dim, num_heads, alpha)
         self.gate = nn.Linear(2 * dim, dim)
         nn.init.zeros_(self.gate.weight)
@@ -154,23 +155,30 @@ def ema_step(
     bank.lerp_((scale * F.layer_norm(mean, mean.shape[-1:])).to(bank.dtype), alpha)
 
 # %% ../nbs/20_memory.ipynb #2a04273e
+def memory_conflict(
+    m:dict,    # Keys of `model.memory` and their values
+    width:int, # `model.embed_dim`
+)->str|None:   # The reason; None: there is none
+    "Why the keys of memory mean nothing together."
+    update, position, init, dim = (m[k] for k in ('memory_update', 'memory_position', 'memory_init', 'dim'))
+    outside = position not in ('prepend', 'append')
+    if outside and UPDATES[update].in_sequence: return f'memory_update={update} cannot write memory at memory_position={position}, which is never a query'
+    if position == 'kv_head' and dim != width: return f'dim={dim} must be model.embed_dim={width} (heads x head width) with memory_position=kv_head'
+    if update == 'ema' and dim != width: return f'dim={dim} must be model.embed_dim={width} with memory_update=ema, which stores what the blocks write'
+    if update == 'ema' and init == 'frozen': return 'memory_init=frozen never changes, and memory_update=ema changes it at every step'
+    if init == 'patches' and (outside or dim != width): return f'memory_init=patches needs memory in the sequence and dim={width}, not memory_position={position} and dim={dim}'
+
 def check_memory(
     cfg, # `cfg.model`
 ):
-    "Raise `UserError` for combinations of memory keys that mean nothing."
-    m = cfg.memory
-    if not m.enabled: return
-    update = pick(UPDATES, m.memory_update, 'model.memory.memory_update')
-    outside = m.memory_position not in ('prepend', 'append')
-    if outside and update.in_sequence:
-        raise UserError(f'model.memory.memory_update={m.memory_update} cannot write memory at memory_position={m.memory_position}, '
-                        'which is never a query; use memory_update=static there, or memory_position=prepend')
-    if m.memory_position == 'kv_head' and m.dim != cfg.embed_dim:
-        raise UserError(f'model.memory.dim={m.dim} must be model.embed_dim={cfg.embed_dim} (heads x head width) '
-                        'with memory_position=kv_head')
-    if m.memory_update == 'ema' and m.dim != cfg.embed_dim:
-        raise UserError(f'model.memory.dim={m.dim} must be model.embed_dim={cfg.embed_dim} with memory_update=ema, '
-                        'which stores what the blocks write')
-    if m.memory_init == 'patches' and (outside or m.dim != cfg.embed_dim):
-        raise UserError('model.memory.memory_init=patches needs memory in the sequence (memory_position=prepend or append) '
-                        'and model.memory.dim equal to model.embed_dim')
+    "Raise `UserError` for combinations of memory keys that mean nothing, with the nearest that mean something."
+    m = dict(cfg.memory)
+    if not m['enabled']: return
+    pick(UPDATES, m['memory_update'], 'model.memory.memory_update')
+    why = memory_conflict(m, cfg.embed_dim)
+    if not why: return
+    safe = dict(dim=cfg.embed_dim, memory_init='learnable', memory_update='static', memory_position='prepend') # fit whatever the others are
+    for n in range(1, len(safe) + 1): # the fewest changes that help
+        fits = [c for c in itertools.combinations(safe.items(), n) if not memory_conflict(m | dict(c), cfg.embed_dim)]
+        if fits: break
+    raise UserError(f"model.memory: {why}; use {', or '.join(' and '.join(f'{k}={v}' for k, v in c) for c in fits)}")
