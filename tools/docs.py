@@ -204,7 +204,8 @@ def navigation(found):
     "What stands in the tabs and at the side."
     def entries(paths): return [{title(p): str(found[p])} for p in paths]
     def among(name): return [p for p in found if p.parent.name == name]
-    floors = [{f'{i} {name}': entries([p for p in found if p.parent == NBS and p.name[0] == str(i)])} for i, name in enumerate(FLOORS)]
+    def floor(p): return dict(data='1', widgets='6').get(p.stem[3:].partition('.')[0], p.name[0]) # 09_data.cache, 59_widgets.draw
+    floors = [{f'{i} {name}': entries([p for p in found if p.parent == NBS and floor(p) == str(i)])} for i, name in enumerate(FLOORS)]
     return [{'Start': 'index.md'}, {'Tutorials': entries(among('tutorials'))}, {'Explanations': entries(among('explain'))},
             {'Benchmarks': 'benchmarks.md'}, {'Reference': floors}]
 
