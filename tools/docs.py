@@ -72,8 +72,8 @@ def table(rows):
     "Rows of parameters as Markdown."
     if not rows: return ''
     def cell(text, code=True):
-        text = text.replace('|', '\\|').replace('\n', ' ')
-        return f'`{text}`' if code and text else text.replace('<', '&lt;')
+        text = text.replace('\n', ' ')
+        return f'`{text}`' if code and text else text.replace('|', '\\|').replace('<', '&lt;')
     has_default = any(r[2] for r in rows)
     head = ['name', 'type', *(['default'] if has_default else []), 'what it is']
     lines = [head, ['---'] * len(head)] + [[cell(n), cell(k), *([cell(d)] if has_default else []), cell(w, False)] for n, k, d, w in rows]
@@ -141,7 +141,7 @@ def inside(match, path):
     words, target = match.groups()
     if re.match(r'[a-z]+:|#', target): return match[0]
     file, _, anchor = target.partition('#')
-    if not (path.parent/file).resolve().is_relative_to(NBS): return f'{words} (`{Path(file).name}`)'
+    if not (path.parent/file).resolve().is_relative_to(NBS): return words if Path(file).name in words else f'{words} (`{Path(file).name}`)'
     return f"[{words}]({file.replace('.ipynb', '.md')}{'#' + anchor if anchor else ''})"
 
 
