@@ -1,5 +1,5 @@
 "The documentation site: every link leads somewhere, and pages fit a phone and a desk, by day and by night."
-import sys
+import csv, sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -60,6 +60,20 @@ def test_reference_knows_every_public_name(site):
     page = (site/'31_retrieval.html').read_text(encoding='utf-8')
     for name in ('rank_of_best', 'retrieval_ranks', 'chance_recall', 'bootstrap_interval'): assert f'id="{name}"' in page, name
     assert 'Share of draws inside the interval, 0..1' in page and '1000' in page
+    assert '<code>str | None</code>' in (site/'00_core.html').read_text(encoding='utf-8') # a type with a bar in a cell of a table
+
+
+@pytest.mark.slow
+def test_benchmarks_show_every_table_with_its_origin(site):
+    page = (site/'benchmarks.html').read_text(encoding='utf-8')
+    for path in sorted((ROOT/'benchmarks'/'results').glob('*.csv')):
+        row = next(csv.DictReader(path.open(newline='')))
+        for word in (path.stem.replace('_', ' '), *(row[k] for k in ('command', 'machine', 'date'))): assert word in page, (path.name, word)
+
+
+def test_figures_are_shortened_and_nothing_else():
+    shown = {'0.2777777777777': '0.2778', '1154.0': '1154', '3540993': '3540993', '2.14.1': '2.14.1', '1.8e-06': '1.8e-06', 'True': 'True', '': ''}
+    assert {text: docs.figure(text) for text in shown} == shown
 
 
 @pytest.mark.slow

@@ -29,6 +29,9 @@ STYLE = '''
 .md-typeset table:not([class]) code { word-break: normal; } .md-typeset table:not([class]) td:first-child code { white-space: nowrap; }
 .md-typeset img, .md-typeset svg { max-width: 100%; height: auto; }
 [data-md-color-scheme="slate"] .md-typeset img[src*="/out/"], [data-md-color-scheme="slate"] .md-typeset img[src^="out/"] { background: #fff; }
+@media (max-width: 45em) { .md-typeset :is(table:not([class]), .output table) td:last-child { min-width: 9rem; } }
+.md-typeset .output table { border-collapse: collapse; font-size: .64rem; margin: 1em 0; }
+.md-typeset .output :is(th, td) { border: .05rem solid var(--md-typeset-table-color); padding: .4em .8em; text-align: right; }
 .md-typeset .output { overflow-x: auto; } .md-typeset h3 { margin-top: 2.2em; } .md-grid { max-width: 66rem; }
 '''
 
@@ -72,8 +75,8 @@ def table(rows):
     "Rows of parameters as Markdown."
     if not rows: return ''
     def cell(text, code=True):
-        text = text.replace('|', '\\|').replace('\n', ' ')
-        return f'`{text}`' if code and text else text.replace('<', '&lt;')
+        text = text.replace('\n', ' ')
+        return f'`{text}`' if code and text else text.replace('|', '\\|').replace('<', '&lt;')
     has_default = any(r[2] for r in rows)
     head = ['name', 'type', *(['default'] if has_default else []), 'what it is']
     lines = [head, ['---'] * len(head)] + [[cell(n), cell(k), *([cell(d)] if has_default else []), cell(w, False)] for n, k, d, w in rows]
@@ -141,7 +144,7 @@ def inside(match, path):
     words, target = match.groups()
     if re.match(r'[a-z]+:|#', target): return match[0]
     file, _, anchor = target.partition('#')
-    if not (path.parent/file).resolve().is_relative_to(NBS): return f'{words} (`{Path(file).name}`)'
+    if not (path.parent/file).resolve().is_relative_to(NBS): return words if Path(file).name in words else f'{words} (`{Path(file).name}`)'
     return f"[{words}]({file.replace('.ipynb', '.md')}{'#' + anchor if anchor else ''})"
 
 
@@ -204,7 +207,8 @@ def navigation(found):
     "What stands in the tabs and at the side."
     def entries(paths): return [{title(p): str(found[p])} for p in paths]
     def among(name): return [p for p in found if p.parent.name == name]
-    floors = [{f'{i} {name}': entries([p for p in found if p.parent == NBS and p.name[0] == str(i)])} for i, name in enumerate(FLOORS)]
+    def floor(p): return dict(data='1', widgets='6').get(p.stem[3:].partition('.')[0], p.name[0]) # 09_data.cache, 59_widgets.draw
+    floors = [{f'{i} {name}': entries([p for p in found if p.parent == NBS and floor(p) == str(i)])} for i, name in enumerate(FLOORS)]
     return [{'Start': 'index.md'}, {'Tutorials': entries(among('tutorials'))}, {'Explanations': entries(among('explain'))},
             {'Benchmarks': 'benchmarks.md'}, {'Reference': floors}]
 

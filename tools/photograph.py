@@ -42,7 +42,9 @@ def photograph(site, folder, pages):
                 page.goto(f'{url}/{name}.html', wait_until='networkidle')
                 if page.evaluate(TOO_WIDE): wide.append(f'{name} at {width}')
                 height = min(3600, page.evaluate('document.documentElement.scrollHeight'))
-                page.screenshot(path=folder/f"{name.replace('/', '-')}-{width}-{scheme}.png", full_page=True, clip=dict(x=0, y=0, width=width, height=height))
+                page.set_viewport_size(dict(width=width, height=height)) # a full-page picture would scroll, and the tabs hide then
+                page.screenshot(path=folder/f"{name.replace('/', '-')}-{width}-{scheme}.png")
+                page.set_viewport_size(dict(width=width, height=900))
             page.close()
     return sorted(set(wide))
 

@@ -32,7 +32,8 @@ def shrink(data):
 def run(path):
     "Run a notebook where it stands, and write it with its outputs."
     nb = nbformat.read(path, 4)
-    NotebookClient(nb, timeout=1800, kernel_name='python3', resources=dict(metadata=dict(path=path.parent))).execute()
+    NotebookClient(nb, timeout=1800, kernel_name='python3', coalesce_streams=True,
+                   resources=dict(metadata=dict(path=path.parent))).execute()
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if worth_keeping(o)]
         for o in cell.get('outputs', []): shrink(o.get('data', {}))
