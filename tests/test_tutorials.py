@@ -2,6 +2,7 @@
 import shutil
 from pathlib import Path
 import pytest
+from fastcore.nbio import read_nb
 from playwright.sync_api import expect
 
 NBS = Path(__file__).parent.parent/'nbs'
@@ -19,3 +20,9 @@ def test_tutorial_runs_top_to_bottom(notebook, lab, page):
     for i in set(views):
         nb.cell(i).scroll_into_view_if_needed()
         expect(nb.cell(i).locator('.jupyter-widgets').first).to_be_visible()
+
+
+def test_a_mechanism_is_one_cell_of_at_most_15_lines():
+    cells = [c.source for c in read_nb(NBS/'tutorials'/'4_write_a_mechanism.ipynb').cells if c.cell_type == 'code']
+    mechanism, = [c for c in cells if 'memory_update(' in c]
+    assert len(mechanism.splitlines()) <= 15
