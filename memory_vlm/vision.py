@@ -133,7 +133,7 @@ class MemoryViT(VisionTransformer):
     def add_memory(self, num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim=None):
         "Give memory to a ViT that has none; the arguments are those of the class."
         if memory_position == 'kv_protected' and not self.has_class_token:
-            raise UserError('model.memory.memory_position=kv_protected needs a CLS token, beside which a new one reads; this ViT has none')
+            raise UserError('model.memory.memory_position=kv_protected needs a CLS token, beside which a new one reads; this ViT has none, so use memory_position=kv')
         self.layout = TokenLayout(self.layout.grid, num_memory_tokens, memory_position, self.layout.num_cls)
         tokens = dict(dim=memory_dim or self.embed_dim, width=self.embed_dim, init=memory_init, trained=memory_update != 'ema')
         if self.layout.in_sequence: self._memory_in_sequence(tokens, memory_update, mem_alpha)
