@@ -42,7 +42,7 @@ test: $(INSTALLED_DEV)
 test-slow: $(INSTALLED_DEV)
 	@echo "== 1 of 2: notebooks with slow cells"
 	@for nb in $$(grep -rl --include='*.ipynb' --exclude-dir='.*' '#| *slow' nbs); do \
-		echo "$$nb"; $(TEST) $(ENV)/bin/nbdev-test "$$nb" --flags slow || exit 1; done
+		echo "$$nb"; $(TEST) OMP_NUM_THREADS=1 $(ENV)/bin/nbdev-test "$$nb" --flags slow --cell-timeout 600 || exit 1; done
 	@echo "== 2 of 2: slow tests"
 	@$(TEST) $(PY) -m pytest -m slow $(NO_TESTS)
 
