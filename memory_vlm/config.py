@@ -237,6 +237,8 @@ def _unknown_key(key): # Dotted key that nothing in the schema has
 _LAUNCHERS = dict(joblib='hydra-joblib-launcher', submitit_local='hydra-submitit-launcher', submitit_slurm='hydra-submitit-launcher')
 
 def _wrong_group(text): # Hydra's message about a missing YAML file
+    if group := re.search(r"Could not override '([^']+)'", text):
+        return f"'{group[1]}' cannot be chosen here; leave --config-name out, or take --config-name=quickstart"
     found = re.search(r"Could not find '([^']+)'", text) or re.search(r"Cannot find primary config '([^']+)'", text)
     if not found: return None
     group, _, name = found[1].rpartition('/')

@@ -100,3 +100,10 @@ def test_a_page_that_is_too_wide_is_named(tmp_path, chromium):
         found = {name: (page.goto(f'{url}/{name}.html'), page.evaluate(photograph.TOO_WIDE))[1] for name in photograph.names(tmp_path)}
     page.close()
     assert found == dict(narrow=False, wide=True)
+
+
+@pytest.mark.slow
+def test_formulas_are_drawn(site):
+    pages = {p.name: p.read_text(encoding='utf-8') for p in site.glob('*.html')}
+    assert pages['30_loss.html'].count('<math') >= 9 and 'class="formula"' in pages['30_loss.html']
+    assert not [name for name, text in pages.items() if 'class="arithmatex"' in text], 'TeX that nobody draws'

@@ -6,7 +6,7 @@ Each notebook becomes a page that keeps its place. Prose and saved outputs are t
 each public name in it, the signature, a table of parameters from the comments beside them, and the source folded away.
 Benchmark tables come from benchmarks/results/. The pages are put together by Material for MkDocs, which brings search,
 navigation, and both colour schemes; nothing is loaded from a network when they are read."""
-import ast, base64, csv, io, json, os, re, shutil, subprocess, sys, tempfile, tokenize
+import ast, base64, csv, html, io, json, os, re, shutil, subprocess, sys, tempfile, tokenize
 from pathlib import Path
 import yaml
 from memory_vlm.core import MissingPackage, need
@@ -14,6 +14,7 @@ from memory_vlm.core import MissingPackage, need
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'
 LINK = re.compile(r'(?<!!)\[([^\]]+)\]\(([^)\s]+)\)')
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S) # as arithmatex leaves it
 FLOORS = ('Ground', 'Data', 'Model', 'Objective and measures', 'Training', 'Insight', 'Widgets', 'Front')
 THEME = dict(name='material', font=False, language='en', icon=dict(repo='fontawesome/brands/git-alt', logo='material/grid'),
              features=['navigation.tabs', 'navigation.indexes', 'navigation.top', 'toc.follow', 'content.code.copy', 'search.highlight'],
@@ -33,6 +34,7 @@ STYLE = '''
 .md-typeset .output table { border-collapse: collapse; font-size: .64rem; margin: 1em 0; }
 .md-typeset .output :is(th, td) { border: .05rem solid var(--md-typeset-table-color); padding: .4em .8em; text-align: right; }
 .md-typeset .output { overflow-x: auto; } .md-typeset h3 { margin-top: 2.2em; } .md-grid { max-width: 66rem; }
+.md-typeset .formula { display: block; overflow-x: auto; padding: .4em 0; }
 '''
 
 
@@ -197,6 +199,18 @@ def benchmarks():
     return '\n\n'.join(blocks) + '\n'
 
 
+def formula(match):
+    "A formula as MathML, which browsers draw by themselves."
+    convert, alone = need('latex2mathml.converter', 'build the documentation', extra='dev').convert, match[2] == '['
+    drawn = convert(html.unescape(match[3]), display='block' if alone else 'inline')
+    return f'<span class="formula">{drawn}</span>' if alone else drawn
+
+
+def on_page_content(content, **_):
+    "What MkDocs calls for each page, as this file is one of its hooks."
+    return FORMULA.sub(formula, content)
+
+
 def pages():
     "Every notebook that has a page, by its place."
     every = sorted(p for p in NBS.rglob('*.ipynb') if all(part[0] not in '._' for part in p.relative_to(NBS).parts))
@@ -223,7 +237,8 @@ def write(folder):
     (docs/'benchmarks.md').write_text(ALONE + benchmarks(), encoding='utf-8')
     (docs/'style.css').write_text(STYLE)
     site = dict(site_name='Memory-VLM', docs_dir=str(docs), use_directory_urls=False, theme=THEME, nav=navigation(found),
-                markdown_extensions=EXTENSIONS, extra_css=['style.css'], plugins=['search'], extra=dict(generator=False),
+                markdown_extensions=EXTENSIONS, extra_css=['style.css'], plugins=['search'], hooks=[__file__],
+                extra=dict(generator=False),
                 copyright='Apache 2.0. Drawings: OpenMoji, CC BY-SA 4.0.',
                 validation=dict(links=dict.fromkeys(('not_found', 'anchors', 'absolute_links', 'unrecognized_links'), 'warn'),
                                 nav=dict(omitted_files='warn')))
@@ -239,7 +254,8 @@ def build(site):
 
 
 if __name__ == '__main__':
-    try: need('mkdocs', 'build the documentation', extra='dev')
+    try:
+        for name in ('mkdocs', 'latex2mathml'): need(name, 'build the documentation', extra='dev')
     except MissingPackage as e: sys.exit(str(e))
     if not build(ROOT/'_docs'): sys.exit(1)
     print(f'{len(pages()) + 1} pages: open _docs/index.html; for the search, python -m http.server -d _docs')
