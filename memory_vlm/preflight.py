@@ -52,7 +52,7 @@ def mistakes_in(
 def try_step(
     learn,             # A Learner of `make_learner`
     most:int=32,       # Largest number of pairs
-    seconds:float=.2,  # A trial that takes so long is the last
+    seconds:float=1.,  # A trial that takes so long is the last; few pairs say little of the time of many
 )->tuple:              # Seconds and bytes of activations of a pair
     "What a pair costs in training. All ranks do it together."
     model, loss, pairs = deepcopy(learn.model).train(), LOSSES[learn.cfg.model.contrastive.loss_type], 2
