@@ -172,7 +172,7 @@ def check_memory(
     cfg, # `cfg.model`
 ):
     "Raise `UserError` for combinations of memory keys that mean nothing, with the nearest that mean something."
-    if not cfg.memory.enabled: return
+    if not cfg.memory['enabled']: return
     m = dict(cfg.memory)
     pick(UPDATES, m['memory_update'], 'model.memory.memory_update')
     why = memory_conflict(m, cfg.embed_dim)
