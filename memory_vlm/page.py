@@ -48,7 +48,7 @@ def memory_pictures(
     shown = torch.linspace(0, memory - 1, min(tokens, memory)).round().int().tolist()
     values = torch.stack([maps.map(layer, token=m) for m in shown], 1).numpy() # (B,m,h,w)
     titles = [learn.dls.valid.source.captions(i)[0] for i in owner.unique_consecutive()[:num].tolist()]
-    return token_overlays(images, values, names=[f'token {m}' for m in shown], titles=titles,
+    return token_overlays(images.cpu(), values, names=[f'token {m}' for m in shown], titles=titles,
                           note=f'Layer {layer}, the last whose memory is read; mean over heads. {len(shown)} of {memory} tokens.',
                           uniform=1 / learn.model.visual.layout.num_keys)
 

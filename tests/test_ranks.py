@@ -111,18 +111,41 @@ def test_gradients_of_two_ranks_are_those_of_one_process_with_the_whole_batch(tm
     mp.spawn(gradients_of_rank, (str(tmp_path/'store'), [whole(w) for w in MEMORIES]), nprocs=RANKS)
 
 
-def test_a_run_of_two_ranks_equals_one_and_goes_on_to_the_bit(tmp_path):
-    straight, said = finish(tmp_path/'straight', *SHORT)
+def features_of_rank(rank, store):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=RANKS)
+    try:
+        learn = make_learner(compose([*SHORT, 'model.drop_rate=0.5'], config_name='quickstart'))
+        pictures = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+        for training in (False, True):
+            x = learn.model.train(training).encode_image(pictures).detach()
+            every = [torch.empty_like(x) for _ in range(RANKS)]
+            dist.all_gather(every, x)
+            assert torch.equal(*every) != training, f'training={training}'
+    finally: dist.destroy_process_group()
+
+
+def test_ranks_have_the_same_weights_and_their_own_dropout(tmp_path):
+    mp.spawn(features_of_rank, (str(tmp_path/'store'),), nprocs=RANKS)
+
+
+def test_a_run_of_two_ranks_equals_one(tmp_path):
+    run, said = finish(tmp_path/'two', *SHORT)
     assert 'on each of 2 ranks' in said[0] and said[1] == ''
     one = fit(compose([*SHORT, 'training.batch_size=16', f'training.run_dir={tmp_path}/one'], config_name='quickstart'))
-    pd.testing.assert_frame_equal(table(straight), table(one.folder), rtol=1e-3)
+    pd.testing.assert_frame_equal(table(run), table(one.folder), rtol=1e-3)
+
+
+def test_two_ranks_go_on_to_the_bit_dropout_and_all(tmp_path):
+    words = [*SHORT, 'model.drop_rate=0.1']
+    straight, _ = finish(tmp_path/'straight', *words)
     stopped = tmp_path/'stopped'
     stopped.mkdir()
-    ranks = start(stopped, *SHORT, 'training.resume=auto')
+    ranks = start(stopped, *words, 'training.resume=auto')
     wait_until(lambda: saved(stopped/'run'), *ranks)
     for p in ranks: p.kill()
     for p in ranks: p.join()
-    again, said = finish(stopped, *SHORT, 'training.resume=auto')
+    again, said = finish(stopped, *words, 'training.resume=auto')
     assert 'which goes on after step' in said[0]
     same(again, straight)
 

@@ -165,10 +165,10 @@ class PairLoader(DataLoader):
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, start_batch
 
     def one_batch(self)->tuple:
-        "The next iteration's first batch, loaded in this process."
+        "The next iteration's first batch, loaded in this process, where batches are used."
         *batch, bad = collate([self.dataset[key] for key in next(iter(self.batch_sampler))])
         if batch[0] is None: raise UserError(f'Nothing in the first batch can be used: {bad[0][1]}')
-        return tuple(batch)
+        return tuple(t.to(self.device) for t in batch)
 
     def to(self, device)->'PairLoader':
         "Remember where batches are used."

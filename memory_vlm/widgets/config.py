@@ -140,8 +140,10 @@ class ConfigEditor(Panel):
         self.say(f'Read from {path}')
 
     def save(self, path):
-        "Write a YAML file. Raises `UserError` while there is a mistake."
-        OmegaConf.save(self.cfg, path)
+        "Write a YAML file, and its folder where there is none. Raises `UserError` while there is a mistake."
+        cfg = self.cfg
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, path)
         self.say(f'Saved to {path}')
 
     def _take(self, cfg): # Another configuration, and every field as it says
