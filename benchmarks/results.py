@@ -1,7 +1,8 @@
 "What every benchmark says of where its figures come from, and how it keeps them."
-import csv, os, sys
+import os, sys
 from datetime import date
 from pathlib import Path
+import pandas as pd
 import torch
 
 
@@ -16,10 +17,6 @@ def machine(device='cpu'):
 def store(path, rows, device='cpu', **settings):
     "Append rows of figures to a CSV, each with its settings, command, machine, date and torch version."
     origin = dict(command=' '.join(['python', *sys.argv]), machine=machine(device), date=date.today(), torch=torch.__version__)
-    rows = [settings | row | origin for row in rows]
-    path = Path(path)
-    new = not path.exists()
-    with path.open('a', newline='') as f:
-        writer = csv.DictWriter(f, list(rows[0]))
-        if new: writer.writeheader()
-        writer.writerows(rows)
+    new, path = pd.DataFrame([settings | row | origin for row in rows], dtype=str), Path(path)
+    if path.exists(): new = pd.concat([pd.read_csv(path, dtype=str), new]) # older rows may lack a column
+    new.to_csv(path, index=False)

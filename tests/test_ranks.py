@@ -17,10 +17,11 @@ from memory_vlm.learner import make_learner
 from memory_vlm.run import fit
 
 RANKS = 2
+ENOUGH = {} if torch.cuda.device_count() >= RANKS else dict(CUDA_VISIBLE_DEVICES='') # a device for each rank, or none
 TINY = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'model.embed_dim=32', 'model.depth=2',
         'model.text.embed_dim=16', 'model.text.depth=1', 'training.logging.tensorboard=false', 'training.logging.log_interval=1']
 SHORT = [*TINY, 'training.batch_size=8', 'training.max_steps=6', 'training.logging.eval_interval=3', 'training.logging.save_interval=2',
-         'training.preflight=false', 'model.contrastive.gather_distributed=true', 'training.data.num_workers=0']
+         'training.preflight=false', 'training.precision=fp32', 'model.contrastive.gather_distributed=true', 'training.data.num_workers=0']
 
 
 def free_port():
@@ -30,7 +31,7 @@ def free_port():
 
 
 def work(rank, port, said, words):
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    os.environ |= ENOUGH | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
     with open(f'{said}{rank}', 'a') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
         try: fit(compose(words, config_name='quickstart'))
@@ -175,7 +176,7 @@ def test_as_many_ranks_go_on_as_have_begun(tmp_path):
 def torchrun(folder, *words):
     return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port', str(free_port()), 'train.py',
                              '--config-name=quickstart', *words, f'training.run_dir={folder}'], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | dict(OMP_NUM_THREADS='1'))
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1'))
 
 
 @pytest.mark.slow
@@ -208,6 +209,6 @@ debug_launcher(train, num_processes=2)
 @pytest.mark.slow
 def test_a_notebook_launches_ranks(tmp_path):
     code = NOTEBOOK.format(words=[*SHORT, f'training.run_dir={tmp_path}/run'])
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'), timeout=300)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1'), timeout=300)
     assert done.returncode == 0 and 'on each of 2 ranks' in done.stdout, done.stderr
     assert (tmp_path/'run'/'DONE').exists()
