@@ -16,23 +16,19 @@ from train_step import our_step, pairs, seconds
 
 
 def trainer(args, precision, images, ids):
-    "A function that takes one step in a precision; fp16's losses are scaled, as in a fit."
-    args = copy.copy(args)
-    args.precision = 'fp32' # `our_step` is not to open an autocast of its own
+    "Functions that take one step in a precision and that give its gradient; for the latter fp16's loss is scaled, as in a fit."
+    args, dtype = copy.copy(args), PRECISIONS[precision]
+    args.precision = precision
     model, step = our_step(args, images, ids)
-    dtype = PRECISIONS[precision]
-    def autocast(): return torch.autocast(args.device, dtype, enabled=dtype is not None)
-    def run():
-        with autocast(): step()
     def gradient():
-        with autocast(): loss = make_loss(model.cfg.contrastive)(model(images, ids), None)
+        with torch.autocast(args.device, dtype, enabled=dtype is not None): loss = make_loss(model.cfg.contrastive)(model(images, ids), None)
         scale = 1024. if precision == 'fp16' else 1.
         (loss * scale).backward()
         if args.device == 'cuda': torch.cuda.synchronize()
         flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) / scale
         model.zero_grad()
         return flat
-    return run, gradient
+    return step, gradient
 
 
 def main():
@@ -51,7 +47,7 @@ def main():
     for name in names:
         torch.manual_seed(0)
         steps[name], gradient = trainer(args, name, images, ids)
-        if exact is None: gradient() # libraries start
+        gradient() # libraries start
         start = time.perf_counter()
         found = gradient()
         passes[name] = time.perf_counter() - start

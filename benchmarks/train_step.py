@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from memory_vlm.clip import MemoryCLIP, normalise
 from memory_vlm.config import compose
 from memory_vlm.data.tokenizer import tokenize, trim
+from memory_vlm.evaluate import PRECISIONS
 from memory_vlm.learner import make_loss
 from memory_vlm.optimizer import make_optimizer
 from results import store
@@ -62,7 +63,8 @@ def our_step(args, images, ids, *overrides):
 
 
 def step(args, model, opt, loss):
-    with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == 'bf16'): value = loss()
+    dtype = PRECISIONS[args.precision]
+    with torch.autocast(args.device, dtype, enabled=dtype is not None): value = loss()
     value.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
     opt.step()
@@ -82,9 +84,9 @@ def operations(f):
     return counter.get_total_flops()
 
 
-def product(args, side=2048):
+def product(args):
     "A matrix product that keeps the machine as busy as it can be, and its operations."
-    dtype = torch.bfloat16 if args.precision == 'bf16' else torch.float32
+    side, dtype = 8192 if args.device == 'cuda' else 2048, PRECISIONS[args.precision] or torch.float32
     a, b = (torch.randn(side, side, device=args.device).to(dtype) for _ in range(2))
     return lambda: [a @ b for _ in range(4)], 4 * 2 * side ** 3
 
