@@ -64,7 +64,8 @@ def try_step(
         images, ids = (t[:pairs].to(device) for t in batch[:2])
         with torch.autocast(device.type, dtype, enabled=dtype is not None): return loss(*model(images, ids))
     with torch.random.fork_rng([device] if device.type == 'cuda' else []), EAGER:
-        size = run_cost(model, forward).activations / min(pairs, len(batch[0])) # and libraries have started
+        size = run_cost(model, forward).activations / min(pairs, len(batch[0]))
+        forward().backward() # libraries start, and a CUDA device loads its kernels
         while True:
             start = time.perf_counter()
             forward().backward()

@@ -5,16 +5,18 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
 import kill50
 from memory_vlm import callbacks
 from memory_vlm.callbacks import CheckpointCallback, ResumeCallback
-from memory_vlm.checkpoint import list_checkpoints, newest_checkpoint, read_manifest
+from memory_vlm.checkpoint import best_checkpoints, list_checkpoints, newest_checkpoint, prune_checkpoints, read_manifest
 from memory_vlm.config import compose
 from memory_vlm.folders import held, in_use
 from memory_vlm.learner import make_learner
+from memory_vlm.run import fit
 
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
           'training.logging.tensorboard=false', 'training.logging.log_interval=1',
@@ -69,6 +71,44 @@ def test_from_any_step_a_fit_goes_on_to_the_bit(tmp_path, monkeypatch, words):
         assert seen == steps[i + 1:]
         assert history(learn) == history(straight)
         assert all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_never_more_than_k_and_two_checkpoints_and_the_ranking_outlives_a_stop(tmp_path, monkeypatch):
+    words, most = ['training.checkpoint.save_top_k=2', 'training.checkpoint.monitor=t2i/R@1', 'training.checkpoint.mode=max'], []
+    def prune(folder, *args): # called when there are most
+        most.append(len(list_checkpoints(folder)))
+        prune_checkpoints(folder, *args)
+    monkeypatch.setattr(callbacks, 'prune_checkpoints', prune)
+    def kept(folder): return [(read_manifest(p)['step'], read_manifest(p)['metrics']) for p in list_checkpoints(folder/'checkpoints')]
+    straight, _ = fit_small(tmp_path/'straight', *words)
+    best = {read_manifest(p)['step'] for p in best_checkpoints(tmp_path/'straight'/'checkpoints', 't2i/R@1', 'max')[:2]}
+    assert {step for step, _ in kept(tmp_path/'straight')} == {*best, 7} and max(most) <= 4
+    class Stop(Callback):
+        order = 99
+        def after_batch(self):
+            if self.train_iter == 5: raise KeyboardInterrupt
+    cfg = compose([*SMALL, *words], config_name='quickstart')
+    learn = make_learner(cfg).add_cbs([CheckpointCallback(tmp_path/'stopped', cfg.training), Stop()])
+    with learn.no_bar(), learn.no_logging(): learn.fit_schedule(cfg.training.scheduler)
+    fit_small(tmp_path/'stopped', *words, checkpoint=newest_checkpoint(tmp_path/'stopped'/'checkpoints'))
+    assert kept(tmp_path/'stopped') == kept(tmp_path/'straight') and max(most) <= 4
+
+
+COLUMNS = '''step epoch train_loss val_loss lr grad_norm temperature pairs_per_second data_wait i2t/R@1 i2t/R@5 i2t/R@10 t2i/R@1 t2i/R@5
+t2i/R@10 memory/least_usage memory/resets memory/reset_tokens memory/reset_usage'''
+
+
+def test_a_run_writes_down_all_of_this(tmp_path):
+    run = fit(compose([*SMALL, 'training.preflight=false', f'training.run_dir={tmp_path}/run', 'training.logging.tensorboard=true'], config_name='quickstart'))
+    table = pd.read_csv(run.folder/'metrics.csv')
+    assert set(table) == set(COLUMNS.split()) and table.notna().any().all()
+    assert table.data_wait.dropna().between(0, 1).all() and table.temperature.dropna().between(0.01, 1).all()
+    events = EventAccumulator(str(next(run.folder.rglob('events.out.tfevents.*')).parent)).Reload()
+    assert set(COLUMNS.split()) - {'step', 'epoch', 'memory/reset_tokens', 'memory/reset_usage'} <= set(events.Tags()['scalars'])
+    for name in ('train_loss', 'val_loss', 'memory/resets'):
+        written = table.dropna(subset=[name])
+        assert [e.step for e in events.Scalars(name)] == written.step.tolist()
+        assert [e.value for e in events.Scalars(name)] == pytest.approx(written[name].tolist(), rel=1e-5)
 
 
 def test_kills_lose_nothing(tmp_path):
