@@ -3,8 +3,8 @@
     python benchmarks/precision.py                    # batch 4 on the CPU, or batch 256 on CUDA if there is one
     python benchmarks/precision.py --csv benchmarks/results/precision.csv
 
-All precisions take turns in one process; a ratio is the median over rounds of the ratios within a round. `difference` is
-that of the gradient, as a share of its norm in fp32, at the same weights and pairs. A precision whose forward and backward
+All precisions take turns in one process; a ratio is the median over rounds of the ratios within a round. The gradient's
+difference from fp32's, at the same weights and pairs, is a share of its norm, and said of each tower beside. A precision whose forward and backward
 pass takes more than five times that of fp32, as fp16 on a CPU, takes no turns: its ratio is that of these single passes.
 """
 import argparse, copy, statistics, time
@@ -25,9 +25,10 @@ def trainer(args, precision, images, ids):
         scale = 1024. if precision == 'fp16' else 1.
         (loss * scale).backward()
         if args.device == 'cuda': torch.cuda.synchronize()
-        flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) / scale
+        towers = {name: torch.cat([p.grad.flatten() for n, p in model.named_parameters() if n.startswith(name) and p.grad is not None]) / scale
+                  for name in ('', 'visual', 'text')} # the first is the whole
         model.zero_grad()
-        return flat
+        return towers
     return step, gradient
 
 
@@ -52,15 +53,17 @@ def main():
         found = gradient()
         passes[name] = time.perf_counter() - start
         exact = found if exact is None else exact
-        differences[name] = ((found - exact).norm() / exact.norm()).item()
+        differences[name] = {tower: ((g - exact[tower]).norm() / exact[tower].norm()).item() for tower, g in found.items()}
     turns = [name for name in steps if passes[name] <= 5 * passes['fp32']]
     rounds = [{name: seconds(args, steps[name]) for name in turns} for _ in range(args.rounds + 1)][1:] # the first warms up
     rows = []
     for name in steps:
         measured = rounds if name in turns else [passes]
         ratio, took = statistics.median(r['fp32'] / r[name] for r in measured), statistics.median(r[name] for r in measured)
-        rows.append(dict(precision=name, rounds=len(rounds) if name in turns else 0, seconds=round(took, 4), speed_vs_fp32=round(ratio, 3), gradient_difference=f'{differences[name]:.2g}'))
-        print(f'{name:5} {took:8.3f} s {ratio:5.2f} x the speed of fp32   gradient differs by {differences[name]:.1%} of its norm')
+        rows.append(dict(precision=name, rounds=len(rounds) if name in turns else 0, seconds=round(took, 4), speed_vs_fp32=round(ratio, 3),
+                         **{f'{tower or "gradient"}_difference': f'{d:.2g}' for tower, d in differences[name].items()}))
+        print(f'{name:5} {took:8.3f} s {ratio:5.2f} x the speed of fp32   gradient differs by {differences[name][""]:.1%} of its norm, '
+              f'that of pictures by {differences[name]["visual"]:.1%}, of captions by {differences[name]["text"]:.1%}')
     if args.csv: store(args.csv, rows, device=args.device, batch=args.batch)
 
 

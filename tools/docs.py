@@ -189,7 +189,8 @@ def benchmarks():
         program = ROOT/re.search(r'benchmarks/\w+\.py', rows[0]['command'])[0] if 'command' in rows[0] else None
         said = ast.get_docstring(ast.parse(program.read_text(encoding='utf-8'))) if program and program.exists() else ''
         origin = [k for k in ('command', 'machine', 'date', 'torch') if k in rows[0]]
-        shown = [k for k in rows[0] if k not in origin]
+        several = len({r.get('machine') for r in rows}) > 1
+        shown = ['machine'] * several + [k for k in rows[0] if k not in origin]
         blocks.append(f"## {path.stem.replace('_', ' ')}\n\n{said.split(chr(10))[0]}")
         lines = [shown, ['---'] * len(shown)] + [[figure(r[k] or '') for k in shown] for r in rows]
         blocks.append('\n'.join(f"| {' | '.join(line)} |" for line in lines))
