@@ -111,6 +111,8 @@ def preflight(
         times.append(f'{1000 * each:.3g} ms')
         mistakes += mistakes_in(seen, bad, f'training.data.{key}={t.data[key]}')
     if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing will be learned')
+    if learn.precision == 'fp16' and learn.dls.device.type == 'cpu':
+        mistakes.append('training.precision=fp16 is slow on a CPU; fp32 and bf16 are for it')
     each, size = try_step(learn)
     needs, there, pairs = memory_needed(learn, size), memory_there(learn.dls.device), t.batch_size * t.accumulate_grad_batches
     if needs > there:
