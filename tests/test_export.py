@@ -1,8 +1,15 @@
-"Every mechanism as ONNX and through torch.export: any batch, and the features of the model."
+"Every mechanism as ONNX and through torch.export: any batch, and the features of the model. And as others evaluate it, by open_clip."
 import json
+import open_clip
 import pytest
+import torch
+import torch.nn.functional as F
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
+from memory_vlm.convert import save_open_clip
+from memory_vlm.data.loaders import make_loader
+from memory_vlm.data.sources import open_source
+from memory_vlm.evaluate import encode
 from memory_vlm.export import example, export, run_onnx
 
 SMALL = ['model=tiny', 'model.depth=2', 'model.text.depth=1', 'model.text.max_len=16']
@@ -19,3 +26,18 @@ def test_features_are_those_of_the_model(form, preset, tmp_path):
     said = json.loads((tmp_path/'export.json').read_text())
     assert said['largest_difference'] == found and said['image']['shape'] == ['batch', 3, 64, 64]
     if form == 'onnx': assert run_onnx(tmp_path/'image.onnx', example(model, 'image', 9)).shape == (9, 128)
+
+
+@pytest.mark.parametrize('preset', ['off', 'registers', 'gated'])
+def test_features_are_those_of_a_benchmark_that_knows_only_open_clip(preset, tmp_path):
+    ours = MemoryCLIP.from_config(compose(['model=tiny', f'model/memory={preset}']).model)
+    save_open_clip(ours, tmp_path)
+    source = open_source('scenes:tiny', 'valid')
+    model, _, transform = open_clip.create_model_and_transforms(f'local-dir:{tmp_path}') # what CLIP_benchmark's `load_open_clip` does
+    tokenizer = open_clip.get_tokenizer(f'local-dir:{tmp_path}')
+    pictures, captions = torch.stack([transform(source.image(i)) for i in range(8)]), [source.captions(i)[0] for i in range(8)]
+    with torch.no_grad(): found = [F.normalize(f, dim=-1) for f in (model.eval().encode_image(pictures), model.encode_text(tokenizer(captions)))]
+    images, texts, owners = encode(ours, make_loader(source, image_size=64, batch_size=8, train=False))
+    first = [owners.tolist().index(i) for i in range(8)]
+    torch.testing.assert_close(found[0], images[:8], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[1], texts[first], atol=1e-5, rtol=0)
