@@ -533,6 +533,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'memory_vlm.data.loaders.PairLoader.world_size': ( 'data.loaders.html#pairloader.world_size',
                                                                                             'memory_vlm/data/loaders.py'),
                                          'memory_vlm.data.loaders.collate': ('data.loaders.html#collate', 'memory_vlm/data/loaders.py'),
+                                         'memory_vlm.data.loaders.end_with_parent': ( 'data.loaders.html#end_with_parent',
+                                                                                      'memory_vlm/data/loaders.py'),
                                          'memory_vlm.data.loaders.make_loader': ( 'data.loaders.html#make_loader',
                                                                                   'memory_vlm/data/loaders.py'),
                                          'memory_vlm.data.loaders.picture_grid': ( 'data.loaders.html#picture_grid',

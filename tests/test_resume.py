@@ -1,7 +1,8 @@
 """Stop a fit in every way there is, and see that it goes on to the bit."""
-import re, resource, signal, subprocess, sys, time
+import multiprocessing, re, resource, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd
+import psutil
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -114,6 +115,36 @@ def test_a_run_writes_down_all_of_this(tmp_path):
 def test_kills_lose_nothing(tmp_path):
     seen = kill50.kill_often(tmp_path, kills=2)
     assert seen['kills'] == 2
+
+
+def workers_of_a_fit(said):
+    "A fit that is to be killed; it says which processes load for it."
+    cfg = compose([*SCENES, 'training.data.num_workers=2', 'training.data.prefetch_factor=2'], config_name='quickstart')
+    loader = iter(make_learner(cfg).dls.train)
+    next(loader)
+    said.send([p.pid for p in multiprocessing.active_children()])
+    time.sleep(600)
+
+
+@pytest.mark.parametrize('method', ['fork', 'forkserver']) # the former is Python's own before 3.14
+def test_who_loads_for_a_killed_fit_ends_too(method):
+    context, (here, there) = multiprocessing.get_context('forkserver' if method == 'forkserver' else 'spawn'), multiprocessing.Pipe()
+    fit = context.Process(target=workers_of_a_fit if method == 'forkserver' else forking, args=(there,))
+    fit.start()
+    assert here.poll(60)
+    pids = here.recv()
+    assert len(pids) == 2 and all(psutil.pid_exists(p) for p in pids)
+    fit.kill()
+    for _ in range(200):
+        left = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+        if not left: break
+        time.sleep(0.1)
+    assert not left
+
+
+def forking(said):
+    multiprocessing.set_start_method('fork', force=True)
+    workers_of_a_fit(said)
 
 
 def command(folder, *words): return [sys.executable, 'train.py', '--config-name=quickstart', *SCENES, f'training.run_dir={folder}', *words]
