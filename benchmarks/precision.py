@@ -4,8 +4,9 @@
     python benchmarks/precision.py --csv benchmarks/results/precision.csv
 
 All precisions take turns in one process; a ratio is the median over rounds of the ratios within a round. The gradient's
-difference from fp32's, at the same weights and pairs, is a share of its norm, and said of each tower beside. A precision whose forward and backward
-pass takes more than five times that of fp32, as fp16 on a CPU, takes no turns: its ratio is that of these single passes.
+difference from fp32's, at the same weights and pairs, is a share of its norm, for the whole model and for each tower. A
+precision whose forward and backward pass takes more than five times that of fp32, as fp16 on a CPU, takes no turns: its
+ratio is that of these single passes.
 """
 import argparse, copy, statistics, time
 import torch

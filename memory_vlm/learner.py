@@ -234,5 +234,5 @@ def make_learner(
     if cfg.model.memory.enabled and cfg.model.memory.memory_init == 'patches':
         images = dls.train.one_batch()[0][:t.batch_size].to(device)
         model.visual.set_from_patches(normalise(images, model.mean, model.std), t.seed)
-    seed_everything(t.seed + rank()) # weights are the same on all ranks, dropout is not
+    seed_everything((t.seed + rank()) % 2**32) # weights are the same on all ranks, dropout is not
     return learn

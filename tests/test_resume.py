@@ -117,8 +117,9 @@ def test_kills_lose_nothing(tmp_path):
     assert seen['kills'] == 2
 
 
-def workers_of_a_fit(said):
+def workers_of_a_fit(said, method):
     "A fit that is to be killed; it says which processes load for it."
+    multiprocessing.set_start_method(method, force=True)
     cfg = compose([*SCENES, 'training.data.num_workers=2', 'training.data.prefetch_factor=2'], config_name='quickstart')
     loader = iter(make_learner(cfg).dls.train)
     next(loader)
@@ -126,25 +127,22 @@ def workers_of_a_fit(said):
     time.sleep(600)
 
 
-@pytest.mark.parametrize('method', ['fork', 'forkserver']) # the former is Python's own before 3.14
+def alive(pid): return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize('method', ['fork', 'forkserver']) # how Python starts them before 3.14, and since
 def test_who_loads_for_a_killed_fit_ends_too(method):
-    context, (here, there) = multiprocessing.get_context('forkserver' if method == 'forkserver' else 'spawn'), multiprocessing.Pipe()
-    fit = context.Process(target=workers_of_a_fit if method == 'forkserver' else forking, args=(there,))
+    here, there = multiprocessing.Pipe()
+    fit = multiprocessing.get_context('spawn').Process(target=workers_of_a_fit, args=(there, method))
     fit.start()
-    assert here.poll(60)
-    pids = here.recv()
-    assert len(pids) == 2 and all(psutil.pid_exists(p) for p in pids)
-    fit.kill()
-    for _ in range(200):
-        left = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
-        if not left: break
-        time.sleep(0.1)
-    assert not left
-
-
-def forking(said):
-    multiprocessing.set_start_method('fork', force=True)
-    workers_of_a_fit(said)
+    try:
+        assert here.poll(60)
+        pids = here.recv()
+        assert len(pids) == 2 and all(map(alive, pids))
+    finally: fit.kill()
+    end = time.monotonic() + 20
+    while any(map(alive, pids)) and time.monotonic() < end: time.sleep(0.1)
+    assert not any(map(alive, pids))
 
 
 def command(folder, *words): return [sys.executable, 'train.py', '--config-name=quickstart', *SCENES, f'training.run_dir={folder}', *words]
