@@ -11,12 +11,13 @@ import torch
 from json import dumps
 from .ablation import ablate
 from .checkpoint import read_manifest, read_state
+from .command import as_begun
 from .core import Progress, UserError
-from .eval import eval_models
+from .eval import eval_models, table_file
 from .page import write_page
 from .report import memory_report
 from .search import index_path, open_index, search
-from .share import as_begun, as_learner, share
+from .share import as_learner, share
 from .trained import Trained, open_trained, run_of
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,13 +29,20 @@ def eval_command(
     data:Annotated[str, dict(opt=False)],   # Pairs as training takes them, or pictures in folders by class
     classes:str=None,       # YAML of classes and templates, or 'imagenet', for pictures in folders by class
     train:str=None,         # Pictures in folders by class, for k-NN and a linear probe
+    split:str='valid',      # 'valid', 'test' or 'train', where data come in parts
+    image_key:str=None,     # Column of pictures in a table
+    caption_key:str=None,   # Column of captions
+    image_dir:str=None,     # Folder that the names in a table are relative to
+    max_bad_fraction:float=.01, # Share of bad pictures above which it stops
     out:str=None,           # File for the table, .md or .json
     json:bool=False,        # Print JSON
 )->int:
     "Score models on data, side by side"
-    found = eval_models(models, data, classes=classes, train=train)
-    if out: found.save(out)
+    if out: table_file(out) # or hours would be lost
+    found = eval_models(models, data, classes, train, split, max_bad_fraction=max_bad_fraction,
+                        image_key=image_key, caption_key=caption_key, image_dir=image_dir)
     print(dumps(found.to_dict(), indent=1) if json else found)
+    if out: found.save(out)
     return 0
 
 # %% ../nbs/72_after.ipynb #e9f99a9a

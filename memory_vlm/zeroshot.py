@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES, build_zero_shot_classifier
 from pathlib import Path
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from .core import UserError, pick
 from .retrieval import rank_of_best
@@ -26,13 +27,17 @@ class Prompts:
     templates:Sequence=TEMPLATES['imagenet']  # Texts with one {}, or functions of a name
     folders:list|None=None                    # Folder of each class; None: they are called as the classes are
 
+    @property
+    def names(self)->dict: return dict(zip(self.folders or self.classes, self.classes)) # Of each folder its class
+
 def read_templates(
     given,     # A name of `TEMPLATES`, or a list of texts
     where:str, # For messages
 )->Sequence:
     "Prompts by name, or as they are. Raises `UserError` for a text without {}."
     if isinstance(given, str): return pick(TEMPLATES, given, f'{where}: templates')
-    wrong = [t for t in given if not isinstance(t, str) or t.count('{}') != 1]
+    if not isinstance(given, list | tuple | None): raise UserError(f'{where}: templates is one of {", ".join(TEMPLATES)}, or a list of texts; got {given!r}')
+    wrong = [t for t in given or [] if not isinstance(t, str) or t.count('{}') != 1]
     if wrong or not given: raise UserError(f"{where}: each template is a text with one {{}} for the class; got {wrong[0]!r}" if wrong else
                                            f'{where}: templates is empty; give at least one text with one {{}}')
     return tuple(given)
@@ -41,12 +46,13 @@ def read_prompts(
     path:str|Path, # A YAML file with `classes`, and `templates` if they are not ImageNet's; or 'imagenet'
 )->Prompts:
     "Classes and prompts of a file. Raises `UserError` for what is missing or unknown."
-    if str(path) == 'imagenet': return Prompts(list(IMAGENET_CLASSNAMES))
+    if str(path) == 'imagenet': return Prompts(list(IMAGENET_CLASSNAMES), folders=ImageNetInfo().label_names())
     try: found = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e: raise UserError(f"'{path}' cannot be read as YAML: {str(e).splitlines()[0]}") from e
     if not isinstance(found, dict) or not found.get('classes'): raise UserError(f"'{path}' needs `classes`: a list of names, or folder: name")
     for key in found: pick(('classes', 'templates'), key, f'{path}: the key')
     classes, folders = found['classes'], None
+    if not isinstance(classes, (dict, list)): raise UserError(f"'{path}': classes is a list of names, or folder: name; got {classes!r}")
     if isinstance(classes, dict): folders, classes = [str(k) for k in classes], list(classes.values())
     return Prompts([str(c) for c in classes], read_templates(found.get('templates', 'imagenet'), str(path)), folders)
 

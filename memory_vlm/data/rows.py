@@ -100,16 +100,17 @@ class TableSource(FileSource):
         names = self.pictures.files.nbytes if isinstance(self.pictures, Paths) else 0
         return names + self._captions.nbytes + (0 if self._starts is None else self._starts.nbytes)
 
-SPLITS = dict(train=('train', 'training', 'restval'), valid=('val', 'valid', 'validation', 'dev')) # What parts are called
+SPLITS = dict(train=('train', 'training', 'restval'), valid=('val', 'valid', 'validation', 'dev'), test=('test', 'testing')) # What parts are called
 
 def rows_of_split(
     splits:list|pa.Array, # Of each row
-    split:str,            # 'train' or 'valid'
+    split:str,            # 'train', 'valid' or 'test'
 )->np.ndarray|None:       # bool (rows); None: the rows are not divided like this
     "The rows of a part, in a table that says which part each belongs to."
     splits = np.array(splits.to_pylist() if hasattr(splits, 'to_pylist') else splits, dtype=object)
     parts = {s: np.isin(splits, names) for s, names in SPLITS.items()}
-    return parts[split] if parts['train'].any() and parts['valid'].any() else None
+    needed = ['test'] if split == 'test' else ['train', 'valid']
+    return parts[split] if all(parts[s].any() for s in needed) else None
 
 def make_source(
     name:str,               # For messages
