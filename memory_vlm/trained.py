@@ -8,11 +8,13 @@ __all__ = ['Trained', 'run_of', 'best_checkpoint', 'open_trained']
 # %% ../nbs/47_trained.ipynb #b25c0e4c
 from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pathlib import Path
+from yaml import YAMLError
 from .checkpoint import best_checkpoints, list_checkpoints, read_manifest
 from .clip import MemoryCLIP
 from .config import Config
-from .core import UserError
+from .core import UserError, closest
 from .pretrained import asking
 
 # %% ../nbs/47_trained.ipynb #76157da9
@@ -25,13 +27,15 @@ class Trained:
     metrics:dict        # Evaluated when the checkpoint was written
 
 def run_of(
-    path:Path, # A run folder, the folder of all runs of a name, or a checkpoint
+    path:Path, # A run folder, the folder of all runs of a name, a checkpoint or the folder of a run's checkpoints
 )->Path|None:  # The run folder; None: this is no run
     "The run that a path belongs to. Of several runs the newest finished one."
     if not path.is_dir(): return None
     done = sorted(path.glob('*/DONE'))
     if done and not (path/'config.yaml').exists(): return done[-1].parent
-    return next((p for p in (path, *path.absolute().parents[:2]) if (p/'config.yaml').exists()), None)
+    of_run = (path/'manifest.json').exists() or any(path.glob('*/manifest.json'))
+    above = path.absolute().parents[:2] if of_run else ()
+    return next((p for p in (path, *above) if (p/'config.yaml').exists()), None)
 
 def best_checkpoint(
     run:Path,       # A run folder
@@ -51,8 +55,11 @@ def open_trained(
     run = run_of(Path(name))
     def alone(): return Trained(MemoryCLIP.from_pretrained(name), Path(str(name)), None, {})
     if run is None and Path(name).exists(): return alone()
+    if run is None and '/' in str(name) and Path(name).parent.is_dir(): # or the hub would be asked for it
+        raise UserError(f"'{name}' is not there{closest(Path(name).name, [p.name for p in Path(name).parent.iterdir()])}")
     if run is None:
         with asking(str(name), str(name)): return alone()
-    cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
+    try: cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
+    except (OmegaConfBaseException, YAMLError, ValueError) as e: raise UserError(f"'{run/'config.yaml'}' is not of a run: {str(e).splitlines()[0]}") from e
     checkpoint = Path(name) if (Path(name)/'manifest.json').exists() else best_checkpoint(run, cfg)
     return Trained(MemoryCLIP.from_pretrained(checkpoint), checkpoint, cfg, read_manifest(checkpoint)['metrics'])
