@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fastcore.script import anno_parser
 from importlib import import_module
+from io import TextIOWrapper
 from .core import UserError, pick
 
 # %% ../nbs/73_cli.ipynb #2014443d
@@ -53,6 +54,7 @@ def main(
 )->int:                       # Exit status
     "Run a command."
     name, *rest = (sys.argv[1:] if words is None else list(words)) or ['--help']
+    if isinstance(sys.stdout, TextIOWrapper): sys.stdout.reconfigure(errors='surrogateescape') # names of files are bytes
     if name in ('-h', '--help'):
         print('memory_vlm COMMAND ... (--help behind a command tells of its options)\n', *(f'  {n:12} {c.what}' for n, c in COMMANDS.items()),
               '\nExample: memory_vlm fit --config-name=quickstart', sep='\n')

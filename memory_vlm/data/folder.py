@@ -21,7 +21,12 @@ def walk(
     stack, seen = [os.fspath(folder)], {_mark(os.stat(folder))}
     while stack:
         where, files = stack.pop(), []
-        with os.scandir(where) as entries:
+        try: found = os.scandir(where)
+        except OSError as e:
+            if where == os.fspath(folder): raise UserError(f"'{where}' cannot be read: {e.strerror}") from e
+            warnings.warn(f'Left out: the folder {where} cannot be read: {e.strerror}')
+            continue
+        with found as entries:
             for e in entries:
                 if _is_folder(e):
                     if (mark := _mark(e.stat())) not in seen: stack.append(e.path)
