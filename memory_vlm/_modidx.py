@@ -1360,6 +1360,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'memory_vlm.search.check_reads': ('search.html#check_reads', 'memory_vlm/search.py'),
                                    'memory_vlm.search.encode_into': ('search.html#encode_into', 'memory_vlm/search.py'),
                                    'memory_vlm.search.index_path': ('search.html#index_path', 'memory_vlm/search.py'),
+                                   'memory_vlm.search.leaving_cores': ('search.html#leaving_cores', 'memory_vlm/search.py'),
                                    'memory_vlm.search.open_index': ('search.html#open_index', 'memory_vlm/search.py'),
                                    'memory_vlm.search.open_pictures': ('search.html#open_pictures', 'memory_vlm/search.py'),
                                    'memory_vlm.search.picture_marks': ('search.html#picture_marks', 'memory_vlm/search.py'),

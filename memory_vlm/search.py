@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['KEEP_EVERY', 'check_reads', 'text_feature', 'best_rows', 'Index', 'weights_digest', 'write_index', 'read_index',
-           'Uncaptioned', 'open_pictures', 'picture_marks', 'index_path', 'encode_into', 'open_index', 'search']
+           'Uncaptioned', 'open_pictures', 'picture_marks', 'index_path', 'leaving_cores', 'encode_into', 'open_index',
+           'search']
 
 # %% ../nbs/37_search.ipynb #846efff1
-import hashlib, os, time
+import hashlib, json, os, time
 import numpy as np
 import torch
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from .clip import MemoryCLIP
 from .core import UserError
@@ -21,6 +23,7 @@ from .data.pictures import FileSource, Paths, Source
 from .data.scenes import cache_dir
 from .data.sources import open_source
 from .evaluate import evaluating
+from omegaconf import OmegaConf
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -80,7 +83,8 @@ def weights_digest(
     model:MemoryCLIP, # Any
 )->str:               # Hexadecimal
     "What is the same as long as pictures are encoded in the same way."
-    found = hashlib.sha256(repr((model.cfg.image_size, model.mean.tolist(), model.std.tolist())).encode())
+    settings = {k: v for k, v in OmegaConf.to_container(model.cfg).items() if k not in ('name', 'pretrained', 'text', 'contrastive')}
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, x in model.visual.state_dict().items():
         found.update(name.encode())
         found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -154,6 +158,16 @@ def index_path(
 # %% ../nbs/37_search.ipynb #16df15bd
 KEEP_EVERY = 300. # Seconds between writings of an index that is being made
 
+@contextmanager
+def leaving_cores(
+    num_workers:int, # Loader processes
+):
+    "Use the cores that loading leaves free: threads that wait for each other on busy ones cost more than they bring."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - num_workers))
+    try: yield
+    finally: torch.set_num_threads(threads)
+
 def encode_into(
     index:Index,         # Gets features and `good` of `todo`
     model:MemoryCLIP,    # On its device
@@ -169,7 +183,7 @@ def encode_into(
                      num_workers=num_workers, pin_memory=True)
     device, done, kept = next(model.parameters()).device, 0, time.monotonic()
     try:
-        with evaluating(model):
+        with evaluating(model), leaving_cores(num_workers):
             for images, _, which in dl:
                 rows = todo[which]
                 index.features[rows] = model.encode_image(images.to(device, non_blocking=True), normalize=True).half().cpu()
