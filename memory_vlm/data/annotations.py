@@ -43,7 +43,7 @@ def _form(data): # The function that reads such JSON
 
 def open_json(
     path:str,           # The file
-    split:str='train',  # 'train' or 'valid', for a file that has both
+    split:str='train',  # 'train', 'valid' or 'test', for a file that has parts
     image_dir:str=None, # Folder of the pictures; None: found
 )->TableSource:
     "Open a JSON file of captions. Raises `UserError` for one of another kind."
@@ -83,7 +83,7 @@ def flickr_parts(
 
 def open_tokens(
     path:str,           # The file
-    split:str='train',  # 'train' or 'valid', where files beside it tell
+    split:str='train',  # 'train', 'valid' or 'test', where files beside it tell
     image_dir:str=None, # Folder of the pictures; None: found
 )->TableSource:
     "Open a token file of Flickr. Raises `UserError` for a line of another form."

@@ -40,7 +40,7 @@ class ArrowBytes:
 
 def open_saved(
     path:str,               # Folder with state.json or dataset_dict.json
-    split:str='train',      # 'train' or 'valid'
+    split:str='train',      # 'train', 'valid' or 'test'
     image_key:str=None,     # Column of pictures; None: a usual name
     caption_key:str=None,   # Column of captions, or several with commas between; None: a usual name
     image_dir:str=None,     # Folder of pictures that are named and not held

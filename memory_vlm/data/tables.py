@@ -169,7 +169,7 @@ READERS = {'.csv': read_csv, '.tsv': read_csv, '.txt': read_csv, '.jsonl': read_
 # %% ../../nbs/12_data.tables.ipynb #7f66831a
 def open_table(
     path:str,               # A file of `READERS`
-    split:str='train',      # 'train' or 'valid', for a table that has both
+    split:str='train',      # 'train', 'valid' or 'test', for a table that has parts
     image_key:str=None,     # Column of pictures; None: a usual name
     caption_key:str=None,   # Column of captions, or several with commas between; None: a usual name
     image_dir:str=None,     # Folder of the pictures; None: found
