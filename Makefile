@@ -21,7 +21,7 @@ help:
 	@echo "make test       check the notebooks, run them all, run the quick tests (minutes)"
 	@echo "make test-slow  run the tests that take long"
 	@echo "make docs       build the documentation into _docs/"
-	@echo "make bench      measure ratios against other tools, and compare them with the committed ones (an hour)"
+	@echo "make bench      measure ratios against other tools, and compare them with the committed ones (20 minutes)"
 
 demo: $(INSTALLED)
 	@echo "== 1 of 3: a small CLIP with memory tokens learns captioned scenes"

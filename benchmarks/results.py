@@ -17,6 +17,11 @@ def machine(device='cpu'):
 def store(path, rows, device='cpu', **settings):
     "Append rows of figures to a CSV, each with its settings, command, machine, date and torch version."
     origin = dict(command=' '.join(['python', *sys.argv]), machine=machine(device), date=date.today(), torch=torch.__version__)
-    new, path = pd.DataFrame([settings | row | origin for row in rows], dtype=str), Path(path)
-    if path.exists(): new = pd.concat([pd.read_csv(path, dtype=str), new]) # older rows may lack a column
+    append(path, [settings | row | origin for row in rows])
+
+
+def append(path, rows):
+    "Append rows, each a dict, to a CSV. Older rows may lack a column of the new ones."
+    new, path = pd.DataFrame(rows, dtype=str), Path(path)
+    if path.exists(): new = pd.concat([pd.read_csv(path, dtype=str), new])
     new.to_csv(path, index=False)

@@ -1,6 +1,6 @@
 """All benchmarks that compare: one table of ratios, each beside the committed one, and a word on every one that got worse.
 
-    python benchmarks/suite.py                          # what `make bench` runs: about an hour on 2 cores
+    python benchmarks/suite.py                          # what `make bench` runs: about 20 minutes on 2 quiet cores
     python benchmarks/suite.py --only imports capture   # some of them
     python benchmarks/suite.py --rounds 2               # a rough look: fewer rounds where a benchmark has rounds
     python benchmarks/suite.py --keep                   # also append what was measured to benchmarks/results/
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from results import machine
+from results import append, machine
 
 HERE = Path(__file__).parent
 BETTER = dict(higher=1, lower=-1)
@@ -97,14 +97,10 @@ def run(part, args, folder):
 
 def keep(part, path):
     "Append measured rows to the committed ones, without the folder they were measured into."
-    rows, target = read(path), HERE/'results'/path.name
+    rows = read(path)
     for row in rows:
         row['command'] = row['command'].replace(str(path), f'benchmarks/results/{path.name}').replace(str(HERE), 'benchmarks')
-    new = not target.exists()
-    with target.open('a', newline='') as f:
-        writer = csv.DictWriter(f, list(rows[0]))
-        if new: writer.writeheader()
-        writer.writerows(rows)
+    append(HERE/'results'/path.name, rows)
 
 
 def table(found, device):
