@@ -80,8 +80,8 @@ class RanksCallback(Callback):
     "Average gradients and losses over all ranks."
     run_valid, order = False, -10
     def before_fit(self):
-        last = self.model.visual.blocks[-1].update
-        idle = last is not None and any(p.requires_grad for p in last.parameters())
+        vit, last = self.model.visual, self.model.visual.blocks[-1].update
+        idle = vit.new_cls is not None or last is not None and any(p.requires_grad for p in last.parameters())
         self.parallel = DistributedDataParallel(self.model, find_unused_parameters=idle)
     def before_batch(self): self.learn.model = self.parallel
     def after_pred(self): self.learn.model = self.parallel.module
