@@ -247,6 +247,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'memory_vlm/checkpoint.py'),
                                        'memory_vlm.checkpoint.best_checkpoints': ( 'checkpoint.html#best_checkpoints',
                                                                                    'memory_vlm/checkpoint.py'),
+                                       'memory_vlm.checkpoint.checkpoint_folder': ( 'checkpoint.html#checkpoint_folder',
+                                                                                    'memory_vlm/checkpoint.py'),
                                        'memory_vlm.checkpoint.checkpoint_name': ( 'checkpoint.html#checkpoint_name',
                                                                                   'memory_vlm/checkpoint.py'),
                                        'memory_vlm.checkpoint.checksum': ('checkpoint.html#checksum', 'memory_vlm/checkpoint.py'),

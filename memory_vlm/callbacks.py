@@ -20,7 +20,7 @@ from pathlib import Path
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from .checkpoint import WRITE_FAILURES, checkpoint_name, clear_unfinished, prune_checkpoints, write_checkpoint
+from .checkpoint import WRITE_FAILURES, checkpoint_folder, checkpoint_name, clear_unfinished, prune_checkpoints, write_checkpoint
 from .evaluate import PRECISIONS
 from .ranks import is_main, max_over_ranks, mean_over_ranks, world_size
 from .state import fit_state, open_fit_state, set_fit_state
@@ -187,7 +187,7 @@ class CheckpointCallback(Callback):
         self.settings, self.cfg = cfg, cfg.checkpoint
         self.tried, self.saved, self.newest, self.failed = 0, 0, None, False
         self.interval, self.seconds = cfg.logging.save_interval, 60 * cfg.logging.save_minutes or math.inf
-        self.folder = Path(folder)/cfg.checkpoint.dirpath
+        self.folder = checkpoint_folder(folder, cfg.checkpoint.dirpath)
 
     def before_fit(self):
         self.whole, self.since = True, time.monotonic()

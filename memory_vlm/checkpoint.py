@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'WRITE_FAILURES', 'sync', 'checksum', 'free_name', 'remove_checkpoint', 'clear_unfinished',
-           'write_checkpoint', 'read_manifest', 'damage', 'read_state', 'checkpoint_name', 'list_checkpoints',
-           'best_checkpoints', 'newest_checkpoint', 'prune_checkpoints']
+           'write_checkpoint', 'read_manifest', 'damage', 'read_state', 'checkpoint_name', 'checkpoint_folder',
+           'list_checkpoints', 'best_checkpoints', 'newest_checkpoint', 'prune_checkpoints']
 
 # %% ../nbs/41_checkpoint.ipynb #0967c6de
 import hashlib, json, os, pickle, re, shutil
@@ -122,6 +122,16 @@ def checkpoint_name(
     "The name of a checkpoint."
     values = {re.sub('[/@]', '_', k): v for k, v in metrics.items()}
     return re.sub(r'[/\\]', '_', pattern.format_map(_Metrics(values, name=name, epoch=epoch, step=step)))
+
+# %% ../nbs/41_checkpoint.ipynb #bd0c00bd
+def checkpoint_folder(
+    run:Path,    # Run folder
+    dirpath:str, # `training.checkpoint.dirpath`
+)->Path:         # Inside the run folder, or `<dirpath>/<name>/<run>`
+    "Where a run keeps its checkpoints."
+    whole = Path(os.path.abspath(run))
+    place = Path(os.path.abspath(whole/dirpath))
+    return Path(run)/dirpath if place.is_relative_to(whole) else place/whole.parent.name/whole.name
 
 # %% ../nbs/41_checkpoint.ipynb #3e5589e1
 def list_checkpoints(

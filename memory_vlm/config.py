@@ -138,7 +138,7 @@ class CheckpointConfig:
     monitor:str = 'val_loss'            # Metric that ranks them: any name in metrics.csv, such as `t2i/R@1`
     mode:str = one_of('min', 'max')     # Whether a small or a large `monitor` is good
     save_last:bool = True               # Also keep the newest
-    dirpath:str = 'checkpoints'         # Their folder; a relative one is inside the run folder
+    dirpath:str = 'checkpoints'         # Their folder, inside the run folder; outside, as where it is absolute, each run has `<name>/<run>` in it
     filename:str = '{name}-{epoch:03d}-{step:07d}-{val_loss:.4f}' # Their names; metrics are written with `_` for `/` and `@`
 
 @dataclass

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from pathlib import Path
 from PIL import Image
 from .callbacks import CheckpointCallback, DivergedError, LogCallback, ResumeCallback, busy, choose_precision
-from .checkpoint import newest_checkpoint, read_manifest
+from .checkpoint import checkpoint_folder, newest_checkpoint, read_manifest
 from .figure import to_png
 from .folders import choose_run, held, make_run_dir
 from .learner import MemoryLearner, make_learner
@@ -131,7 +131,7 @@ def fit_joined(
     folder = run or from_main(make_run_dir, cfg)
     with ExitStack() as stack:
         from_main(lambda: stack.enter_context(held(folder)))
-        checkpoint = from_main(newest_checkpoint, folder/cfg.training.checkpoint.dirpath) if run else None
+        checkpoint = from_main(newest_checkpoint, checkpoint_folder(folder, cfg.training.checkpoint.dirpath)) if run else None
         step = read_manifest(checkpoint)['step'] if checkpoint else 0 if run else None
         place = f'Run folder: {folder}' + (f', which goes on after step {step}' if run else '')
         if is_main(): print(describe(learn), place, *found, sep='\n')

@@ -9,7 +9,7 @@ __all__ = ['Trained', 'run_of', 'best_checkpoint', 'open_trained']
 from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
-from .checkpoint import best_checkpoints, list_checkpoints, read_manifest
+from .checkpoint import best_checkpoints, checkpoint_folder, list_checkpoints, read_manifest
 from .clip import MemoryCLIP
 from .config import Config
 from .core import UserError
@@ -39,7 +39,7 @@ def best_checkpoint(
 )->Path:
     "The checkpoint of a run that is to be handed on. Raises `UserError` if there is none."
     kept = cfg.training.checkpoint
-    folder = run/kept.dirpath
+    folder = checkpoint_folder(run, kept.dirpath)
     found = best_checkpoints(folder, kept.monitor, kept.mode) or list_checkpoints(folder)[::-1]
     if not found: raise UserError(f"'{run}' has no checkpoint yet")
     return found[0]

@@ -1,6 +1,7 @@
 """Stop a fit in every way there is, and see that it goes on to the bit."""
 import multiprocessing, re, resource, signal, subprocess, sys, time
 from pathlib import Path
+from unittest import mock
 import pandas as pd
 import psutil
 import pytest
@@ -18,6 +19,7 @@ from memory_vlm.config import compose
 from memory_vlm.folders import held, in_use
 from memory_vlm.learner import make_learner
 from memory_vlm.run import fit
+from memory_vlm.trained import open_trained
 
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
           'training.logging.tensorboard=false', 'training.logging.log_interval=1',
@@ -93,6 +95,31 @@ def test_never_more_than_k_and_two_checkpoints_and_the_ranking_outlives_a_stop(t
     with learn.no_bar(), learn.no_logging(): learn.fit_schedule(cfg.training.scheduler)
     fit_small(tmp_path/'stopped', *words, checkpoint=newest_checkpoint(tmp_path/'stopped'/'checkpoints'))
     assert kept(tmp_path/'stopped') == kept(tmp_path/'straight') and max(most) <= 4
+
+
+class StopAfter(Callback):
+    "Ctrl-C after a step."
+    order = 96 # when all others are done with it
+    def __init__(self, step): self.step = step
+    def after_batch(self):
+        if self.train_iter == self.step: self.learn.interrupts.caught = signal.SIGINT
+
+
+def fit_run(folder, *words, stop=None):
+    "A whole run of three steps, or one that is interrupted."
+    def make(cfg): return make_learner(cfg).add_cbs([StopAfter(stop)] if stop else [])
+    words = [*SMALL, 'training.preflight=false', 'training.max_steps=3', 'training.resume=auto', f'training.run_dir={folder}', *words]
+    with mock.patch('memory_vlm.run.make_learner', make): return fit(compose(words, config_name='quickstart'))
+
+
+def test_runs_that_share_a_place_for_checkpoints_keep_to_their_own(tmp_path, capsys):
+    words = [f'training.checkpoint.dirpath={tmp_path}/kept', 'training.checkpoint.save_top_k=0']
+    fit_run(tmp_path/'a', *words, stop=2)
+    other = fit_run(tmp_path/'b', *words)
+    capsys.readouterr()
+    run = fit_run(tmp_path/'a', *words)
+    assert 'which goes on after step 2' in capsys.readouterr().out
+    for r in (run, other): assert open_trained(r.folder).place.parent == tmp_path/'kept'/tmp_path.name/r.folder.name
 
 
 COLUMNS = '''step epoch train_loss val_loss lr grad_norm temperature pairs_per_second data_wait i2t/R@1 i2t/R@5 i2t/R@10 t2i/R@1 t2i/R@5
