@@ -20,7 +20,7 @@ from pathlib import Path
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from .checkpoint import WRITE_FAILURES, checkpoint_folder, checkpoint_name, clear_unfinished, prune_checkpoints, write_checkpoint
+from .checkpoint import WRITE_FAILURES, checkpoint_folder, checkpoint_name, clear_unfinished, list_checkpoints, prune_checkpoints, write_checkpoint
 from .evaluate import PRECISIONS
 from .ranks import is_main, max_over_ranks, mean_over_ranks, world_size
 from .state import fit_state, open_fit_state, set_fit_state
@@ -165,12 +165,10 @@ class LogCallback(Callback):
 def save_fit(
     learn,       # A learner in a fit
     folder:Path, # Where checkpoints go
-    epoch:int,   # Epoch in which to go on
+    state:dict,  # Of `fit_state`
     cfg,         # `cfg.training`
-)->Path|None:    # The checkpoint; None: the main process writes it
-    "Write a checkpoint of a fit, named as the configuration says, with the metrics of this very step if there are any."
-    state = fit_state(learn, epoch)
-    if not is_main(): return None
+)->Path:         # The checkpoint
+    "Write a checkpoint of a fit, named as the configuration says, with the metrics of this very step if there are any. The main process does it."
     known = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     fresh = known if learn.evaluation.get('step') == learn.train_iter else {}
     name = checkpoint_name(cfg.checkpoint.filename, cfg.logging.name, learn.epoch, learn.train_iter, known)
@@ -185,7 +183,7 @@ class CheckpointCallback(Callback):
         cfg,           # `cfg.training`
     ):
         self.settings, self.cfg = cfg, cfg.checkpoint
-        self.tried, self.saved, self.newest, self.failed = 0, 0, None, False
+        self.tried, self.saved, self.failed = 0, 0, False
         self.interval, self.seconds = cfg.logging.save_interval, 60 * cfg.logging.save_minutes or math.inf
         self.folder = checkpoint_folder(folder, cfg.checkpoint.dirpath)
 
@@ -201,15 +199,27 @@ class CheckpointCallback(Callback):
     def after_cancel_fit(self): # not `after_fit`: by then other callbacks have let go of what is saved
         if self.whole and self.train_iter != self.tried: self.save(self.epoch)
 
+    @property
+    def wanted(self)->bool: return self.cfg.save_last or self.cfg.save_top_k > 0
+    @property
+    def lost(self)->bool: return self.wanted and self.saved != self.train_iter # the last step; the main process knows
+    @property
+    def newest(self)->Path|None: return next(reversed(list_checkpoints(self.folder)), None) # where a run goes on, whoever asks
+
     def save(self, epoch): # Epoch in which to go on
-        if busy(self.learn) or not (self.cfg.save_last or self.cfg.save_top_k): return
+        if busy(self.learn) or not self.wanted: return
         self.tried = self.train_iter
+        state = fit_state(self.learn, epoch) # of all ranks; one that is lost is no failure of the disk
         try:
-            self.newest = save_fit(self.learn, self.folder, epoch, self.settings)
-            if is_main(): prune_checkpoints(self.folder, self.cfg.save_top_k, self.cfg.monitor, self.cfg.mode, self.cfg.save_last)
-            self.saved, self.failed = self.train_iter, False
+            if is_main(): self.write(state)
+            self.failed = False
         except WRITE_FAILURES as e: self.warn(e)
         self.since = time.monotonic()
+
+    def write(self, state):
+        save_fit(self.learn, self.folder, state, self.settings)
+        self.saved = self.train_iter
+        prune_checkpoints(self.folder, self.cfg.save_top_k, self.cfg.monitor, self.cfg.mode, self.cfg.save_last)
 
     def warn(self, e):
         if self.failed: return
@@ -228,7 +238,7 @@ class ResumeCallback(Callback):
     def before_fit(self):
         set_fit_state(self.learn, self.state, self.folder)
         for cb in self.learn.cbs:
-            if isinstance(cb, CheckpointCallback): cb.tried, cb.saved, cb.newest = self.state['step'], self.state['step'], self.folder
+            if isinstance(cb, CheckpointCallback): cb.tried = cb.saved = self.state['step']
             if isinstance(cb, ProgressCallback) and self.create_mbar: cb.mbar.update(0) # a bar that never saw 0 fails at any other epoch
     def before_train(self): # fastai counts `pct_train` anew in each epoch
         if self.state and self.first_batch: self.learn.pct_train = self.state['pct_train']

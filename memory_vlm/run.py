@@ -35,6 +35,7 @@ class Run:
     metrics:dict          # The last evaluation; empty if there was none
     interrupted:bool      # Whether it was stopped by hand
     signal:int|None=None  # What stopped it: SIGINT (Ctrl-C), SIGTERM, or neither
+    saved:bool=True       # Whether its last weights are saved, if they were to be
 
 # %% ../nbs/70_run.ipynb #3a6ce712
 def describe(
@@ -137,9 +138,11 @@ def fit_joined(
         if is_main(): print(describe(learn), place, *found, sep='\n')
         saver = go_on(learn, folder, checkpoint, step)
         if is_main() and learn.interrupts.caught != signal.SIGTERM: try_page(folder, learn) # who sends that does not wait long
-        if is_main() and not learn.interrupted: (folder/'DONE').touch()
-    if learn.interrupted and is_main():
-        kept = f'after step {saver.saved}' if saver.newest else 'from the beginning'
-        print(f'Interrupted after {learn.train_iter} steps; training.resume=auto goes on {kept}, in {folder}')
+        lost = from_main(lambda: saver.lost)
+        if is_main() and not (learn.interrupted or lost): (folder/'DONE').touch()
+    if is_main() and (learn.interrupted or lost):
+        kept = f"after step {read_manifest(saver.newest)['step']}" if saver.newest else 'from the beginning'
+        why = f'Interrupted after {learn.train_iter} steps' if learn.interrupted else f'The weights of the last step, {learn.train_iter}, could not be saved'
+        print(f'{why}; training.resume=auto goes on {kept}, in {folder}')
     metrics = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
-    return Run(folder, learn, metrics, learn.interrupted, learn.interrupts.caught)
+    return Run(folder, learn, metrics, learn.interrupted, learn.interrupts.caught, not lost)

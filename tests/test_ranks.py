@@ -153,16 +153,18 @@ def test_two_ranks_go_on_to_the_bit_dropout_and_all(tmp_path):
     same(again, straight)
 
 
-def test_a_lost_rank_ends_the_others_in_one_line_and_the_run_goes_on(tmp_path):
-    words = [*SHORT, 'training.max_steps=60', 'training.resume=auto', 'training.logging.save_interval=1']
+@pytest.mark.parametrize('lost', [1, 0])
+def test_a_lost_rank_ends_the_others_in_one_line_and_the_run_goes_on(tmp_path, lost):
+    words, left = [*SHORT, 'training.max_steps=60', 'training.resume=auto', 'training.logging.save_interval=1'], 1 - lost
     ranks = start(tmp_path, *words)
     wait_until(lambda: saved(tmp_path/'run'), *ranks)
-    ranks[1].kill()
-    ranks[0].join(60)
-    assert ranks[0].exitcode == 1, 'a minute after its peer was killed, rank 0 still runs'
-    last = (tmp_path/'said0').read_text().splitlines()[-1]
-    assert re.fullmatch(r"LostRankError: Another process of this run has ended, so rank 0 stops too after step \d+; "
+    ranks[lost].kill()
+    ranks[left].join(60)
+    assert ranks[left].exitcode == 1, f'a minute after its peer was killed, rank {left} still runs'
+    last = (tmp_path/f'said{left}').read_text().splitlines()[-1]
+    assert re.fullmatch(rf"LostRankError: Another process of this run has ended, so rank {left} stops too after step \d+; "
                         r"the last good checkpoint is '.*'. training.resume=auto goes on", last), last
+    if not lost: return
     run, said = finish(tmp_path, *words)
     assert 'which goes on after step' in said[0] and (run/'DONE').exists()
     assert table(run).dropna(subset=['train_loss']).step.tolist() == list(range(1, 61))

@@ -14,11 +14,12 @@ sys.path.insert(0, str(ROOT/'benchmarks'))
 import kill50
 from memory_vlm import callbacks
 from memory_vlm.callbacks import CheckpointCallback, ResumeCallback
-from memory_vlm.checkpoint import best_checkpoints, list_checkpoints, newest_checkpoint, prune_checkpoints, read_manifest
+from memory_vlm.checkpoint import best_checkpoints, list_checkpoints, newest_checkpoint, prune_checkpoints, read_manifest, write_checkpoint
 from memory_vlm.config import compose
 from memory_vlm.folders import held, in_use
 from memory_vlm.learner import make_learner
 from memory_vlm.run import fit
+from memory_vlm.train import task
 from memory_vlm.trained import open_trained
 
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
@@ -236,6 +237,29 @@ def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_it_stands(tmp_pat
     assert kept[2][-1] == kept[3][-1] == kept[5][-1] == 2 and kept[6][-1] == 6
     assert read_manifest(newest_checkpoint(tmp_path/'checkpoints'))['step'] == 7
     assert not [p for p in (tmp_path/'checkpoints').iterdir() if p.name.startswith('.')]
+
+
+def test_a_run_whose_last_weights_could_not_be_saved_is_not_done(tmp_path, monkeypatch, capsys):
+    def full(folder, model, state, step, *args):
+        if step == 3: raise OSError('No space left on device')
+        return write_checkpoint(folder, model, state, step, *args)
+    monkeypatch.setattr(callbacks, 'write_checkpoint', full)
+    with pytest.warns(UserWarning, match='No checkpoint at step 3'): run = fit_run(tmp_path/'run')
+    assert not run.saved and not (run.folder/'DONE').exists()
+    assert f'The weights of the last step, 3, could not be saved; training.resume=auto goes on after step 2, in {run.folder}' in capsys.readouterr().out
+    with mock.patch('memory_vlm.run.fit', lambda cfg: run), pytest.raises(SystemExit) as end: task(run.learn.cfg)
+    assert end.value.code == 1
+    monkeypatch.undo()
+    again = fit_run(tmp_path/'run')
+    assert again.saved and (run.folder/'DONE').exists()
+    assert fit_run(tmp_path/'unsaved', 'training.checkpoint.save_top_k=0', 'training.checkpoint.save_last=false').saved
+
+
+def test_what_goes_on_is_on_the_disk(tmp_path, capsys):
+    words = ['training.max_steps=5', 'training.checkpoint.save_top_k=1', 'training.checkpoint.save_last=false']
+    run = fit_run(tmp_path/'run', *words, stop=3) # evaluated after 2
+    assert 'Interrupted after 3 steps; training.resume=auto goes on after step 2' in capsys.readouterr().out
+    assert [read_manifest(p)['step'] for p in list_checkpoints(run.folder/'checkpoints')] == [2]
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
