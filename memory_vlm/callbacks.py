@@ -12,6 +12,7 @@ import math
 import time
 import warnings
 import torch
+from contextlib import ExitStack
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
@@ -55,11 +56,14 @@ class PrecisionCallback(MixedPrecision):
     "Autocast on the device of the model; losses are scaled for fp16 only."
     def __init__(self, precision:str): # 'bf16' or 'fp16'
         super().__init__()
-        self.dtype = PRECISIONS[precision]
+        self.dtype, self.opened = PRECISIONS[precision], ExitStack()
     def before_fit(self):
         device = next(self.model.parameters()).device.type
         self.autocast = torch.autocast(device, dtype=self.dtype)
         self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16), []
+    def before_batch(self): self.opened.enter_context(self.autocast)
+    def after_loss(self): self.let_go()
+    def let_go(self): self.opened.close()
     def state_dict(self): return self.learn.scaler.state_dict()
     def load_state_dict(self, state): self.learn.scaler.load_state_dict(state)
 

@@ -135,7 +135,10 @@ class MemoryLearner(Learner):
         epochs = math.ceil(self.steps_of(n_epoch) / len(self.dls.train))
         try:
             with Interrupts() as self.interrupts, noticing_lost_ranks(): super().fit(epochs, *args, **kwargs)
-        finally: self.model, self.averaged = getattr(self.model, 'module', self.model), None # an error passes callbacks by
+        finally: # an error passes callbacks by
+            self.model, self.averaged = getattr(self.model, 'module', self.model), None
+            for cb in self.cbs:
+                if hasattr(type(cb), 'let_go'): cb.let_go()
         if self.diverged: raise DivergedError(self.diverged)
 
     def _do_fit(self):
