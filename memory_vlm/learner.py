@@ -16,7 +16,7 @@ from fastai.torch_core import default_device
 from fastcore.foundation import L
 from functools import cached_property
 from omegaconf import DictConfig, OmegaConf
-from .callbacks import ClipCallback, EpochCallback, EvaluateEveryCallback, PrecisionCallback, TemperatureCallback
+from .callbacks import ClipCallback, EpochCallback, EvaluateEveryCallback, TemperatureCallback, set_precision
 from .callbacks import AverageCallback, DivergedError, DivergenceCallback, RanksCallback, busy, choose_precision
 from .clip import normalise
 from .config import validate
@@ -32,7 +32,7 @@ from .loss import LOSSES
 from .memory import check_memory
 from .optimizer import make_optimizer, optimizer_kwargs
 from .pretrained import make_model, with_pretrained
-from .ranks import is_main, noticing_lost_ranks, rank, world_size
+from .ranks import from_main, is_main, noticing_lost_ranks, rank, world_size
 from .resets import make_resets
 from .schedule import StepScheduler, make_schedule, schedule_kwargs
 
@@ -219,7 +219,6 @@ def make_learner(
     model.num_parts, is_plain = t.accumulate_grad_batches, t.accumulate_mode == 'plain'
     if is_plain and model.num_parts == 1:
         print('Without effect, because of training.accumulate_grad_batches=1: training.accumulate_mode=plain', file=sys.stderr)
-    precision = choose_precision(t.precision, device)
     cbs = [EpochCallback(), TemperatureCallback(), ClipCallback(t.clip_grad or math.inf), DivergenceCallback(),
            EvaluateEveryCallback(t.logging.eval_interval), *make_resets(model, cfg)]
     if t.ema_decay: cbs.append(AverageCallback(t.ema_decay))
@@ -227,10 +226,9 @@ def make_learner(
     loss = make_loss(cfg.model.contrastive, model.num_parts if is_plain else 1)
     learn = MemoryLearner(dls, model, loss_func=loss, lr=t.learning_rate, splitter=lambda m: m,
                           opt_func=lambda model, lr: make_optimizer(model, t, lr), path='runs',
-                          cbs=cbs + ([] if precision == 'fp32' else [PrecisionCallback(precision)]),
-                          metrics=[Evaluated('i2t/R@1'), Evaluated('t2i/R@1')])
-    learn.cfg, learn.max_steps, learn.precision, learn.evaluations, learn.grad_norm = cfg, t.max_steps, precision, [], math.nan
-    learn.interrupts = Interrupts()
+                          cbs=cbs, metrics=[Evaluated('i2t/R@1'), Evaluated('t2i/R@1')])
+    learn.cfg, learn.max_steps, learn.evaluations, learn.grad_norm, learn.interrupts = cfg, t.max_steps, [], math.nan, Interrupts()
+    set_precision(learn, from_main(choose_precision, t.precision, device))
     if not is_main(): learn.remove_cb(ProgressCallback)
     learn.create_opt()
     learn.moms = (learn.opt.hypers[0].get('mom', 0.9),) * 3

@@ -123,6 +123,14 @@ def test_runs_that_share_a_place_for_checkpoints_keep_to_their_own(tmp_path, cap
     for r in (run, other): assert open_trained(r.folder).place.parent == tmp_path/'kept'/tmp_path.name/r.folder.name
 
 
+def test_what_auto_meant_holds_on_another_device(tmp_path, capsys):
+    def on_a_device_with(precision, **kwargs):
+        with mock.patch('memory_vlm.learner.choose_precision', lambda *_: precision): return fit_run(tmp_path/'run', 'training.precision=auto', **kwargs)
+    on_a_device_with('bf16', stop=1)
+    run = on_a_device_with('fp32')
+    assert run.learn.mixed_precision.dtype == torch.bfloat16 and capsys.readouterr().out.count('pairs in bf16 on') == 2
+
+
 COLUMNS = '''step epoch train_loss val_loss lr grad_norm temperature pairs_per_second data_wait i2t/R@1 i2t/R@5 i2t/R@10 t2i/R@1 t2i/R@5
 t2i/R@10 memory/least_usage memory/resets memory/reset_tokens memory/reset_usage'''
 
