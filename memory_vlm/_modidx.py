@@ -1171,6 +1171,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'memory_vlm.metrics.stored_rows': ('metrics.html#stored_rows', 'memory_vlm/metrics.py'),
                                     'memory_vlm.metrics.stored_tokens': ('metrics.html#stored_tokens', 'memory_vlm/metrics.py')},
             'memory_vlm.optimizer': { 'memory_vlm.optimizer.ScaledOptimizer': ('optimizer.html#scaledoptimizer', 'memory_vlm/optimizer.py'),
+                                      'memory_vlm.optimizer.ScaledOptimizer._set_hyper': ( 'optimizer.html#scaledoptimizer._set_hyper',
+                                                                                           'memory_vlm/optimizer.py'),
                                       'memory_vlm.optimizer.ScaledOptimizer.set_hyper': ( 'optimizer.html#scaledoptimizer.set_hyper',
                                                                                           'memory_vlm/optimizer.py'),
                                       'memory_vlm.optimizer.lr_scales': ('optimizer.html#lr_scales', 'memory_vlm/optimizer.py'),
