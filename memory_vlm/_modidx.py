@@ -262,6 +262,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'memory_vlm/checkpoint.py'),
                                        'memory_vlm.checkpoint.best_checkpoints': ( 'checkpoint.html#best_checkpoints',
                                                                                    'memory_vlm/checkpoint.py'),
+                                       'memory_vlm.checkpoint.check_name': ('checkpoint.html#check_name', 'memory_vlm/checkpoint.py'),
                                        'memory_vlm.checkpoint.checkpoint_folder': ( 'checkpoint.html#checkpoint_folder',
                                                                                     'memory_vlm/checkpoint.py'),
                                        'memory_vlm.checkpoint.checkpoint_name': ( 'checkpoint.html#checkpoint_name',

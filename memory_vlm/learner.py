@@ -18,6 +18,7 @@ from functools import cached_property
 from omegaconf import DictConfig, OmegaConf
 from .callbacks import ClipCallback, EpochCallback, EvaluateEveryCallback, TemperatureCallback, set_precision
 from .callbacks import AverageCallback, DivergedError, DivergenceCallback, RanksCallback, busy, choose_precision
+from .checkpoint import check_name
 from .clip import normalise
 from .config import validate
 from .core import UserError, pick, seed_everything
@@ -210,6 +211,7 @@ def make_learner(
     t = cfg.training
     optimizer_kwargs(t.optimizer, OmegaConf.to_container(t.optimizer_kwargs))
     schedule_kwargs(t.scheduler_kwargs)
+    check_name(t.checkpoint.filename, t.logging.name)
     device = device or default_device()
     dls = dls or make_dls(cfg, device)
     seed_everything(t.seed)
