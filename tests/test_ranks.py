@@ -185,11 +185,12 @@ def torchrun(folder, *words):
 
 @pytest.mark.slow
 def test_torchrun_fits_is_stopped_goes_on_and_says_a_mistake_once(tmp_path):
-    words = [*TINY, 'training.batch_size=8', 'training.epochs=300', 'training.resume=auto']
+    words = [*TINY, 'training.batch_size=8', 'training.epochs=300', 'training.resume=auto', 'training.data.num_workers=2', 'training.data.prefetch_factor=2']
     process = torchrun(tmp_path/'run', *words)
     wait_until(lambda: rows(tmp_path/'run') > 4)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
+    assert 'DataLoader worker' not in err, err
     step = int(re.search(r'Interrupted after (\d+) steps; training.resume=auto goes on after step \1, in', out)[1])
     assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
     process = torchrun(tmp_path/'run', *words)

@@ -1,5 +1,5 @@
 """Stop a fit in every way there is, and see that it goes on to the bit."""
-import multiprocessing, re, resource, signal, subprocess, sys, time
+import multiprocessing, os, re, resource, signal, subprocess, sys, time
 from pathlib import Path
 from unittest import mock
 import pandas as pd
@@ -175,6 +175,7 @@ def test_who_loads_for_a_killed_fit_ends_too(method):
         assert here.poll(60)
         pids = here.recv()
         assert len(pids) == 2 and all(map(alive, pids))
+        assert all(os.getpgid(p) == p for p in pids) # a signal to the group of the fit does not reach them
     finally: fit.kill()
     end = time.monotonic() + 20
     while any(map(alive, pids)) and time.monotonic() < end: time.sleep(0.1)
@@ -185,8 +186,8 @@ def command(folder, *words): return [sys.executable, 'train.py', '--config-name=
 
 
 def stop_train(folder, number, *words):
-    "Start train.py, send it a signal after a few steps, and wait."
-    process = subprocess.Popen(command(folder, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    "Start train.py, send it and all that belong to it a signal after a few steps, as a terminal does, and wait."
+    process = subprocess.Popen(command(folder, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     table = folder/'metrics.csv'
     rows = lambda: len(table.read_text().splitlines()) if table.exists() else 0
     before = rows()
@@ -194,7 +195,7 @@ def stop_train(folder, number, *words):
         if rows() > before + 3: break
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
@@ -293,6 +294,8 @@ def test_a_run_belongs_to_one_process(tmp_path):
         assert other.stdout.readline() == 'mine\n'
         assert in_use(tmp_path)
         with pytest.raises(ValueError, match='is being fitted by another process'), held(tmp_path): pass
+        (tmp_path/'config.yaml').touch()
+        with pytest.raises(ValueError, match='is being fitted by another process'), mock.patch('memory_vlm.folders.differences', return_value={}): fit_run(tmp_path)
     finally: other.kill()
     other.wait()
     assert not in_use(tmp_path)
