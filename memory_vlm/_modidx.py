@@ -935,6 +935,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'memory_vlm.folders.differences': ('folders.html#differences', 'memory_vlm/folders.py'),
                                     'memory_vlm.folders.held': ('folders.html#held', 'memory_vlm/folders.py'),
                                     'memory_vlm.folders.in_use': ('folders.html#in_use', 'memory_vlm/folders.py'),
+                                    'memory_vlm.folders.is_unfinished': ('folders.html#is_unfinished', 'memory_vlm/folders.py'),
                                     'memory_vlm.folders.job_number': ('folders.html#job_number', 'memory_vlm/folders.py'),
                                     'memory_vlm.folders.make_run_dir': ('folders.html#make_run_dir', 'memory_vlm/folders.py'),
                                     'memory_vlm.folders.refuse': ('folders.html#refuse', 'memory_vlm/folders.py'),
