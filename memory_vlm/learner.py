@@ -14,7 +14,6 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.torch_core import default_device
 from fastcore.foundation import L
-from functools import cached_property
 from omegaconf import DictConfig, OmegaConf
 from .callbacks import ClipCallback, EpochCallback, EvaluateEveryCallback, TemperatureCallback, set_precision
 from .callbacks import AverageCallback, DivergedError, DivergenceCallback, RanksCallback, busy, choose_precision
@@ -90,6 +89,7 @@ class MemoryLearner(Learner):
     averaged = None     # In a fit with `training.ema_decay`, the model with the averaged weights
     interrupted = False # Whether the last fit was stopped by hand
     diverged = None     # Why the last fit stopped itself
+    shared = None, None # The loader that was last evaluated by several ranks, and this rank's share of it
 
     @property
     def epochs_done(self)->float: return self.train_iter / len(self.dls.train)
@@ -98,25 +98,30 @@ class MemoryLearner(Learner):
     @property
     def evaluation(self)->dict: return self.evaluations[-1] if self.evaluations else {}
 
-    @cached_property
-    def valid_share(self): # What this rank evaluates: a share, where there are batches for all
-        dl = self.dls.valid
-        return dl.new(rank=rank(), world_size=world_size()) if hasattr(dl, 'settings') and 1 < world_size() <= len(dl) else dl
+    def share_of(self, dl): # What this rank evaluates: a share, where there are batches for all
+        if not (hasattr(dl, 'settings') and 1 < world_size() <= len(dl)): return dl
+        if self.shared[0] is not dl: self.shared = dl, dl.new(rank=rank(), world_size=world_size())
+        return self.shared[1]
 
-    def evaluate(self)->dict: # Metrics, with `step` and `epoch`
-        "Evaluate the model on the validation data, and remember it. Several ranks do it together."
-        result = evaluate(self.averaged or self.model, self.valid_share, self.precision)
+    def evaluate(
+        self,
+        dl=None, # A loader; None: the validation data, and what is found is remembered
+    )->dict:     # Metrics, with `step` and `epoch`
+        "Evaluate the model. Several ranks do it together."
+        known = dl is None or dl is self.dls.valid
+        result = evaluate(self.averaged or self.model, self.share_of(self.dls.valid if known else dl), self.precision)
         step = getattr(self, 'train_iter', 0)
-        self.evaluations.append(dict(step=step, epoch=step / len(self.dls.train)) | result)
-        return self.evaluation
+        found = dict(step=step, epoch=step / len(self.dls.train)) | result
+        if known: self.evaluations.append(found)
+        return found
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         if busy(self): return super()._do_epoch_validate(ds_idx, dl)
-        self.dl = self.dls.valid
+        self.dl = self.dls[ds_idx] if dl is None else dl
         self._with_events(self._record_evaluation, 'validate', CancelValidException)
 
     def _record_evaluation(self):
-        with self.interrupts.may_stop(): result = self.evaluate()
+        with self.interrupts.may_stop(): result = self.evaluate(self.dl)
         self.recorder.loss.total, self.recorder.loss.count = torch.tensor(result['val_loss']), 1
         for m in self.metrics: m.value = result[m.name]
 
