@@ -200,8 +200,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'memory_vlm/callbacks.py'),
                                       'memory_vlm.callbacks.LogCallback.before_fit': ( 'callbacks.html#logcallback.before_fit',
                                                                                        'memory_vlm/callbacks.py'),
-                                      'memory_vlm.callbacks.LogCallback.before_train': ( 'callbacks.html#logcallback.before_train',
-                                                                                         'memory_vlm/callbacks.py'),
                                       'memory_vlm.callbacks.LogCallback.clear': ( 'callbacks.html#logcallback.clear',
                                                                                   'memory_vlm/callbacks.py'),
                                       'memory_vlm.callbacks.LogCallback.load_state_dict': ( 'callbacks.html#logcallback.load_state_dict',

@@ -147,8 +147,7 @@ class LogCallback(Callback):
         self.clear()
     def clear(self):
         self.losses, self.pairs, self.waited, self.since = [], 0, 0., time.perf_counter()
-    def before_train(self): self.left = time.perf_counter()
-    def before_batch(self): self.waited += time.perf_counter() - self.left
+    def before_batch(self): self.waited += time.perf_counter() - self.asked # of the learner
 
     def state_dict(self): # A row is a mean over steps, so those since the last row are kept
         return dict(losses=[float(l) for l in self.losses], pairs=self.pairs, waited=self.waited,
@@ -162,7 +161,6 @@ class LogCallback(Callback):
         self.pairs += len(self.xb[0]) * world_size()
         if self.train_iter % self.interval == 0: self.write()
         self.write_evaluations()
-        self.left = time.perf_counter()
     def after_epoch(self): self.write_evaluations()
 
     def write(self):

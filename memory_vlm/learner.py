@@ -6,7 +6,7 @@
 __all__ = ['check_vocabulary', 'make_dls', 'Evaluated', 'MemoryLearner', 'make_loss', 'make_learner']
 
 # %% ../nbs/44_learner.ipynb #b3e719dc
-import math, sys
+import math, sys, time
 import torch
 from fastai.callback.core import CancelEpochException, CancelFitException, CancelValidException
 from fastai.callback.progress import ProgressCallback # every learner gets one by this import
@@ -128,10 +128,11 @@ class MemoryLearner(Learner):
     def all_batches(self):
         if not self.training: return super().all_batches()
         left = math.inf if self.max_steps is None else self.max_steps - self.train_iter
-        self.n_iter = min(len(self.dl), self.first_batch + left)
+        self.n_iter, self.asked = min(len(self.dl), self.first_batch + left), time.perf_counter()
         for o in zip(range(self.first_batch, self.n_iter), self.dl):
             self.one_batch(*o)
             if self.interrupts.agreed(): raise KeyboardInterrupt
+            self.asked = time.perf_counter() # for the next batch
 
     def steps_of(self, n_epoch:int)->int: # Optimizer steps that a fit of `n_epoch` epochs takes
         return min(n_epoch * len(self.dls.train), self.max_steps or math.inf)
