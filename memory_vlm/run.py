@@ -138,8 +138,8 @@ def fit_joined(
         place = f'Run folder: {folder}' + (f', which goes on after step {step}' if run else '')
         if is_main(): print(describe(learn), place, *found, sep='\n')
         saver = go_on(learn, folder, resume, step)
+        lost = from_main(lambda: saver.lost) # before the report, so that nobody waits for it
         if is_main() and learn.interrupts.caught != signal.SIGTERM: try_page(folder, learn) # who sends that does not wait long
-        lost = from_main(lambda: saver.lost)
         if is_main() and not (learn.interrupted or lost): (folder/'DONE').touch()
     if is_main() and (learn.interrupted or lost):
         kept = f"after step {read_manifest(saver.newest)['step']}" if saver.newest else 'from the beginning'
