@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'WRITE_FAILURES', 'sync', 'checksum', 'free_name', 'remove_checkpoint', 'clear_unfinished',
-           'write_checkpoint', 'read_manifest', 'damage', 'read_state', 'checkpoint_name', 'list_checkpoints',
-           'best_checkpoints', 'newest_checkpoint', 'prune_checkpoints']
+           'write_checkpoint', 'read_manifest', 'damage', 'read_state', 'checkpoint_name', 'check_name',
+           'checkpoint_folder', 'list_checkpoints', 'best_checkpoints', 'newest_checkpoint', 'prune_checkpoints']
 
 # %% ../nbs/41_checkpoint.ipynb #0967c6de
 import hashlib, json, os, pickle, re, shutil
 import torch
 from pathlib import Path
 from safetensors import SafetensorError
-from .core import UserError
+from .config import schema_fields
+from .core import UserError, pick
 
 # %% ../nbs/41_checkpoint.ipynb #cc26f2da
 def sync(
@@ -123,6 +124,29 @@ def checkpoint_name(
     values = {re.sub('[/@]', '_', k): v for k, v in metrics.items()}
     return re.sub(r'[/\\]', '_', pattern.format_map(_Metrics(values, name=name, epoch=epoch, step=step)))
 
+def check_name(
+    pattern:str, # `training.checkpoint.filename`
+    name:str,    # Name of the run
+):
+    "Raise `UserError` where checkpoints cannot be named so, before a fit finds out."
+    said = f"training.checkpoint.filename='{pattern}'"
+    metrics = [re.sub('[/@]', '_', k) for k in schema_fields()['training.checkpoint.monitor'].metadata['choices']]
+    try: made = pattern.format_map(dict.fromkeys(metrics, 0.) | dict(name=name, epoch=0, step=0))
+    except KeyError as e: pick([*metrics, 'name', 'epoch', 'step'], e.args[0], f'{said}: the name')
+    except (ValueError, IndexError, AttributeError, TypeError) as e: raise UserError(f'{said} cannot be filled in: {e}') from None
+    if not made or made.startswith('.') or re.search(r'[/\\]', pattern):
+        raise UserError(f"{said} must give the name of a folder, without / or \\ in it and without a dot before it; another place is training.checkpoint.dirpath")
+
+# %% ../nbs/41_checkpoint.ipynb #bd0c00bd
+def checkpoint_folder(
+    run:Path,    # Run folder
+    dirpath:str, # `training.checkpoint.dirpath`
+)->Path:         # Inside the run folder, or `<dirpath>/<name>/<run>`
+    "Where a run keeps its checkpoints."
+    whole = Path(os.path.abspath(run))
+    place = Path(os.path.abspath(whole/dirpath))
+    return Path(run)/dirpath if place.is_relative_to(whole) else place/whole.parent.name/whole.name
+
 # %% ../nbs/41_checkpoint.ipynb #3e5589e1
 def list_checkpoints(
     dirpath:Path, # Folder of checkpoints
@@ -160,8 +184,8 @@ def prune_checkpoints(
     mode:str,      # 'min' or 'max'
     last:bool,     # Whether the newest is kept too
 ):
-    "Remove all but the best and the newest."
-    everything = list_checkpoints(dirpath)
-    keep = set(best_checkpoints(dirpath, monitor, mode)[:top_k]) | set(everything[-1:] if last else [])
+    "Remove all but the best and the newest. While none is ranked the newest stays anyway."
+    everything, ranked = list_checkpoints(dirpath), best_checkpoints(dirpath, monitor, mode)
+    keep = {*ranked[:top_k], *(everything[-1:] if last or not ranked else [])}
     for p in everything:
         if p not in keep: remove_checkpoint(p)

@@ -135,11 +135,11 @@ class LoggingConfig:
 class CheckpointConfig:
     "Which checkpoints are kept. Each is a folder."
     save_top_k:int = num(3, 0)          # Best checkpoints kept, by `monitor`
-    monitor:str = 'val_loss'            # Metric that ranks them: any name in metrics.csv, such as `t2i/R@1`
+    monitor:str = one_of('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10') # Metric that ranks them, of those that an evaluation gives
     mode:str = one_of('min', 'max')     # Whether a small or a large `monitor` is good
     save_last:bool = True               # Also keep the newest
-    dirpath:str = 'checkpoints'         # Their folder; a relative one is inside the run folder
-    filename:str = '{name}-{epoch:03d}-{step:07d}-{val_loss:.4f}' # Their names; metrics are written with `_` for `/` and `@`
+    dirpath:str = 'checkpoints'         # Their folder, inside the run folder; outside, as where it is absolute, each run has `<name>/<run>` in it
+    filename:str = '{name}-{epoch:03d}-{step:07d}-{val_loss:.4f}' # Their names, from `name`, `epoch`, `step` and those metrics, with `_` for `/` and `@`
 
 @dataclass
 class TrainingConfig:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREE', 'SCHEDULE', 'config_hash', 'job_number', 'runs_of', 'make_run_dir', 'held', 'in_use', 'settings',
-           'differences', 'refuse', 'unfinished_runs', 'run_at', 'choose_run']
+           'differences', 'refuse', 'is_unfinished', 'unfinished_runs', 'run_at', 'choose_run']
 
 # %% ../nbs/45_folders.ipynb #d08d0552
 import hashlib, time
@@ -68,7 +68,7 @@ def held(
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB) # workers that outlive their fit do not have it
     except (BlockingIOError, PermissionError):
         file.close()
-        raise UserError(f"'{folder}' is being fitted by another process; wait for it, or begin a new run: training.resume=null") from None
+        raise UserError(f"'{folder}' is being fitted by another process; wait for it, or begin a new run in a folder of its own: training.resume=null training.run_dir=null") from None
     except (ImportError, OSError): pass # a file system without locks
     try: yield
     finally:
@@ -118,15 +118,20 @@ def refuse(
     for k, (there, _) in found.items(): OmegaConf.update(was, k, there, merge=False)
     words = [w for w in command_words(was) if not w.startswith(('training.resume', 'training.run_dir'))]
     raise UserError(f"'{folder}' cannot go on: {what}; {why}. It was begun with: {' '.join(['python train.py', *words])}. "
-                    'For a new run: training.resume=null')
+                    'For a new run: training.resume=null training.run_dir=null')
 
 # %% ../nbs/45_folders.ipynb #4b5da5ad
+def is_unfinished(
+    folder:Path, # A folder
+)->bool:
+    "Whether there is a run in it that has not come to its end."
+    return (folder/'config.yaml').exists() and not (folder/'DONE').exists()
+
 def unfinished_runs(
     cfg:DictConfig, # A configuration
 )->list[Path]:      # From the newest to the oldest
     "Runs of this name that have not come to their end and that nobody is fitting."
-    folders = [Path(cfg.training.run_dir)] if cfg.training.run_dir else sorted(runs_of(cfg).glob('*'), reverse=True)
-    return [f for f in folders if (f/'config.yaml').exists() and not (f/'DONE').exists() and not in_use(f)]
+    return [f for f in sorted(runs_of(cfg).glob('*'), reverse=True) if is_unfinished(f) and not in_use(f)]
 
 def run_at(
     path:Path, # A run folder, or the newest checkpoint in one
@@ -147,15 +152,16 @@ def choose_run(
     cfg:DictConfig, # The configuration
 )->Path|None:       # The folder of the run to go on with; None: a new run
     "What `training.resume` asks for. Raises `UserError` if that cannot be."
-    asked = cfg.training.resume
+    asked, place = cfg.training.resume, cfg.training.run_dir and Path(cfg.training.run_dir)
     if asked is None: return None
-    if asked != 'auto':
-        run = run_at(Path(asked))
+    if asked != 'auto' or place and is_unfinished(place):
+        run = place if asked == 'auto' else run_at(Path(asked))
         if differences(cfg, run): refuse(cfg, run)
-        return run
-    runs = unfinished_runs(cfg)
+        return run # if another process is at it, `held` says so
+    runs = [] if place else unfinished_runs(cfg)
     same = [r for r in runs if not differences(cfg, r)]
     longer = [r for r in runs if set(differences(cfg, r)) <= SCHEDULE]
     if not same and longer: refuse(cfg, longer[0])
-    if not same: print(f'No unfinished run of this configuration in {cfg.training.run_dir or runs_of(cfg)}: a new run begins')
+    done = place and (place/'DONE').exists() # which `make_run_dir` refuses
+    if not same and not done: print(f'No unfinished run of this configuration in {place or runs_of(cfg)}: a new run begins')
     return same[0] if same else None

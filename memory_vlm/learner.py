@@ -6,7 +6,7 @@
 __all__ = ['check_vocabulary', 'make_dls', 'Evaluated', 'MemoryLearner', 'make_loss', 'make_learner']
 
 # %% ../nbs/44_learner.ipynb #b3e719dc
-import math, sys
+import math, sys, time
 import torch
 from fastai.callback.core import CancelEpochException, CancelFitException, CancelValidException
 from fastai.callback.progress import ProgressCallback # every learner gets one by this import
@@ -14,10 +14,10 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.torch_core import default_device
 from fastcore.foundation import L
-from functools import cached_property
 from omegaconf import DictConfig, OmegaConf
-from .callbacks import ClipCallback, EpochCallback, EvaluateEveryCallback, PrecisionCallback, TemperatureCallback
+from .callbacks import ClipCallback, EpochCallback, EvaluateEveryCallback, TemperatureCallback, set_precision
 from .callbacks import AverageCallback, DivergedError, DivergenceCallback, RanksCallback, busy, choose_precision
+from .checkpoint import check_name
 from .clip import normalise
 from .config import validate
 from .core import UserError, pick, seed_everything
@@ -32,7 +32,7 @@ from .loss import LOSSES
 from .memory import check_memory
 from .optimizer import make_optimizer, optimizer_kwargs
 from .pretrained import make_model, with_pretrained
-from .ranks import is_main, noticing_lost_ranks, rank, world_size
+from .ranks import from_main, is_main, noticing_lost_ranks, rank, world_size
 from .resets import make_resets
 from .schedule import StepScheduler, make_schedule, schedule_kwargs
 
@@ -89,6 +89,7 @@ class MemoryLearner(Learner):
     averaged = None     # In a fit with `training.ema_decay`, the model with the averaged weights
     interrupted = False # Whether the last fit was stopped by hand
     diverged = None     # Why the last fit stopped itself
+    shared = None, None # The loader that was last evaluated by several ranks, and this rank's share of it
 
     @property
     def epochs_done(self)->float: return self.train_iter / len(self.dls.train)
@@ -97,35 +98,41 @@ class MemoryLearner(Learner):
     @property
     def evaluation(self)->dict: return self.evaluations[-1] if self.evaluations else {}
 
-    @cached_property
-    def valid_share(self): # What this rank evaluates: a share, where there are batches for all
-        dl = self.dls.valid
-        return dl.new(rank=rank(), world_size=world_size()) if hasattr(dl, 'settings') and 1 < world_size() <= len(dl) else dl
+    def share_of(self, dl): # What this rank evaluates: a share, where there are batches for all
+        if not (hasattr(dl, 'settings') and 1 < world_size() <= len(dl)): return dl
+        if self.shared[0] is not dl: self.shared = dl, dl.new(rank=rank(), world_size=world_size())
+        return self.shared[1]
 
-    def evaluate(self)->dict: # Metrics, with `step` and `epoch`
-        "Evaluate the model on the validation data, and remember it. Several ranks do it together."
-        result = evaluate(self.averaged or self.model, self.valid_share, self.precision)
+    def evaluate(
+        self,
+        dl=None, # A loader; None: the validation data, and what is found is remembered
+    )->dict:     # Metrics, with `step` and `epoch`
+        "Evaluate the model. Several ranks do it together."
+        known = dl is None or dl is self.dls.valid
+        result = evaluate(self.averaged or self.model, self.share_of(self.dls.valid if known else dl), self.precision)
         step = getattr(self, 'train_iter', 0)
-        self.evaluations.append(dict(step=step, epoch=step / len(self.dls.train)) | result)
-        return self.evaluation
+        found = dict(step=step, epoch=step / len(self.dls.train)) | result
+        if known: self.evaluations.append(found)
+        return found
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         if busy(self): return super()._do_epoch_validate(ds_idx, dl)
-        self.dl = self.dls.valid
+        self.dl = self.dls[ds_idx] if dl is None else dl
         self._with_events(self._record_evaluation, 'validate', CancelValidException)
 
     def _record_evaluation(self):
-        with self.interrupts.may_stop(): result = self.evaluate()
+        with self.interrupts.may_stop(): result = self.evaluate(self.dl)
         self.recorder.loss.total, self.recorder.loss.count = torch.tensor(result['val_loss']), 1
         for m in self.metrics: m.value = result[m.name]
 
     def all_batches(self):
         if not self.training: return super().all_batches()
         left = math.inf if self.max_steps is None else self.max_steps - self.train_iter
-        self.n_iter = min(len(self.dl), self.first_batch + left)
+        self.n_iter, self.asked = min(len(self.dl), self.first_batch + left), time.perf_counter()
         for o in zip(range(self.first_batch, self.n_iter), self.dl):
             self.one_batch(*o)
             if self.interrupts.agreed(): raise KeyboardInterrupt
+            self.asked = time.perf_counter() # for the next batch
 
     def steps_of(self, n_epoch:int)->int: # Optimizer steps that a fit of `n_epoch` epochs takes
         return min(n_epoch * len(self.dls.train), self.max_steps or math.inf)
@@ -135,7 +142,10 @@ class MemoryLearner(Learner):
         epochs = math.ceil(self.steps_of(n_epoch) / len(self.dls.train))
         try:
             with Interrupts() as self.interrupts, noticing_lost_ranks(): super().fit(epochs, *args, **kwargs)
-        finally: self.model, self.averaged = getattr(self.model, 'module', self.model), None # an error passes callbacks by
+        finally: # an error passes callbacks by
+            self.model, self.averaged = getattr(self.model, 'module', self.model), None
+            for cb in self.cbs:
+                if hasattr(type(cb), 'let_go'): cb.let_go()
         if self.diverged: raise DivergedError(self.diverged)
 
     def _do_fit(self):
@@ -207,6 +217,7 @@ def make_learner(
     t = cfg.training
     optimizer_kwargs(t.optimizer, OmegaConf.to_container(t.optimizer_kwargs))
     schedule_kwargs(t.scheduler_kwargs)
+    check_name(t.checkpoint.filename, t.logging.name)
     device = device or default_device()
     dls = dls or make_dls(cfg, device)
     seed_everything(t.seed)
@@ -216,7 +227,6 @@ def make_learner(
     model.num_parts, is_plain = t.accumulate_grad_batches, t.accumulate_mode == 'plain'
     if is_plain and model.num_parts == 1:
         print('Without effect, because of training.accumulate_grad_batches=1: training.accumulate_mode=plain', file=sys.stderr)
-    precision = choose_precision(t.precision, device)
     cbs = [EpochCallback(), TemperatureCallback(), ClipCallback(t.clip_grad or math.inf), DivergenceCallback(),
            EvaluateEveryCallback(t.logging.eval_interval), *make_resets(model, cfg)]
     if t.ema_decay: cbs.append(AverageCallback(t.ema_decay))
@@ -224,10 +234,9 @@ def make_learner(
     loss = make_loss(cfg.model.contrastive, model.num_parts if is_plain else 1)
     learn = MemoryLearner(dls, model, loss_func=loss, lr=t.learning_rate, splitter=lambda m: m,
                           opt_func=lambda model, lr: make_optimizer(model, t, lr), path='runs',
-                          cbs=cbs + ([] if precision == 'fp32' else [PrecisionCallback(precision)]),
-                          metrics=[Evaluated('i2t/R@1'), Evaluated('t2i/R@1')])
-    learn.cfg, learn.max_steps, learn.precision, learn.evaluations, learn.grad_norm = cfg, t.max_steps, precision, [], math.nan
-    learn.interrupts = Interrupts()
+                          cbs=cbs, metrics=[Evaluated('i2t/R@1'), Evaluated('t2i/R@1')])
+    learn.cfg, learn.max_steps, learn.evaluations, learn.grad_norm, learn.interrupts = cfg, t.max_steps, [], math.nan, Interrupts()
+    set_precision(learn, from_main(choose_precision, t.precision, device))
     if not is_main(): learn.remove_cb(ProgressCallback)
     learn.create_opt()
     learn.moms = (learn.opt.hypers[0].get('mom', 0.9),) * 3

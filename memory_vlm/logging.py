@@ -18,7 +18,7 @@ class CSVWriter:
     def __init__(self, folder:Path, step:int=None):
         self.path, self.columns, self.waiting = Path(folder)/'metrics.csv', ['step', 'epoch'], []
         rows = self._read() if self.path.exists() else []
-        self._replace(rows if step is None else [r for r in rows if int(r['step']) <= step])
+        self._replace(rows if step is None else [r for r in rows if int(r['step']) <= step], self.columns)
 
     def _read(self): # A line that a killed process has not ended is no row
         lines = [l for l in self.path.read_text().splitlines(keepends=True) if l.endswith('\n')]
@@ -26,26 +26,24 @@ class CSVWriter:
         self.columns = list(reader.fieldnames or self.columns)
         return list(reader)
 
-    def _write(self, path, rows, mode):
+    def _write(self, path, rows, columns, mode):
         with path.open(mode, newline='') as f:
-            writer = csv.DictWriter(f, self.columns, restval='', lineterminator='\n')
+            writer = csv.DictWriter(f, columns, restval='', lineterminator='\n')
             if mode == 'w': writer.writeheader()
             writer.writerows(rows)
 
-    def _replace(self, rows): # Renamed into place, so that a kill cannot leave half of it
+    def _replace(self, rows, columns): # Renamed into place, so that a kill cannot leave half of it
         aside = self.path.with_name(f'.{self.path.name}')
-        self._write(aside, rows, 'w')
+        self._write(aside, rows, columns, 'w')
         aside.replace(self.path)
+        self.columns = columns
 
     def add(self, step:int, values:dict):
         self.waiting.append(dict(step=step) | {k: f'{v:.6g}' if isinstance(v, float) else v for k, v in values.items()})
-        new = [k for k in values if k not in self.columns]
-        if new:
-            rows = self._read()
-            self.columns += new
-            self._replace(rows)
+        columns = list(dict.fromkeys([*self.columns, *(k for row in self.waiting for k in row)]))
+        if columns != self.columns: self._replace(self._read(), columns)
         size = self.path.stat().st_size
-        try: self._write(self.path, self.waiting, 'a')
+        try: self._write(self.path, self.waiting, columns, 'a')
         except OSError:
             os.truncate(self.path, size)
             raise

@@ -7,6 +7,7 @@ __all__ = ['optimizer_kwargs', 'lr_scales', 'parameter_groups', 'ScaledOptimizer
 
 # %% ../nbs/43_optimizer.ipynb #5cd54a9a
 import inspect
+import numpy as np
 from fastai.optimizer import OptimWrapper
 from numbers import Number
 from omegaconf import DictConfig, OmegaConf
@@ -66,6 +67,7 @@ class ScaledOptimizer(OptimWrapper):
     def set_hyper(self, k, v):
         if k == 'lr' and isinstance(v, Number): v = [v * group['lr_scale'] for group in self.opt.param_groups]
         super().set_hyper(k, v)
+    def _set_hyper(self, k, v): super()._set_hyper(k, np.array(list(v)).tolist()) # fastai's numbers are numpy's, which no checkpoint holds
 
 def make_optimizer(
     model:MemoryCLIP, # What it trains

@@ -149,7 +149,8 @@ class MemoryResetCallback(Callback):
     def after_batch(self):
         self.ears.close()
         if self.train_iter % self.every == 0: self.end_window()
-    def after_fit(self): self.ears.close()
+    def let_go(self): self.ears.close()
+    def after_fit(self): self.let_go()
 
 # %% ../nbs/43_resets.ipynb #5a8a73b3
 @patch

@@ -16,8 +16,8 @@ from io import BytesIO
 from omegaconf import DictConfig
 from pathlib import Path
 from PIL import Image
-from .callbacks import CheckpointCallback, DivergedError, LogCallback, ResumeCallback, busy, choose_precision
-from .checkpoint import newest_checkpoint, read_manifest
+from .callbacks import CheckpointCallback, DivergedError, LogCallback, ResumeCallback, busy
+from .checkpoint import checkpoint_folder, newest_checkpoint, read_manifest
 from .figure import to_png
 from .folders import choose_run, held, make_run_dir
 from .learner import MemoryLearner, make_learner
@@ -35,6 +35,7 @@ class Run:
     metrics:dict          # The last evaluation; empty if there was none
     interrupted:bool      # Whether it was stopped by hand
     signal:int|None=None  # What stopped it: SIGINT (Ctrl-C), SIGTERM, or neither
+    saved:bool=True       # Whether its last weights are saved, if they were to be
 
 # %% ../nbs/70_run.ipynb #3a6ce712
 def describe(
@@ -48,7 +49,7 @@ def describe(
     shared = '' if ranks == 1 else f' on each of {ranks} ranks'
     return (f'{learn.cfg.model.name}: {millions:.1f} M parameters, {kind}\n'
             f'{len(learn.dls.train.source):,} pictures for training, {len(learn.dls.valid.source):,} for evaluation; '
-            f'{steps:,} steps of {pairs} pairs{shared} in {choose_precision(t.precision, learn.dls.device)} on {learn.dls.device}')
+            f'{steps:,} steps of {pairs} pairs{shared} in {learn.precision} on {learn.dls.device}')
 
 def tell_bad(
     folder:Path,         # Run folder
@@ -92,7 +93,7 @@ class MapsCallback(Callback):
 def go_on(
     learn:MemoryLearner, # The learner
     folder:Path,         # A run folder, new or of a run that goes on
-    checkpoint:Path,     # Where the run goes on; None: at its beginning
+    resume:ResumeCallback, # Where the run goes on; None: at its beginning
     step:int,            # Optimizer steps done; None: the folder is new
 )->CheckpointCallback:   # It knows what was saved
     "Fit until the end or an interrupt, with logs and checkpoints. Raises `DivergedError` where the loss becomes no number."
@@ -101,7 +102,7 @@ def go_on(
     learn.add_cbs([saver] + [LogCallback(log, t.logging.log_interval)] * is_main())
     if log and log.shows and learn.cfg.model.memory.enabled: learn.add_cb(MapsCallback(log))
     kept = lambda: f"the last good checkpoint is '{saver.newest}'" if saver.newest else 'there was no checkpoint yet'
-    try: learn.fit_schedule(t.scheduler, cbs=ResumeCallback(checkpoint, learn) if checkpoint else None)
+    try: learn.fit_schedule(t.scheduler, cbs=resume)
     except DivergedError as e:
         raise DivergedError(f'{e}; {kept()}. A lower training.learning_rate or training.clip_grad, or a longer warm-up, may help') from None
     except LostRankError as e:
@@ -131,15 +132,18 @@ def fit_joined(
     folder = run or from_main(make_run_dir, cfg)
     with ExitStack() as stack:
         from_main(lambda: stack.enter_context(held(folder)))
-        checkpoint = from_main(newest_checkpoint, folder/cfg.training.checkpoint.dirpath) if run else None
+        checkpoint = from_main(newest_checkpoint, checkpoint_folder(folder, cfg.training.checkpoint.dirpath)) if run else None
         step = read_manifest(checkpoint)['step'] if checkpoint else 0 if run else None
+        resume = ResumeCallback(checkpoint, learn) if checkpoint else None
         place = f'Run folder: {folder}' + (f', which goes on after step {step}' if run else '')
         if is_main(): print(describe(learn), place, *found, sep='\n')
-        saver = go_on(learn, folder, checkpoint, step)
+        saver = go_on(learn, folder, resume, step)
+        lost = from_main(lambda: saver.lost) # before the report, so that nobody waits for it
         if is_main() and learn.interrupts.caught != signal.SIGTERM: try_page(folder, learn) # who sends that does not wait long
-        if is_main() and not learn.interrupted: (folder/'DONE').touch()
-    if learn.interrupted and is_main():
-        kept = f'after step {saver.saved}' if saver.newest else 'from the beginning'
-        print(f'Interrupted after {learn.train_iter} steps; training.resume=auto goes on {kept}, in {folder}')
+        if is_main() and not (learn.interrupted or lost): (folder/'DONE').touch()
+    if is_main() and (learn.interrupted or lost):
+        kept = f"after step {read_manifest(saver.newest)['step']}" if saver.newest else 'from the beginning'
+        why = f'Interrupted after {learn.train_iter} steps' if learn.interrupted else f'The weights of the last step, {learn.train_iter}, could not be saved'
+        print(f'{why}; training.resume=auto goes on {kept}, in {folder}')
     metrics = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
-    return Run(folder, learn, metrics, learn.interrupted, learn.interrupts.caught)
+    return Run(folder, learn, metrics, learn.interrupted, learn.interrupts.caught, not lost)

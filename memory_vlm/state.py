@@ -72,7 +72,7 @@ def fit_state(
 )->dict:       # For `write_checkpoint`, beside the weights
     "Everything but the weights that decides how a fit goes on. All ranks call it together."
     common, own = ({name: cb.state_dict() for name, cb in stateful(learn).items() if getattr(type(cb), 'of_this_rank', False) == mine} for mine in (False, True))
-    return dict(step=learn.train_iter, epoch=epoch, batches=len(learn.dls.train), pct_train=learn.pct_train, opt=learn.opt.state_dict(),
+    return dict(step=learn.train_iter, epoch=epoch, precision=learn.precision, batches=len(learn.dls.train), pct_train=learn.pct_train, opt=learn.opt.state_dict(),
                 recorded=recorded(learn), evaluations=list(learn.evaluations), callbacks=common,
                 ranks=gather_objects(dict(random=random_state(), callbacks=own)))
 

@@ -25,7 +25,7 @@ HELP = """Fit a memory-CLIP. Words set the configuration:
 
 Examples: memory_vlm fit --config-name=quickstart
           memory_vlm fit training.data.train_path=my/pictures training.data.val_path= model.memory.num_memory_tokens=16
-Status: 0 done, 1 the loss was no number, 2 a mistake, 130 and 143 stopped with a checkpoint."""
+Status: 0 done, 1 failed, 2 a mistake, 130 and 143 stopped with a checkpoint."""
 
 def stop(
     mistake,      # What is said, on standard error
@@ -48,6 +48,7 @@ def task(
         except (DivergedError, LostRankError) as e: stop(e, status=1)
     except KeyboardInterrupt: sys.exit(130) # before the fit began, or after its end
     if run.interrupted: sys.exit(128 + (run.signal or signal.SIGINT))
+    if not run.saved: sys.exit(1)
 
 def main(
     words:Sequence[str]=None, # Hydra's words; None: what the shell gave

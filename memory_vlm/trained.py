@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pathlib import Path
 from yaml import YAMLError
-from .checkpoint import best_checkpoints, list_checkpoints, read_manifest
+from .checkpoint import best_checkpoints, checkpoint_folder, list_checkpoints, read_manifest
 from .clip import MemoryCLIP
 from .config import Config
 from .core import UserError, closest
@@ -43,7 +43,7 @@ def best_checkpoint(
 )->Path:
     "The checkpoint of a run that is to be handed on. Raises `UserError` if there is none."
     kept = cfg.training.checkpoint
-    folder = run/kept.dirpath
+    folder = checkpoint_folder(run, kept.dirpath)
     found = best_checkpoints(folder, kept.monitor, kept.mode) or list_checkpoints(folder)[::-1]
     if not found: raise UserError(f"'{run}' has no checkpoint yet")
     return found[0]

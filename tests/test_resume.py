@@ -1,6 +1,7 @@
 """Stop a fit in every way there is, and see that it goes on to the bit."""
-import multiprocessing, re, resource, signal, subprocess, sys, time
+import multiprocessing, os, re, resource, signal, subprocess, sys, time
 from pathlib import Path
+from unittest import mock
 import pandas as pd
 import psutil
 import pytest
@@ -13,11 +14,13 @@ sys.path.insert(0, str(ROOT/'benchmarks'))
 import kill50
 from memory_vlm import callbacks
 from memory_vlm.callbacks import CheckpointCallback, ResumeCallback
-from memory_vlm.checkpoint import best_checkpoints, list_checkpoints, newest_checkpoint, prune_checkpoints, read_manifest
+from memory_vlm.checkpoint import best_checkpoints, list_checkpoints, newest_checkpoint, prune_checkpoints, read_manifest, write_checkpoint
 from memory_vlm.config import compose
 from memory_vlm.folders import held, in_use
 from memory_vlm.learner import make_learner
 from memory_vlm.run import fit
+from memory_vlm.train import task
+from memory_vlm.trained import open_trained
 
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
           'training.logging.tensorboard=false', 'training.logging.log_interval=1',
@@ -95,6 +98,39 @@ def test_never_more_than_k_and_two_checkpoints_and_the_ranking_outlives_a_stop(t
     assert kept(tmp_path/'stopped') == kept(tmp_path/'straight') and max(most) <= 4
 
 
+class StopAfter(Callback):
+    "Ctrl-C after a step."
+    order = 96 # when all others are done with it
+    def __init__(self, step): self.step = step
+    def after_batch(self):
+        if self.train_iter == self.step: self.learn.interrupts.caught = signal.SIGINT
+
+
+def fit_run(folder, *words, stop=None):
+    "A whole run of three steps, or one that is interrupted."
+    def make(cfg): return make_learner(cfg).add_cbs([StopAfter(stop)] if stop else [])
+    words = [*SMALL, 'training.preflight=false', 'training.max_steps=3', 'training.resume=auto', f'training.run_dir={folder}', *words]
+    with mock.patch('memory_vlm.run.make_learner', make): return fit(compose(words, config_name='quickstart'))
+
+
+def test_runs_that_share_a_place_for_checkpoints_keep_to_their_own(tmp_path, capsys):
+    words = [f'training.checkpoint.dirpath={tmp_path}/kept', 'training.checkpoint.save_top_k=0']
+    fit_run(tmp_path/'a', *words, stop=2)
+    other = fit_run(tmp_path/'b', *words)
+    capsys.readouterr()
+    run = fit_run(tmp_path/'a', *words)
+    assert 'which goes on after step 2' in capsys.readouterr().out
+    for r in (run, other): assert open_trained(r.folder).place.parent == tmp_path/'kept'/tmp_path.name/r.folder.name
+
+
+def test_what_auto_meant_holds_on_another_device(tmp_path, capsys):
+    def on_a_device_with(precision, **kwargs):
+        with mock.patch('memory_vlm.learner.choose_precision', lambda *_: precision): return fit_run(tmp_path/'run', 'training.precision=auto', **kwargs)
+    on_a_device_with('bf16', stop=1)
+    run = on_a_device_with('fp32')
+    assert run.learn.mixed_precision.dtype == torch.bfloat16 and capsys.readouterr().out.count('pairs in bf16 on') == 2
+
+
 COLUMNS = '''step epoch train_loss val_loss lr grad_norm temperature pairs_per_second data_wait i2t/R@1 i2t/R@5 i2t/R@10 t2i/R@1 t2i/R@5
 t2i/R@10 memory/least_usage memory/resets memory/reset_tokens memory/reset_usage'''
 
@@ -139,6 +175,7 @@ def test_who_loads_for_a_killed_fit_ends_too(method):
         assert here.poll(60)
         pids = here.recv()
         assert len(pids) == 2 and all(map(alive, pids))
+        assert all(os.getpgid(p) == p for p in pids) # a signal to the group of the fit does not reach them
     finally: fit.kill()
     end = time.monotonic() + 20
     while any(map(alive, pids)) and time.monotonic() < end: time.sleep(0.1)
@@ -149,8 +186,8 @@ def command(folder, *words): return [sys.executable, 'train.py', '--config-name=
 
 
 def stop_train(folder, number, *words):
-    "Start train.py, send it a signal after a few steps, and wait."
-    process = subprocess.Popen(command(folder, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    "Start train.py, send it and all that belong to it a signal after a few steps, as a terminal does, and wait."
+    process = subprocess.Popen(command(folder, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     table = folder/'metrics.csv'
     rows = lambda: len(table.read_text().splitlines()) if table.exists() else 0
     before = rows()
@@ -158,7 +195,7 @@ def stop_train(folder, number, *words):
         if rows() > before + 3: break
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
@@ -211,6 +248,29 @@ def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_it_stands(tmp_pat
     assert not [p for p in (tmp_path/'checkpoints').iterdir() if p.name.startswith('.')]
 
 
+def test_a_run_whose_last_weights_could_not_be_saved_is_not_done(tmp_path, monkeypatch, capsys):
+    def full(folder, model, state, step, *args):
+        if step == 3: raise OSError('No space left on device')
+        return write_checkpoint(folder, model, state, step, *args)
+    monkeypatch.setattr(callbacks, 'write_checkpoint', full)
+    with pytest.warns(UserWarning, match='No checkpoint at step 3'): run = fit_run(tmp_path/'run')
+    assert not run.saved and not (run.folder/'DONE').exists()
+    assert f'The weights of the last step, 3, could not be saved; training.resume=auto goes on after step 2, in {run.folder}' in capsys.readouterr().out
+    with mock.patch('memory_vlm.run.fit', lambda cfg: run), pytest.raises(SystemExit) as end: task(run.learn.cfg)
+    assert end.value.code == 1
+    monkeypatch.undo()
+    again = fit_run(tmp_path/'run')
+    assert again.saved and (run.folder/'DONE').exists()
+    assert fit_run(tmp_path/'unsaved', 'training.checkpoint.save_top_k=0', 'training.checkpoint.save_last=false').saved
+
+
+def test_what_goes_on_is_on_the_disk(tmp_path, capsys):
+    words = ['training.max_steps=5', 'training.checkpoint.save_top_k=1', 'training.checkpoint.save_last=false']
+    run = fit_run(tmp_path/'run', *words, stop=3) # evaluated after 2
+    assert 'Interrupted after 3 steps; training.resume=auto goes on after step 2' in capsys.readouterr().out
+    assert [read_manifest(p)['step'] for p in list_checkpoints(run.folder/'checkpoints')] == [2]
+
+
 def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
     (tmp_path/'checkpoints').write_text('in the way')
     with pytest.warns(UserWarning, match='No checkpoint at step 1: .*; there is none before it') as warned: learn, steps = fit_small(tmp_path)
@@ -234,6 +294,8 @@ def test_a_run_belongs_to_one_process(tmp_path):
         assert other.stdout.readline() == 'mine\n'
         assert in_use(tmp_path)
         with pytest.raises(ValueError, match='is being fitted by another process'), held(tmp_path): pass
+        (tmp_path/'config.yaml').touch()
+        with pytest.raises(ValueError, match='is being fitted by another process'), mock.patch('memory_vlm.folders.differences', return_value={}): fit_run(tmp_path)
     finally: other.kill()
     other.wait()
     assert not in_use(tmp_path)

@@ -184,7 +184,8 @@ class PairLoader(DataLoader):
 
 # %% ../../nbs/13_data.loaders.ipynb #0d976cd9
 def end_with_parent(worker:int):
-    "End this worker when the process that loads is gone. torch asks after a fork server instead, where there is one."
+    "End this worker when the process that loads is gone, and not before: torch asks after a fork server instead, where there is one."
+    if hasattr(os, 'setpgrp'): os.setpgrp() # Ctrl-C and torchrun send signals to the whole group; the fit is to stop between two steps
     def wait():
         parent_process().join()
         os._exit(1)

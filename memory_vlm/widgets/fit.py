@@ -20,6 +20,7 @@ from ..callbacks import CheckpointCallback, busy, save_fit
 from ..core import UserError
 from ..features import map_layer
 from ..page import save_page, section
+from ..state import fit_state
 from ..figure import Plot, colorbar, make_figure, scale_of, to_svg
 from ..plots import mixed_cmap
 from .base import Panel, Pictures, at_rest, model_lock, picture_features, png_bytes
@@ -213,7 +214,7 @@ def _keep(self:FitDashboard): # Write a checkpoint of a fit that was stopped, if
     learn = self.learn
     if not learn.train_iter or not learn.interrupted or any(isinstance(cb, CheckpointCallback) for cb in learn.cbs): return # which has saved by now
     folder = Path(self.folder or learn.path/learn.cfg.training.logging.name/time.strftime('%Y%m%d-%H%M%S'))
-    with self.speaking(): self.checkpoint = save_fit(learn, folder, learn.epoch, learn.cfg.training)
+    with self.speaking(): self.checkpoint = save_fit(learn, folder, fit_state(learn, learn.epoch), learn.cfg.training)
 
 # %% ../../nbs/63_widgets.fit.ipynb #2b708534
 def clock(seconds:float)->str: # 3725 -> '1:02:05'
