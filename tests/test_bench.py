@@ -5,7 +5,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1]/'benchmarks'
 sys.path.insert(0, str(BENCHMARKS))
-import suite
+import results, suite
 
 PART = suite.Part('x', 'a thing over another', dict(speed='higher', size='lower'), ('batch',))
 CPU, GPU = '2 cores, some processor', 'some GPU'
@@ -47,6 +47,13 @@ def test_kept_rows_name_no_temporary_folder(tmp_path, monkeypatch):
     for _ in range(2): suite.keep(PART, path)
     rows = list(csv.DictReader((tmp_path/'results/x.csv').open()))
     assert [r['command'] for r in rows] == ['python benchmarks/x.py --csv benchmarks/results/x.csv'] * 2
+
+
+def test_a_machine_without_cpuinfo_has_a_name(monkeypatch):
+    monkeypatch.setattr(results.Path, 'exists', lambda self: False)
+    monkeypatch.setattr(results.platform, 'processor', lambda: '')
+    monkeypatch.setattr(results.platform, 'machine', lambda: 'arm64')
+    assert results.machine().endswith(' cores, arm64')
 
 
 @pytest.mark.parametrize('part', suite.PARTS, ids=lambda p: p.name)
