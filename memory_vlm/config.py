@@ -78,7 +78,7 @@ class ContrastiveConfig:
 @dataclass
 class ModelConfig:
     "The dual encoder."
-    name:str = 'memory_clip_vit_b_16'   # Identifier, kept in checkpoints, hub cards and run names
+    name:str = 'memory_clip_vit_b_16'   # Identifier, kept in checkpoints and cards; `training.logging.name` names the run
     pretrained:str|None = None          # A model that exists, such as `open_clip:ViT-B-16/laion2b_s34b_b88k`; sizes at their default then follow it. null: fresh weights
     image_size:int = num(224, 1)        # Side of the square input picture (pixels); a multiple of `patch_size`
     patch_size:int = num(16, 1)         # Side of a patch (pixels)
