@@ -1,5 +1,5 @@
 "What every benchmark says of where its figures come from, and how it keeps them."
-import os, sys
+import os, platform, sys
 from datetime import date
 from pathlib import Path
 import pandas as pd
@@ -9,9 +9,10 @@ import torch
 def machine(device='cpu'):
     "The processor, without its name on any network."
     if device == 'cuda': return torch.cuda.get_device_name()
-    info = dict(l.split(':', 1) for l in Path('/proc/cpuinfo').read_text().split('\n\n')[0].splitlines())
-    model = next((v.strip() for k, v in info.items() if k.strip() == 'model name'), 'unknown processor')
-    return f'{os.cpu_count()} cores, {model}'
+    cpuinfo = Path('/proc/cpuinfo') # Linux alone has it
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((v.strip() for k, _, v in (l.partition(':') for l in lines) if k.strip() == 'model name'), None)
+    return f'{os.cpu_count()} cores, {model or platform.processor() or platform.machine() or "unknown processor"}'
 
 
 def store(path, rows, device='cpu', **settings):

@@ -82,5 +82,5 @@ def make_shards_command(
     "Write pairs into webdataset shards"
     pairs = open_source(source, split, image_key=image_key, caption_key=caption_key, image_dir=image_dir)
     with Progress('shards') as bar: shards = make_shards(pairs, folder, per_shard, bar.tell)
-    print(f"To train on them: memory_vlm fit \"training.data.train_path='{shards}'\"")
+    print(f"To train on them, a part held out: memory_vlm fit \"training.data.train_path='{shards}'\" training.data.val_path=")
     return 0

@@ -27,7 +27,7 @@ def help_texts(
     return out
 
 _KINDS = {Any: 'text, or a list of texts', bool: 'true or false', str: 'text', str|None: 'text or null', int|None: 'int or null',
-          list[str]: 'a list of texts', dict[str, Any]: 'any keyword arguments'}
+          list[str]: 'a list of texts', list[float]: 'a list of numbers', dict[str, Any]: 'any keyword arguments'}
 
 def allowed(
     f,    # Dataclass field of a key
@@ -35,7 +35,7 @@ def allowed(
     "What a key may be."
     if 'choices' in f.metadata: return ', '.join(f.metadata['choices'])
     words = dict(low='from', above='above', high='to')
-    bounds = [f'{word} {f.metadata[k]}' for k, word in words.items() if f.metadata.get(k) is not None]
+    bounds = [f'{word} {bound}' for k, word in words.items() if (bound := f.metadata.get(k)) is not None]
     return ' '.join([_KINDS.get(f.type) or f.type.__name__, *bounds])
 
 # %% ../nbs/03_command.ipynb #729f9c1b

@@ -50,7 +50,7 @@ class MemoryConfig:
     memory_init:str = one_of('learnable', 'registers', 'orthogonal', 'frozen', 'patches') # Start: N(0, 0.02) trained, N(0, 1e-6) trained, orthogonal rows, random and never trained, or k-means of the first batch's patch embeddings
     memory_update:str = one_of('attention', 'gated', 'cross_attention', 'static', 'ema') # How memory is written in each block
     memory_position:str = one_of('prepend', 'append', 'kv', 'kv_protected', 'kv_head') # Where memory stands: in the sequence, or as extra keys and values in every layer
-    mem_alpha:float = num(0.5, 0, 1)    # Write blend: 0 never rewrites a token, 1 overwrites it (registers)
+    mem_alpha:float = num(0.5, 0, 1)    # What it is depends on `memory_update`. attention: share of a block's write that is kept (1: registers, 0: never rewritten); gated: where the gate starts (neither 0 nor 1); cross_attention: scale of what memory reads; ema: share of the new in the bank; static: nothing
     mem_reinit_steps:int = num(100, 0)  # Optimizer steps between hard resets of dead tokens; 0 = never
     mem_reset:str = one_of('dead', 'all') # What is reset then: tokens that get no attention, or all
     mem_dead_threshold:float = num(0.05, 0, 1) # Attention under which a token is dead, as a share of even attention, over such a window
@@ -78,7 +78,7 @@ class ContrastiveConfig:
 @dataclass
 class ModelConfig:
     "The dual encoder."
-    name:str = 'memory_clip_vit_b_16'   # Identifier, kept in checkpoints, hub cards and run names
+    name:str = 'memory_clip_vit_b_16'   # Identifier, kept in checkpoints and cards; `training.logging.name` names the run
     pretrained:str|None = None          # A model that exists, such as `open_clip:ViT-B-16/laion2b_s34b_b88k`; sizes at their default then follow it. null: fresh weights
     image_size:int = num(224, 1)        # Side of the square input picture (pixels); a multiple of `patch_size`
     patch_size:int = num(16, 1)         # Side of a patch (pixels)

@@ -119,7 +119,7 @@ class MemoryViT(VisionTransformer):
         memory_init:str='learnable',     # One of `memory_vlm.memory.INITS`
         memory_update:str='attention',   # One of `memory_vlm.memory.UPDATES`
         memory_position:str='prepend',   # One of `memory_vlm.tokens.POSITIONS`
-        mem_alpha:float=0.5,             # Write blend, 0..1
+        mem_alpha:float=0.5,             # What it is to `memory_update`, 0..1; see `model.memory.mem_alpha`
         memory_dim:int|None=None,        # Width of the stored tokens; None: `embed_dim`
         **vit_kwargs,                    # Passed to timm's VisionTransformer
     ):

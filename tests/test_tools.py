@@ -80,6 +80,17 @@ def test_rules_of_one_notebook(tmp_path, monkeypatch):
     for part in ('exports a star import', 'saves a live widget', 'names a path of one machine, /h', 'is not "# Name"',
                  'long.py: '): assert part in found, part
 
+def test_what_git_ignores_is_nobodys_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, 'ROOT', tmp_path)
+    subprocess.run(['git', 'init', '-q'], cwd=tmp_path, check=True)
+    (tmp_path/'.gitignore').write_text('runs/\n')
+    for name in ('nbs/tutorials/runs/mine.yaml', 'nbs/tutorials/new.yaml', 'nbs/old.yaml', 'nbs/gone.yaml'):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).write_text('/'.join(['train_path:  ', 'home', 'someone', 'data']))
+    subprocess.run(['git', 'add', 'nbs/old.yaml', 'nbs/gone.yaml'], cwd=tmp_path, check=True)
+    (tmp_path/'nbs/gone.yaml').unlink()
+    assert [line.split(':')[0] for line in check.check_files()] == ['nbs/old.yaml', 'nbs/tutorials/new.yaml']
+
 def test_readme(tmp_path):
     out = {'output_type': 'stream', 'name': 'stdout', 'text': ['12\n']}
     title = '# Name\n> What for.\n![it](images/a.png) [c](../configs) [w](https://a.b)'

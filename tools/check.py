@@ -25,6 +25,13 @@ def is_made(path):
     "Whether nbdev wrote this module."
     return any(mark in path.read_text(encoding='utf-8') for mark in MADE)
 
+def kept(root):
+    "Files that git has or would add; where there is no git, all in the project's own folders."
+    try: found = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=root, capture_output=True, text=True)
+    except OSError: found = None
+    if found and found.returncode == 0: return sorted({root/name for name in found.stdout.split('\0') if name})
+    return sorted([*root.glob('*'), *(p for name in ('nbs', LIB, 'configs', 'tests', 'tools', 'benchmarks') for p in (root/name).rglob('*'))])
+
 def make_again(to):
     "Export and clean a copy of the project in folder `to`; yields what went wrong."
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb*')
@@ -126,11 +133,10 @@ def check_files():
         lines = len(path.read_text(encoding='utf-8').splitlines())
         if lines > MAX_LINES and path.name != '_modidx.py':
             yield f'{path.relative_to(ROOT)}: {lines} lines, allowed are {MAX_LINES}; split its notebook'
-    for folder in ('nbs', LIB, 'configs', 'tests', 'tools', 'benchmarks', '.'):
-        for path in sorted((ROOT/folder).glob('*' if folder == '.' else '**/*')):
-            if path.suffix in TEXTS and path.is_file() and '.ipynb_checkpoints' not in path.parts:
-                for found in sorted(set(MACHINE_PATH.findall(path.read_text(encoding='utf-8')))):
-                    yield f'{path.relative_to(ROOT)}: names a path of one machine, {found}'
+    for path in kept(ROOT):
+        if path.suffix in TEXTS and path.is_file() and '.ipynb_checkpoints' not in path.parts:
+            for found in sorted(set(MACHINE_PATH.findall(path.read_text(encoding='utf-8')))):
+                yield f'{path.relative_to(ROOT)}: names a path of one machine, {found}'
 
 def findings():
     "Everything there is to mend."
