@@ -2,10 +2,11 @@
 import ast, csv, sys
 from pathlib import Path
 import pytest
+from fastcore.nbio import read_nb
 
 BENCHMARKS = Path(__file__).resolve().parents[1]/'benchmarks'
 sys.path.insert(0, str(BENCHMARKS))
-import results, suite
+import results, study, suite
 
 PART = suite.Part('x', 'a thing over another', dict(speed='higher', size='lower'), ('batch',))
 CPU, GPU = '2 cores, some processor', 'some GPU'
@@ -54,6 +55,13 @@ def test_a_machine_without_cpuinfo_has_a_name(monkeypatch):
     monkeypatch.setattr(results.platform, 'processor', lambda: '')
     monkeypatch.setattr(results.platform, 'machine', lambda: 'arm64')
     assert results.machine().endswith(' cores, arm64')
+
+
+def test_the_tutorial_quotes_the_study_whole():
+    cells = read_nb(BENCHMARKS.parent/'nbs'/'tutorials'/'5_a_study.ipynb').cells
+    call, = [c.source for c in cells if '    study({' in c.source]
+    quoted = call[call.index('base=['):call.index("'],\n          folder")].split("'")[1::2]
+    assert sorted(quoted) == sorted([*study.SMALL, 'model.memory.mem_reinit_steps=0', 'training.max_steps=500'])
 
 
 @pytest.mark.parametrize('part', suite.PARTS, ids=lambda p: p.name)
