@@ -1,5 +1,5 @@
 """Every tutorial in a real JupyterLab, from its first cell to its last, its fits cut short."""
-import shutil
+import re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from fastcore.nbio import read_nb
@@ -26,3 +26,17 @@ def test_a_mechanism_is_one_cell_of_at_most_15_lines():
     cells = [c.source for c in read_nb(NBS/'tutorials'/'4_write_a_mechanism.ipynb').cells if c.cell_type == 'code']
     mechanism, = [c for c in cells if 'memory_update(' in c]
     assert len(mechanism.splitlines()) <= 15
+
+
+@pytest.mark.slow
+def test_a_mechanism_in_a_file_is_a_command(tmp_path):
+    cells = read_nb(NBS/'tutorials'/'4_write_a_mechanism.ipynb').cells
+    imports, mechanism = [c.source for c in cells if c.cell_type == 'code'][:2]
+    text = next(c.source for c in cells if 'leaky.py' in c.source)
+    (tmp_path/'leaky.py').write_text('\n'.join([imports, mechanism, re.search('```python\n(.*?)```', text, re.S)[1]]))
+    fit, ablate = (line.split()[1:] for line in re.search('```sh\n(.*?)```', text, re.S)[1].splitlines())
+    short = ['training.max_steps=2', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16']
+    for words in ([*fit, *short], ablate):
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert 'untouched' in done.stdout and 'shuffle' in done.stdout
