@@ -19,8 +19,9 @@ def said_of_model(
              f"{cfg['image_size']} x {cfg['image_size']} pixels in patches of {cfg['patch_size']}, and open_clip's text transformer "
              f"{cfg['text']['embed_dim']} wide and {cfg['text']['depth']} deep.")
     if not m['enabled']: return f'{tower} It carries no memory tokens.'
+    alpha = '' if m['memory_update'] == 'static' else f", `mem_alpha={m['mem_alpha']:g}`" # nothing is written
     return (f"{tower} The vision transformer carries {m['num_memory_tokens']} memory tokens "
-            f"(`memory_update={m['memory_update']}`, `memory_position={m['memory_position']}`, `mem_alpha={m['mem_alpha']:g}`).")
+            f"(`memory_update={m['memory_update']}`, `memory_position={m['memory_position']}`{alpha}).")
 
 # %% ../nbs/22_card.ipynb #cf1e7a87
 USE = '''```python
