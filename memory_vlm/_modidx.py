@@ -467,6 +467,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'memory_vlm/data/classes.py'),
                                          'memory_vlm.data.classes.LabelledSource.captions': ( 'data.classes.html#labelledsource.captions',
                                                                                               'memory_vlm/data/classes.py'),
+                                         'memory_vlm.data.classes.check_named': ( 'data.classes.html#check_named',
+                                                                                  'memory_vlm/data/classes.py'),
                                          'memory_vlm.data.classes.class_folders': ( 'data.classes.html#class_folders',
                                                                                     'memory_vlm/data/classes.py'),
                                          'memory_vlm.data.classes.is_by_class': ( 'data.classes.html#is_by_class',

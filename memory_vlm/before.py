@@ -55,7 +55,7 @@ def config_command(
 # %% ../nbs/72_before.ipynb #3f7a5fef
 def check_command(
     data:str,               # A folder, a table, shards, ...: what training.data.train_path takes
-    split:str='train',      # 'train' or 'valid', where data come in parts
+    split:str='train',      # 'train', 'valid' or 'test', where data come in parts
     seconds:float=60.,      # Time after which no further picture is begun
     sheet:str='contact_sheet.png', # File for a contact sheet; empty: none is written
     image_key:str=None,     # Column of pictures in a table
@@ -74,7 +74,7 @@ def make_shards_command(
     source:str,             # What training.data.train_path takes
     folder:str,             # Where the shards go; a run that was stopped goes on there
     per_shard:int=1000,     # Pictures in each
-    split:str='train',      # 'train' or 'valid', where data come in parts
+    split:str='train',      # 'train', 'valid' or 'test', where data come in parts
     image_key:str=None,     # Column of pictures in a table
     caption_key:str=None,   # Column of captions
     image_dir:str=None,     # Folder that the names in a table are relative to

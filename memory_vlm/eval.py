@@ -23,7 +23,7 @@ from torch import Tensor
 from .clip import MemoryCLIP
 from .contenders import Contender, open_clip_contender, our_contender
 from .core import UserError, pick
-from .data.classes import LabelledSource
+from .data.classes import LabelledSource, check_named
 from .data.pictures import Source
 from .data.sources import KEYS, as_text, labelled_folder, open_source
 from .evaluate import encode, evaluating
@@ -213,8 +213,7 @@ def object_names(
 )->Prompts:
     "What the objects of pictures are called."
     if prompts is None: return Prompts(source.names, TEMPLATES['plain'])
-    if missing := sorted(set(source.names) - set(prompts.names)):
-        raise UserError(f"{source.name}: no name is given for {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}")
+    check_named(source.name, source.names, prompts.names)
     return Prompts([prompts.names[n] for n in source.names], prompts.templates)
 
 def score_model(
@@ -256,6 +255,8 @@ def eval_models(
     pick(KEYS, split, 'split')
     folder = labelled_folder(data, split)
     labelled, known = (f and by_class(f, prompts) for f in (folder, train))
+    if labelled and (idle := [k for k, v in options.items() if v is not None]):
+        raise UserError(f"{', '.join(idle)} is for pairs, and '{data}' is pictures in folders by class")
     if known and not labelled: raise UserError(f"a training folder is for pictures in folders by class, which '{data}' is not")
     if known and known.classes != labelled.classes:
         raise UserError(f"'{train}' and '{data}' have different classes: {sorted(set(known.classes) ^ set(labelled.classes))[:5]}")

@@ -87,7 +87,7 @@ def _span(values): # Smallest, middle and largest
 # %% ../../nbs/15_data.check.ipynb #c61155e2
 def check(
     data,                    # What `open_source` takes, or a source
-    split:str='train',       # 'train' or 'valid', where data come in parts
+    split:str='train',       # 'train', 'valid' or 'test', where data come in parts
     seconds:float=60.,       # Time after which no further picture is begun
     sheet:str|Path=None,     # File for the contact sheet (.png); None: none is written
     max_bad_fraction:float=.01, # As in the configuration

@@ -150,8 +150,9 @@ def labelled_folder(
     split:str, # 'train', 'valid' or 'test': which of the folders inside, where data come in such
 )->str|None:   # None: they have captions
     "The folder of pictures in folders by class that data are."
-    path = str(path)
+    whole = path = str(path)
     while form_of(path)[1] == FORMS[DIVIDED]: path = _inside(path, SPLITS[split], os.path.isdir) or ''
+    if split == 'test' and path == whole: return None # `open_source` says that there is no such part
     return path if form_of(path)[1] == FORMS[FOLDER] and is_by_class(path) else None
 
 def as_text(
