@@ -55,8 +55,8 @@ def open_trained(
     run = run_of(Path(name))
     def alone(): return Trained(MemoryCLIP.from_pretrained(name), Path(str(name)), None, {})
     if run is None and Path(name).exists(): return alone()
-    if run is None and '/' in str(name) and Path(name).parent.is_dir(): # or the hub would be asked for it
-        raise UserError(f"'{name}' is not there{closest(Path(name).name, [p.name for p in Path(name).parent.iterdir()])}")
+    if run is None and '/' in str(name) and Path(name).parent.is_dir(): # a slip, for which the hub need not be asked
+        if near := closest(Path(name).name, [p.name for p in Path(name).parent.iterdir()]): raise UserError(f"'{name}' is not there{near}")
     if run is None:
         with asking(str(name), str(name)): return alone()
     try: cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
