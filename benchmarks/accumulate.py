@@ -17,7 +17,7 @@ import torch
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.learner import make_loss
-from memory_vlm.optimizer import make_optimizer
+from memory_vlm.training.optim import make_optimizer
 from loss_memory import MiB, resident
 from results import machine, store
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors.torch import load_file
-from memory_vlm.checkpoint import HIDDEN, list_checkpoints, read_state
+from memory_vlm.training.checkpoint import HIDDEN, list_checkpoints, read_state
 from memory_vlm.config import compose
 
 WORDS = ['training.epochs=3', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny',

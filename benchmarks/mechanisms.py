@@ -18,7 +18,7 @@
 import argparse, statistics
 import torch
 from memory_vlm.config import compose, config_dir
-from memory_vlm.cost import model_cost
+from memory_vlm.models.cost import model_cost
 from results import store
 from train_step import our_step, pairs, seconds
 

@@ -11,8 +11,8 @@ a row's share is its time beside that of `log_interval` steps; a checkpoint's is
 """
 import argparse, math, tempfile, time
 from pathlib import Path
-from memory_vlm.callbacks import CheckpointCallback, LogCallback
-from memory_vlm.checkpoint import newest_checkpoint
+from memory_vlm.training.callbacks import CheckpointCallback, LogCallback
+from memory_vlm.training.checkpoint import newest_checkpoint
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.run import go_on

@@ -10,7 +10,7 @@ ratio is that of these single passes.
 """
 import argparse, copy, statistics, time
 import torch
-from memory_vlm.evaluate import PRECISIONS
+from memory_vlm.evaluation.validation import PRECISIONS
 from memory_vlm.learner import make_loss
 from results import store
 from train_step import our_step, pairs, seconds

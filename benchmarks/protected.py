@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from memory_vlm.config import compose
-from memory_vlm.evaluate import encode, score
+from memory_vlm.evaluation.validation import encode, score
 from memory_vlm.learner import make_learner
 from results import store
 from study import SMALL

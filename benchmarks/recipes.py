@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from memory_vlm.config import compose
-from memory_vlm.retrieval import chance_recall
+from memory_vlm.evaluation.retrieval import chance_recall
 from memory_vlm.run import fit
 from results import store
 

@@ -19,8 +19,8 @@ from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.data.tokenizer import tokenize, trim
 from memory_vlm.learner import make_loss
-from memory_vlm.optimizer import make_optimizer
-from memory_vlm.resets import LOOKS, MemoryResetCallback
+from memory_vlm.training.optim import make_optimizer
+from memory_vlm.training.resets import LOOKS, MemoryResetCallback
 from results import machine, store
 from train_step import captions, step
 

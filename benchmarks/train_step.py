@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from memory_vlm.clip import MemoryCLIP, normalise
 from memory_vlm.config import compose
 from memory_vlm.data.tokenizer import tokenize, trim
-from memory_vlm.evaluate import PRECISIONS
+from memory_vlm.evaluation.validation import PRECISIONS
 from memory_vlm.learner import make_loss
-from memory_vlm.optimizer import make_optimizer
+from memory_vlm.training.optim import make_optimizer
 from results import store
 
 WORDS = 'a the small old red green dog cat boat house tree man woman child runs sits stands on under near with and two three'.split()

@@ -20,7 +20,7 @@ def plain_siglip(x, y, scale, bias):
     return -F.logsigmoid(sign * (scale * x @ y.T + bias)).sum() / len(x)
 
 
-# The ranks' losses, and the same for one process (nbs/30_loss.ipynb holds ours equal to open_clip's)
+# The ranks' losses, and the same for one process (nbs/13_loss.ipynb holds ours equal to open_clip's)
 LOSSES = dict(clip=(clip_loss, plain_clip), siglip=(siglip_loss, plain_siglip))
 
 

@@ -121,7 +121,7 @@ def test_wheel_composes_a_config_elsewhere(elsewhere):
 @pytest.mark.slow
 def test_wheel_fits_and_is_handed_on_elsewhere(elsewhere):
     words = ['training.max_steps=1', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny']
-    elsewhere('from memory_vlm.config import compose; from memory_vlm.run import fit; from memory_vlm.share import share\n'
+    elsewhere('from memory_vlm.config import compose; from memory_vlm.run import fit; from memory_vlm.hub.publish import share\n'
               f'run = fit(compose({words}, config_name="quickstart")); share(run.folder, "given", to="open_clip", look=False)')
     assert elsewhere('import open_clip, memory_vlm.vision\n'
                      'print(open_clip.create_model("local-dir:given").visual.trunk.layout.num_memory)') == '8'
@@ -143,7 +143,7 @@ def test_command_line_elsewhere(elsewhere):
     assert "needed to sweep with hydra/launcher=joblib: pip install 'memory-vlm[sweep]'" in told or find_spec('hydra_plugins.hydra_joblib_launcher')
 
 MISSING = dict( # Extra -> what it brings, what asks for it, and what that is for
-    export=('onnx', 'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.export import export\n'
+    export=('onnx', 'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.hub.onnx import export\n'
             'export(MemoryCLIP.from_config(compose(["model=tiny", "model.depth=1", "model.text.depth=1"]).model), "onnx")', 'export to ONNX'),
     data=('webdataset', 'from memory_vlm.data.sources import open_source; open_source("https://nowhere.invalid/x.tar", "train")', 'read shards from a URL'),
     sweep=('hydra-joblib-launcher', 'from memory_vlm.config import explain\n'

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.core import UserError
-from memory_vlm.describe import describe_clip
+from memory_vlm.models.pretrained_config import describe_clip
 
 ROOT = Path(__file__).parent.parent
 

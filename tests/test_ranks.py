@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
 from kill50 import SERVER, TIMES, same
-from memory_vlm.checkpoint import newest_checkpoint, read_manifest
+from memory_vlm.training.checkpoint import newest_checkpoint, read_manifest
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.run import fit

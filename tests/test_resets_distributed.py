@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from contextlib import ExitStack
-from memory_vlm.resets import MemoryResetCallback
+from memory_vlm.training.resets import MemoryResetCallback
 from memory_vlm.vision import tiny_vit
 
 RANKS = 2

@@ -7,12 +7,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
-from memory_vlm.contenders import open_clip_contender, our_contender
-from memory_vlm.convert import save_open_clip
+from memory_vlm.evaluation.models import open_clip_contender, our_contender
+from memory_vlm.hub.open_clip import save_open_clip
 from memory_vlm.core import UserError
 from memory_vlm.data.scenes import SceneSource
 from memory_vlm.data.tokenizer import untokenize
-from memory_vlm.evaluate import encode
+from memory_vlm.evaluation.validation import encode
 from memory_vlm.learner import make_dls, make_learner
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,6 @@
 // What the scripts of saved pages share: they stand in one function together with this.
 
-const ALPHA = 0.66; // share of the colour, as in memory_vlm.plots
+const ALPHA = 0.66; // share of the colour, as in memory_vlm.viz.plots
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const number = (v) => (v !== 0 && Math.abs(v) < 1e-4 ? v.toExponential(0) : String(+v.toPrecision(Math.abs(v) < 0.01 ? 2 : 3)));
 
