@@ -20,7 +20,7 @@ import argparse, statistics, time
 import torch
 from memory_vlm.attention import capture
 from memory_vlm.config import compose
-from memory_vlm.models.fused import explicit_attention
+from memory_vlm.models.attention_hooks import explicit_attention
 from memory_vlm.vision import make_vit
 from results import machine, store
 

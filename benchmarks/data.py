@@ -20,7 +20,7 @@ import torch
 from open_clip.transform import image_transform
 from open_clip_train.data import CsvDataset
 from PIL import Image
-from memory_vlm.data.cache import make_cache
+from memory_vlm.data.base import make_cache
 from memory_vlm.data.folders import walk, is_picture
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.shards import make_shards

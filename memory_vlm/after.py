@@ -18,7 +18,7 @@ from .viz.html import write_page
 from .report import memory_report
 from .search import index_path, open_index, search
 from .hub.publish import as_learner, share
-from .training.trained import Trained, open_trained, run_of
+from .training.run_dir import Trained, open_trained, run_of
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated

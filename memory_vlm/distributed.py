@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['world_size', 'rank', 'is_main', 'muted', 'joined', 'gather_objects', 'max_over_ranks', 'mean_over_ranks', 'from_main',
-           'LostRankError', 'noticing_lost_ranks']
+           'LostRankError', 'noticing_lost_ranks', 'Interrupts']
 
 # %% ../nbs/04_distributed.ipynb #1b04f50e
-import os, warnings
-import torch
+import os, signal, sys, threading, torch, warnings
 import torch.distributed as dist
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import lru_cache
 from torch import Tensor
 from .core import UserError
@@ -104,3 +103,37 @@ def noticing_lost_ranks()->Iterator[None]:
     except RuntimeError as e:
         if world_size() == 1 or isinstance(e, LostRankError) or not (isinstance(e, dist.DistError) or 'gloo' in str(e).lower()): raise
         raise LostRankError(f'Another process of this run has ended, so rank {rank()} stops too') from e
+
+# %% ../nbs/04_distributed.ipynb #ea8962cb
+class Interrupts:
+    "In a `with` block, keep SIGINT and SIGTERM as `caught`. Outside the main thread Python has no signals, and nothing happens."
+    def __init__(self): self.caught, self.at_once, self.before, self.pid = None, False, {}, os.getpid()
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self.before = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for s, handler in self.before.items(): signal.signal(s, handler)
+        self.before = {}
+
+    def catch(self, number, frame):
+        again, self.caught = self.caught is not None, number
+        if os.getpid() != self.pid: return # a worker: its fit decides
+        if self.at_once or again: raise KeyboardInterrupt
+        # A worker that the same signal ends must not break into the step: torch raises an error wherever it hears of that
+        if hasattr(signal, 'SIGCHLD'): self.before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
+        with suppress(RuntimeError): # where the signal came while something was being printed
+            if number == signal.SIGINT and is_main(): print('\nFinishing this step (Ctrl-C again: stop at once)', file=sys.stderr)
+
+    def agreed(self): # Whether a signal has come to this rank or another
+        self.caught = int(max_over_ranks(self.caught or 0)) or None
+        return self.caught
+
+    @contextmanager
+    def may_stop(self):
+        "Inside this block a signal is obeyed at once: what runs there changes nothing that is saved. Of several ranks none may leave alone."
+        self.at_once = world_size() == 1
+        try: yield
+        finally: self.at_once = False

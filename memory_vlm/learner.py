@@ -21,20 +21,20 @@ from .training.checkpoint import check_name
 from .clip import normalise
 from .config import validate
 from .core import UserError, pick, seed_everything
-from .data.cache import make_cache
+from .data.base import make_cache
 from .data.loaders import make_loader
 from .data.sources import open_sources, source_options
 from .data.tokenizer import text_tokenizer
 from .evaluation.validation import evaluate
 from .models.freeze import freeze
-from .interrupt import Interrupts
+from .distributed import Interrupts
 from .loss import LOSSES
 from .memory import check_memory
 from .training.optim import make_optimizer, optimizer_kwargs
 from .models.pretrained import make_model, with_pretrained
 from .distributed import from_main, is_main, noticing_lost_ranks, rank, world_size
 from .training.resets import make_resets
-from .training.schedule import StepScheduler, make_schedule, schedule_kwargs
+from .training.optim import StepScheduler, make_schedule, schedule_kwargs
 
 # %% ../nbs/20_learner.ipynb #0d51ed45
 def check_vocabulary(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from memory_vlm.config import compose
 from memory_vlm.core import UserError
-from memory_vlm.data.cache import PixelCache
+from memory_vlm.data.base import PixelCache
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.scenes import SceneSource
 from memory_vlm.data.shards import fetch, make_shards
@@ -410,7 +410,7 @@ def test_a_disk_without_room_for_a_cache_ends_no_epoch(tmp_path):
     as_folder(tmp_path/'x')
     program = f"""if True:
         import os, resource, sys
-        from memory_vlm.data.cache import PixelCache
+        from memory_vlm.data.base import PixelCache
         from memory_vlm.data.loaders import make_loader
         from memory_vlm.data.sources import open_source
         source = open_source({str(tmp_path/'x')!r}, 'train')

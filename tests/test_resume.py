@@ -20,7 +20,7 @@ from memory_vlm.training.run_dir import held, in_use
 from memory_vlm.learner import make_learner
 from memory_vlm.run import fit
 from memory_vlm.train import task
-from memory_vlm.training.trained import open_trained
+from memory_vlm.training.run_dir import open_trained
 
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
           'training.logging.tensorboard=false', 'training.logging.log_interval=1',

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from ..core import UserError, need
 from .base import SUFFIXES, BadSample, FileSource, Source, decode_text, usable
-from .rows import NAMES
+from .tables import NAMES
 from .scenes import cache_dir
 
 # %% ../../nbs/data/07_shards.ipynb #244cfa1c

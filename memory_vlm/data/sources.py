@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..core import UserError, nearest, pick
 from .formats import is_token_file, open_json, open_tokens
-from .classes import is_by_class
+from .folders import is_by_class
 from .folders import ClassSource, FolderSource, find_pairs
 from .mixture import Mixture, split_source
 from .base import Source
-from .rows import SPLITS
-from .saved import open_saved
+from .tables import SPLITS
+from .formats import open_saved
 from .scenes import SceneSource
 from .shards import ShardSource, is_remote
 from .tables import READERS, open_table

@@ -23,14 +23,14 @@ from torch import Tensor
 from ..clip import MemoryCLIP
 from .models import Contender, open_clip_contender, our_contender
 from ..core import UserError, pick
-from ..data.classes import LabelledSource, check_named
+from ..data.folders import LabelledSource, check_named
 from ..data.base import Source
 from ..data.sources import KEYS, as_text, labelled_folder, open_source
 from .validation import encode, evaluating
 from ..interp.features import memory_features
-from .probe import knn_classes, probe_classes
+from .classification import knn_classes, probe_classes
 from .retrieval import bootstrap_interval, chance_recall, retrieval_ranks
-from ..training.trained import open_trained
+from ..training.run_dir import open_trained
 from .classification import Prompts, TEMPLATES, class_balance, class_features, class_ranks, read_prompts
 
 # %% ../../nbs/evaluation/06_compare.ipynb #35a8e8d3

@@ -20,7 +20,7 @@ from ..data.tokenizer import text_tokenizer
 from .onnx import FORMATS, export
 from ..viz.html import memory_pictures
 from ..report import memory_report
-from ..training.trained import Trained, open_trained
+from ..training.run_dir import Trained, open_trained
 
 # %% ../../nbs/hub/03_publish.ipynb #e18c907d
 def as_learner(

@@ -25,7 +25,7 @@ from .checkpoint import WRITE_FAILURES, checkpoint_folder, checkpoint_name, clea
 from ..core import UserError
 from ..evaluation.validation import PRECISIONS
 from ..distributed import is_main, max_over_ranks, mean_over_ranks, world_size
-from .state import fit_state, open_fit_state, set_fit_state
+from .checkpoint import fit_state, open_fit_state, set_fit_state
 
 # %% ../../nbs/training/03_callbacks.ipynb #151e0d80
 def busy(

@@ -5,15 +5,21 @@
 # %% auto #0
 __all__ = ['HIDDEN', 'WRITE_FAILURES', 'sync', 'checksum', 'free_name', 'remove_checkpoint', 'clear_unfinished',
            'write_checkpoint', 'read_manifest', 'damage', 'read_state', 'checkpoint_name', 'check_name',
-           'checkpoint_folder', 'list_checkpoints', 'best_checkpoints', 'newest_checkpoint', 'prune_checkpoints']
+           'checkpoint_folder', 'list_checkpoints', 'best_checkpoints', 'newest_checkpoint', 'prune_checkpoints',
+           'random_state', 'set_random_state', 'recorded', 'set_recorded', 'stateful', 'fit_state', 'open_fit_state',
+           'set_fit_state']
 
 # %% ../../nbs/training/02_checkpoint.ipynb #0967c6de
-import hashlib, json, os, pickle, re, shutil
-import torch
+import hashlib, json, os, pickle, random, re, shutil, torch
+import numpy as np
+from fastai.callback.schedule import ParamScheduler
+from fastcore.foundation import L
 from pathlib import Path
 from safetensors import SafetensorError
+from safetensors.torch import load_model
 from ..config import schema_fields
-from ..core import UserError, pick
+from ..core import pick, UserError
+from ..distributed import gather_objects, rank, world_size
 
 # %% ../../nbs/training/02_checkpoint.ipynb #cc26f2da
 def sync(
@@ -189,3 +195,92 @@ def prune_checkpoints(
     keep = {*ranked[:top_k], *(everything[-1:] if last or not ranked else [])}
     for p in everything:
         if p not in keep: remove_checkpoint(p)
+
+# %% ../../nbs/training/02_checkpoint.ipynb #cfb20cd7
+def random_state(
+)->dict: # Plain tensors and tuples, as a checkpoint may hold
+    "The states of Python's, numpy's and torch's generators, that of this process's CUDA device too."
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return dict(python=random.getstate(), numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest), torch=torch.get_rng_state(), cuda=cuda)
+
+def set_random_state(
+    state:dict, # Of `random_state`
+):
+    "Put the generators back to where they were."
+    kind, keys, *rest = state['numpy']
+    random.setstate(state['python'])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'])
+    if state['cuda'] is not None and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
+
+# %% ../../nbs/training/02_checkpoint.ipynb #579c8cc8
+def recorded(
+    learn, # A fastai Learner in a fit
+)->dict:
+    "What fastai's recorder and schedulers have gathered."
+    r = learn.recorder
+    losses = torch.stack(r.losses) if r.losses else torch.zeros(0)
+    return dict(lrs=list(r.lrs), iters=list(r.iters), losses=losses, values=[list(v) for v in r.values],
+                smooth=(r.smooth_loss.val, r.smooth_loss.count),
+                hps=[dict(cb.hps) for cb in learn.cbs if isinstance(cb, ParamScheduler)])
+
+def set_recorded(
+    learn,      # A fastai Learner after `before_fit`
+    state:dict, # Of `recorded`
+):
+    "Put back what was recorded."
+    r = learn.recorder
+    r.lrs, r.iters, r.losses = list(state['lrs']), list(state['iters']), list(state['losses'])
+    r.values = [L(v) for v in state['values']]
+    r.smooth_loss.val, r.smooth_loss.count = state['smooth']
+    schedulers = [cb for cb in learn.cbs if isinstance(cb, ParamScheduler)]
+    for cb, hps in zip(schedulers, state['hps']): cb.hps = {k: list(v) for k, v in hps.items()}
+
+# %% ../../nbs/training/02_checkpoint.ipynb #41a98039
+def stateful(
+    learn, # A fastai Learner
+)->dict:   # Callbacks by name
+    "The callbacks that have a state to be kept."
+    return {cb.name: cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
+
+def fit_state(
+    learn,     # A Learner of `make_learner`, in a fit, between two steps
+    epoch:int, # Epoch in which to go on; its steps may all be done
+)->dict:       # For `write_checkpoint`, beside the weights
+    "Everything but the weights that decides how a fit goes on. All ranks call it together."
+    common, own = ({name: cb.state_dict() for name, cb in stateful(learn).items() if getattr(type(cb), 'of_this_rank', False) == mine} for mine in (False, True))
+    return dict(step=learn.train_iter, epoch=epoch, precision=learn.precision, batches=len(learn.dls.train), pct_train=learn.pct_train, opt=learn.opt.state_dict(),
+                recorded=recorded(learn), evaluations=list(learn.evaluations), callbacks=common,
+                ranks=gather_objects(dict(random=random_state(), callbacks=own)))
+
+def open_fit_state(
+    folder:Path, # The checkpoint
+    learn,       # The Learner that is to go on
+)->dict:         # Its state
+    "Read a state. Raises `UserError` if there is none, or if it belongs to other data or another number of processes."
+    state, batches = read_state(folder), len(learn.dls.train)
+    if 'batches' not in state: raise UserError(f"'{folder}' holds no position in a fit, so none can go on from it")
+    if (were := len(state['ranks'])) != world_size():
+        raise UserError(f"'{folder}' was written by {were} process(es), and this run has {world_size()}: to go on it needs as many, "
+                        f'torchrun --nproc_per_node={were} train.py ...')
+    if state['batches'] == batches: return state
+    raise UserError(f"'{folder}' was written with {state['batches']} batches in an epoch, and the training data now gives {batches}: "
+                    'to go on it needs the same data')
+
+def set_fit_state(
+    learn,       # A like Learner, after `before_fit`
+    state:dict,  # Of `open_fit_state`
+    folder:Path, # Its checkpoint, for the weights
+):
+    "Put weights and state back; the random states last, so that nothing here disturbs them."
+    load_model(learn.model, Path(folder)/'model.safetensors', device=str(next(learn.model.parameters()).device))
+    learn.opt.load_state_dict(state['opt'])
+    learn.epoch, learn.train_iter, learn.pct_train = state['epoch'], state['step'], state['pct_train']
+    learn.evaluations = list(state['evaluations'])
+    set_recorded(learn, state['recorded'])
+    own = state['ranks'][rank()]
+    callbacks = state['callbacks'] | own['callbacks']
+    for name, cb in stateful(learn).items():
+        if name in callbacks: cb.load_state_dict(callbacks[name])
+    set_random_state(own['random'])

@@ -17,7 +17,7 @@ from ..evaluation.validation import PRECISIONS
 from ..models.attention_hooks import EAGER
 from ..loss import LOSSES
 from ..distributed import max_over_ranks
-from .schedule import schedule_kwargs
+from .optim import schedule_kwargs
 
 # %% ../../nbs/training/06_preflight.ipynb #c8b3b8bc
 def look_at(

@@ -4,18 +4,24 @@
 
 # %% auto #0
 __all__ = ['FREE', 'SCHEDULE', 'config_hash', 'job_number', 'runs_of', 'make_run_dir', 'held', 'in_use', 'settings',
-           'differences', 'refuse', 'is_unfinished', 'unfinished_runs', 'run_at', 'choose_run']
+           'differences', 'refuse', 'is_unfinished', 'unfinished_runs', 'run_at', 'choose_run', 'Trained', 'run_of',
+           'best_checkpoint', 'open_trained']
 
 # %% ../../nbs/training/07_run_dir.ipynb #d08d0552
 import hashlib, time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pathlib import Path
-from .checkpoint import list_checkpoints
+from yaml import YAMLError
+from ..clip import MemoryCLIP
+from ..config import Config, schema_fields
+from ..core import closest, UserError
+from ..models.pretrained import asking
 from ..overrides import command_words
-from ..config import schema_fields
-from ..core import UserError
+from .checkpoint import best_checkpoints, checkpoint_folder, list_checkpoints, read_manifest
 
 # %% ../../nbs/training/07_run_dir.ipynb #81cd3a79
 def config_hash(
@@ -165,3 +171,50 @@ def choose_run(
     done = place and (place/'DONE').exists() # which `make_run_dir` refuses
     if not same and not done: print(f'No unfinished run of this configuration in {place or runs_of(cfg)}: a new run begins')
     return same[0] if same else None
+
+# %% ../../nbs/training/07_run_dir.ipynb #76157da9
+@dataclass
+class Trained:
+    "A model with what its run knows of it."
+    model:MemoryCLIP    # In evaluation mode
+    place:Path          # The checkpoint, or where else the model came from
+    cfg:DictConfig|None # The whole configuration; None: the model is not from a run here
+    metrics:dict        # Evaluated when the checkpoint was written
+
+def run_of(
+    path:Path, # A run folder, the folder of all runs of a name, a checkpoint or the folder of a run's checkpoints
+)->Path|None:  # The run folder; None: this is no run
+    "The run that a path belongs to. Of several runs the newest finished one."
+    if not path.is_dir(): return None
+    done = sorted(path.glob('*/DONE'))
+    if done and not (path/'config.yaml').exists(): return done[-1].parent
+    of_run = (path/'manifest.json').exists() or any(path.glob('*/manifest.json'))
+    above = path.absolute().parents[:2] if of_run else ()
+    return next((p for p in (path, *above) if (p/'config.yaml').exists()), None)
+
+def best_checkpoint(
+    run:Path,       # A run folder
+    cfg:DictConfig, # Its configuration
+)->Path:
+    "The checkpoint of a run that is to be handed on. Raises `UserError` if there is none."
+    kept = cfg.training.checkpoint
+    folder = checkpoint_folder(run, kept.dirpath)
+    found = best_checkpoints(folder, kept.monitor, kept.mode) or list_checkpoints(folder)[::-1]
+    if not found: raise UserError(f"'{run}' has no checkpoint yet")
+    return found[0]
+
+def open_trained(
+    name:str|Path, # A run folder, `runs/NAME`, a checkpoint, or anything that `MemoryCLIP.from_pretrained` opens
+)->Trained:
+    "A model and what its run knows of it. Raises `UserError` for what cannot be opened."
+    run = run_of(Path(name))
+    def alone(): return Trained(MemoryCLIP.from_pretrained(name), Path(str(name)), None, {})
+    if run is None and Path(name).exists(): return alone()
+    if run is None and '/' in str(name) and Path(name).parent.is_dir(): # a slip, for which the hub need not be asked
+        if near := closest(Path(name).name, [p.name for p in Path(name).parent.iterdir()]): raise UserError(f"'{name}' is not there{near}")
+    if run is None:
+        with asking(str(name), str(name)): return alone()
+    try: cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
+    except (OmegaConfBaseException, YAMLError, ValueError) as e: raise UserError(f"'{run/'config.yaml'}' is not of a run: {str(e).splitlines()[0]}") from e
+    checkpoint = Path(name) if (Path(name)/'manifest.json').exists() else best_checkpoint(run, cfg)
+    return Trained(MemoryCLIP.from_pretrained(checkpoint), checkpoint, cfg, read_manifest(checkpoint)['metrics'])

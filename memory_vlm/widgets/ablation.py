@@ -20,7 +20,7 @@ from ..interp.intervene import intervene, record_states
 from ..viz.plots import ablation_bars, overlay, scale_of, token_overlays
 from ..evaluation.retrieval import retrieval_metrics
 from .base import CellPicture, Panel, Pictures, at_rest, model_of, picture_features
-from .draw import enlarge, scale_html
+from .base import enlarge, scale_html
 from .html import maps_page, picture_data
 
 # %% ../../nbs/widgets/08_ablation.ipynb #5a9d899b

@@ -21,7 +21,7 @@ from ..core import pick
 from ..interp.features import map_layer
 from ..viz.plots import patch_gallery
 from .base import Panel, Pictures, at_rest, model_of, picture_features
-from .draw import number
+from .base import number
 from .html import picture_url, widget_page
 
 # %% ../../nbs/widgets/07_atlas.ipynb #3d716337

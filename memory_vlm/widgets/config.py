@@ -21,7 +21,7 @@ from ..data.sources import BUILT_IN
 from ..training.optim import optimizer_kwargs
 from ..memory import check_memory
 from ..viz.html import save_page, section
-from ..training.schedule import schedule_kwargs
+from ..training.optim import schedule_kwargs
 from .base import Panel, asset
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from html import escape
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ..viz.plots import INK, SERIES, overlay, style
-from .draw import enlarge
+from .base import enlarge
 from PIL import Image, ImageDraw, ImageFont
 from typing import NamedTuple
 

@@ -19,7 +19,7 @@ from ..interp.features import map_layer
 from ..viz.plots import overlay, scale_of, token_overlays
 from .base import CellPicture, Panel, Pictures, at_rest, model_of, picture_features
 from .base import png_bytes, version_of
-from .draw import bars_html, enlarge, mosaic, mosaic_cols, number, scale_html
+from .base import bars_html, enlarge, mosaic, mosaic_cols, number, scale_html
 from .html import maps_page, picture_data
 
 # %% ../../nbs/widgets/04_explorer.ipynb #e6d32ebf

@@ -20,12 +20,12 @@ from ..training.callbacks import CheckpointCallback, busy, save_fit
 from ..core import UserError
 from ..interp.features import map_layer
 from ..viz.html import save_page, section
-from ..training.state import fit_state
+from ..training.checkpoint import fit_state
 from ..viz.style import Plot, colorbar, make_figure, scale_of, to_svg
 from ..viz.plots import mixed_cmap
 from .base import Panel, Pictures, at_rest, model_lock, picture_features, png_bytes
 from .curves import CURVES, History, draw_panel, map_sheet, panel_of, panel_svg
-from .draw import scale_html
+from .base import scale_html
 from pathlib import Path
 
 # %% ../../nbs/widgets/06_fit.ipynb #b23ada3d

@@ -16,7 +16,7 @@ from PIL import Image
 from ..attention import AttentionMaps
 from ..viz.html import save_page
 from ..viz.plots import HEAT, as_picture, grey_of
-from .draw import asset, mosaic_cols
+from .base import asset, mosaic_cols
 
 # %% ../../nbs/widgets/02_html.ipynb #94772544
 def packed(

@@ -18,7 +18,7 @@ from ..interp.features import map_layer
 from ..viz.plots import overlay, scale_of, token_overlays
 from ..search import best_rows, check_reads, text_feature
 from .base import Panel, Pictures, at_rest, model_of, picture_features, version_of
-from .draw import enlarge, scale_html
+from .base import enlarge, scale_html
 from .html import maps_page, picture_data, picture_url
 
 # %% ../../nbs/widgets/09_search.ipynb #6a8b7cb4
