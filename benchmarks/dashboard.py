@@ -7,7 +7,7 @@
 One fit, through the dashboard and so on its worker thread, in blocks of steps that take turns: in a block with the
 dashboard it draws once, `every` seconds after the block began, and the block ends there; then as many steps follow
 with its callback switched off. So a machine that is busy for a while slows both. The ratio is the median of the
-ratios of neighbouring blocks; its interval is from resampling them.
+ratios of neighboring blocks; its interval is from resampling them.
 """
 import argparse, asyncio, time
 import numpy as np
@@ -40,7 +40,7 @@ class TakeTurns(Callback):
 
 
 def ratio(per_step):
-    "Median over pairs of neighbouring blocks of step time with the dashboard over step time without."
+    "Median over pairs of neighboring blocks of step time with the dashboard over step time without."
     return np.median(per_step[0::2] / per_step[1::2])
 
 

@@ -3,7 +3,7 @@
     python benchmarks/data.py                      # photographs of 500 x 375, made for it
     python benchmarks/data.py --folder my/pictures # yours
 
-Decoded, augmented (open_clip's training crop) and tokenised pairs of 224 pixels per second of one core's time, without
+Decoded, augmented (open_clip's training crop) and tokenized pairs of 224 pixels per second of one core's time, without
 workers, in turns; the figure is the median of the ratios. Goals: 2 times open_clip's CSV data set, 1.5 times webdataset.
 Ours once more with decoded pictures kept (`training.data.cache_mb`), after the epoch that fills the cache. Then ten epochs over the same files, and how much the resident memory grows after the first (goal: under 50 MB).
 
@@ -21,7 +21,7 @@ from open_clip.transform import image_transform
 from open_clip_train.data import CsvDataset
 from PIL import Image
 from memory_vlm.data.base import make_cache
-from memory_vlm.data.folders import walk, is_picture
+from memory_vlm.data.folders import walk_files, is_image
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.shards import make_shards
 from memory_vlm.data.sources import open_source
@@ -37,7 +37,7 @@ def photograph(rng, width=500, height=375):
 
 def files(args, at):
     "Paths of pictures."
-    if args.folder: return sorted(os.path.join(w, f) for w, names in walk(args.folder) for f in names if is_picture(f))[:args.pictures]
+    if args.folder: return sorted(os.path.join(w, f) for w, names in walk_files(args.folder) for f in names if is_image(f))[:args.pictures]
     rng, paths = np.random.default_rng(0), [at/f'{i:04}.jpg' for i in range(args.pictures)]
     for p in paths: photograph(rng).save(p, quality=90)
     return list(map(str, paths))
@@ -104,7 +104,7 @@ def main():
         common = dict(image_size=224, batch_size=32, train=True, drop_last=False)
         ours, sharded = make_loader(source, **common), make_loader(open_source(shards, 'train'), **common)
         kept = open_source(at/'pairs.csv', 'train')
-        kept.keep_in(make_cache(4000))
+        kept.set_cache(make_cache(4000))
         cached = make_loader(kept, **common)
         transform, tokenizer = image_transform(224, is_train=True), open_clip.get_tokenizer('ViT-B-16')
         theirs = torch.utils.data.DataLoader(CsvDataset(str(at/'pairs.csv'), transform, 'filepath', 'title', tokenizer=tokenizer), batch_size=32, shuffle=True)

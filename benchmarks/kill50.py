@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors.torch import load_file
-from memory_vlm.training.checkpoint import HIDDEN, list_checkpoints, read_state
+from memory_vlm.training.checkpoint import UNFINISHED_PREFIX, list_checkpoints, read_state
 from memory_vlm.config import compose
 
 WORDS = ['training.epochs=3', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny',
@@ -18,7 +18,7 @@ WORDS = ['training.epochs=3', 'training.batch_size=16', 'training.data.train_pat
          'model.drop_rate=0.1', 'model.memory.mem_reinit_steps=4', 'training.checkpoint.save_top_k=2', 'training.checkpoint.monitor=val_loss',
          'training.checkpoint.mode=min', 'training.logging.save_interval=1', 'training.logging.log_interval=3', 'training.logging.eval_interval=5',
          'training.logging.tensorboard=false', 'training.resume=auto']
-TIMES = ['pairs_per_second', 'data_wait'] # columns of metrics.csv that no two runs share
+TIMES = ['samples_per_second', 'data_wait'] # columns of metrics.csv that no two runs share
 SERVER = multiprocessing.get_context('forkserver') # imports once; each fit is a process of its own
 SERVER.set_forkserver_preload(['memory_vlm.run'])
 
@@ -76,7 +76,7 @@ def kill_often(folder, kills, seed=0):
             process.join()
             seen['kills'] += 1
             kept = list_checkpoints(run/'checkpoints')
-            seen['in_a_save'] += any(run.glob(f'checkpoints/{HIDDEN}*'))
+            seen['in_a_save'] += any(run.glob(f'checkpoints/{UNFINISHED_PREFIX}*'))
             seen['before_any_checkpoint'] += not kept
             assert len(kept) <= 4, f'{len(kept)} checkpoints'
             if seen['kills'] == kills: break

@@ -42,7 +42,7 @@ MiB = 2**20
 
 
 def make_inputs(args, batch):
-    """Normalised features, a scale, and a bias for siglip; made without temporaries that would count as memory.
+    """Normalized features, a scale, and a bias for siglip; made without temporaries that would count as memory.
 
     Pairs have cosine 0.4, as half-way through training. Of pairs already learned, the gradients in float32 hold little
     but rounding, in either loss."""

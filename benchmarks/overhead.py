@@ -15,7 +15,7 @@ from memory_vlm.training.callbacks import CheckpointCallback, LogCallback
 from memory_vlm.training.checkpoint import newest_checkpoint
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
-from memory_vlm.run import go_on
+from memory_vlm.run import run_training
 from results import store
 
 
@@ -44,7 +44,7 @@ def main():
     saves, writes, evaluations = Clock(CheckpointCallback, 'save'), Clock(LogCallback, 'after_batch'), Clock(type(learn), 'evaluate')
     fits = Clock(type(learn), 'fit_schedule') # without the start of W&B
     with tempfile.TemporaryDirectory() as d:
-        go_on(learn, Path(d), None, None)
+        run_training(learn, Path(d), None, None)
         size = sum(p.stat().st_size for p in newest_checkpoint(Path(d)/'checkpoints').iterdir()) / 1e6
     step = (fits.total - saves.total - writes.total - evaluations.total) / args.steps
     save, row_time = saves.total / saves.calls, writes.total / writes.calls

@@ -72,7 +72,7 @@ def old_head(model, first):
 def row(arm, learn, trained, first, dl, before):
     "What an arm has come to, and what is left of the first vocabulary."
     model, arguments = learn.model, learn.cfg.training
-    keeps = model.visual.as_before() if model.visual.new_cls is not None else nullcontext() if arm == 'everything' else old_head(model, first)
+    keeps = model.visual.original_outputs() if model.visual.new_cls is not None else nullcontext() if arm == 'everything' else old_head(model, first)
     with keeps:
         after = encode(model, dl)
         kept = score(model, *after)

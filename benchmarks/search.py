@@ -16,7 +16,7 @@ from data import photograph
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.data.loaders import make_loader
-from memory_vlm.search import Index, Uncaptioned, open_index, open_pictures, read_index, search, write_index
+from memory_vlm.search import ImageIndex, ImagePaths, open_index, open_images, read_index, search, write_index
 from results import store
 
 
@@ -30,7 +30,7 @@ def query_times(model, args, at):
     "Seconds of each query over an index of drawn features, and of the first."
     features = torch.nn.functional.normalize(torch.randn(args.pictures, args.dim), dim=-1).half()
     names = [f'folder {i // 1000}/picture {i:06}.jpg' for i in range(args.pictures)]
-    write_index(Index(features, torch.ones(args.pictures, dtype=torch.bool), names, torch.zeros(args.pictures, 2, dtype=torch.int64), ''), at/'drawn')
+    write_index(ImageIndex(features, torch.ones(args.pictures, dtype=torch.bool), names, torch.zeros(args.pictures, 2, dtype=torch.int64), ''), at/'drawn')
     del features
     index = read_index(at/'drawn')
     first, *times = [seconds(lambda: search(model, index, f'thing number {i}')) for i in range(args.queries + 1)]
@@ -63,8 +63,8 @@ def main():
             rng = np.random.default_rng(0)
             for i in range(args.indexed): photograph(rng).save(place/f'{i:04}.jpg', quality=90)
         model = (MemoryCLIP.from_pretrained(args.model) if args.model else own()).to(args.device)
-        source, names, _ = open_pictures(place)
-        loader = make_loader(Uncaptioned(source, np.arange(len(source))), image_size=model.cfg.image_size, batch_size=64, train=False,
+        source, names, _ = open_images(place)
+        loader = make_loader(ImagePaths(source, np.arange(len(source))), image_size=model.cfg.image_size, batch_size=64, train=False,
                              num_workers=args.workers, max_bad_fraction=1)
         def load():
             for _ in loader: pass

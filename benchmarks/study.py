@@ -10,7 +10,7 @@ Runs lie in runs/benchmark_study and finished ones are not run again. nbs/tutori
 """
 import argparse
 from pathlib import Path
-from memory_vlm.study import against, study, summarize
+from memory_vlm.study import paired_differences, study, summarize
 from results import store
 
 MECHANISMS = {'attention': [], 'gated': ['model.memory.memory_update=gated'],
@@ -37,7 +37,7 @@ def main():
     args = p.parse_args()
     base = [*SMALL, 'model.memory.mem_reinit_steps=0', f'training.max_steps={args.steps}']
     runs = study(VARIANTS, range(args.seeds), base, folder=f'runs/benchmark_study/{args.steps}_steps')
-    print(summarize(runs), against(runs, 'no memory'), sep='\n\n')
+    print(summarize(runs), paired_differences(runs, 'no memory'), sep='\n\n')
     if args.csv:
         Path(args.csv).unlink(missing_ok=True) # all runs are in the table, those of before as well
         store(args.csv, runs.drop(columns='folder').round(5).to_dict('records'), steps=args.steps)

@@ -5,7 +5,7 @@
     python benchmarks/train_step.py --csv benchmarks/results/train_step.csv
 
 The peer is open_clip's `CLIP` of the same sizes with its `ClipLoss` and torch's AdamW, fed as open_clip feeds it:
-normalised float pictures and captions padded to 77 tokens. Ours is fed as our loader feeds it: uint8 pictures and
+normalized float pictures and captions padded to 77 tokens. Ours is fed as our loader feeds it: uint8 pictures and
 captions of the same words trimmed to the longest of the batch. A step is forward, loss, backward, clipping to norm 1,
 optimizer, and setting gradients to None. All take turns in this one process, so a busy machine slows all alike; the
 ratio is the median over rounds of the ratios within a round. A large matrix product takes its turn too: the share of its
@@ -16,7 +16,7 @@ import torch, open_clip
 from open_clip.loss import ClipLoss
 from open_clip.model import CLIP
 from torch.utils.flop_counter import FlopCounterMode
-from memory_vlm.clip import MemoryCLIP, normalise
+from memory_vlm.clip import MemoryCLIP, normalize_images
 from memory_vlm.config import compose
 from memory_vlm.data.tokenizer import tokenize, trim
 from memory_vlm.evaluation.validation import PRECISIONS
@@ -49,7 +49,7 @@ def peer_step(args, images, ids):
     rest = [p for p in model.parameters() if p.ndim <= 1]
     opt = torch.optim.AdamW([dict(params=decay, weight_decay=0.01), dict(params=rest, weight_decay=0.)], lr=1e-5)
     mean, std = (torch.tensor(t, device=args.device) for t in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
-    floats = normalise(images, mean, std) # its loader has normalised them
+    floats = normalize_images(images, mean, std) # its loader has normalized them
     return model, lambda: step(args, model, opt, lambda: loss(*model(floats, ids)))
 
 

@@ -11,14 +11,14 @@ import torch
 from json import dumps
 from .ablation import ablate
 from .training.checkpoint import read_manifest, read_state
-from .overrides import as_begun
+from .overrides import restore_references
 from .core import Progress, UserError
-from .evaluation.compare import eval_models, table_file
-from .viz.html import write_page
+from .evaluation.compare import eval_models, check_table_path
+from .viz.html import write_report_page
 from .report import memory_report
 from .search import index_path, open_index, search
 from .hub.publish import as_learner, share
-from .training.run_dir import Trained, open_trained, run_of
+from .training.run_dir import TrainedModel, open_trained, find_run
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -38,7 +38,7 @@ def eval_command(
     json:bool=False,        # Print JSON
 )->int:
     "Score models on data, side by side"
-    if out: table_file(out) # or hours would be lost
+    if out: check_table_path(out) # or hours would be lost
     found = eval_models(models, data, classes, train, split, max_bad_fraction=max_bad_fraction,
                         image_key=image_key, caption_key=caption_key, image_dir=image_dir)
     print(dumps(found.to_dict(), indent=1) if json else found)
@@ -48,19 +48,19 @@ def eval_command(
 # %% ../nbs/51_after.ipynb #e9f99a9a
 def open_run(
     name:str,  # A run, or a checkpoint in one
-)->Trained:
+)->TrainedModel:
     "A model whose run is known. Raises `UserError` for any other."
     trained = open_trained(name)
     if trained.cfg is None: raise UserError(f"'{name}' belongs to no run, so nothing says what it was evaluated on")
     return trained
 
 def as_fitted(
-    trained:Trained,  # Of a run
-)->SimpleNamespace:   # What `write_page` asks of a learner
+    trained:TrainedModel,  # Of a run
+)->SimpleNamespace:   # What `write_report_page` asks of a learner
     "A run as if its fit had just ended at this checkpoint."
     learn, state = as_learner(trained), read_state(trained.place)
     watched = (state['callbacks'] | state['ranks'][0]['callbacks']).get('memory_reset')
-    learn.cfg, learn.evaluation, learn.epochs_done = as_begun(trained.cfg), trained.metrics, read_manifest(trained.place)['epoch']
+    learn.cfg, learn.evaluation, learn.epochs_done = restore_references(trained.cfg), trained.metrics, read_manifest(trained.place)['epoch']
     learn.memory_reset = watched and SimpleNamespace(**watched)
     return learn
 
@@ -72,7 +72,7 @@ def report_command(
     "Write the HTML report of a run again, and say what its memory does"
     trained = open_run(model)
     learn = as_fitted(trained)
-    page = write_page(run_of(Path(model)), learn)
+    page = write_report_page(find_run(Path(model)), learn)
     memory = memory_report(learn, learn.dls.valid, num_images=images) if learn.model.visual.layout.num_memory else None
     about = dict(checkpoint=str(trained.place), page=str(page), metrics=trained.metrics, memory=memory and memory.to_dict())
     print(dumps(about, indent=1) if json else f'{memory or "No memory, so nothing to measure."}\n\nReport of {trained.place.name}: {page}')
@@ -115,7 +115,7 @@ def search_command(
     "Find the pictures in a folder that fit captions best"
     clip = open_trained(model).model.to('cuda' if torch.cuda.is_available() else 'cpu')
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    with Progress('pictures') as bar: found = open_index(clip, data, index or index_path(model, data), num_workers=workers, tell=bar.tell)
+    with Progress('pictures') as bar: found = open_index(clip, data, index or index_path(model, data), num_workers=workers, progress=bar.update_to)
     if bad := int((~found.good).sum()): print(f'{bad:,} of {len(found):,} pictures cannot be read', file=sys.stderr)
     answers = {caption: search(clip, found, caption, top) for caption in captions}
     rows = {caption: [dict(rank=r, cosine=c, path=p) for r, (c, p) in enumerate(best, 1)] for caption, best in answers.items()}

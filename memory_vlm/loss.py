@@ -191,8 +191,8 @@ def _clip(
 
 # %% ../nbs/13_loss.ipynb #2c2e8916
 def clip_loss(
-    image_features:Tensor,         # L2-normalised, row i belongs to row i of the texts (B, D)
-    text_features:Tensor,          # L2-normalised (B, D)
+    image_features:Tensor,         # L2-normalized, row i belongs to row i of the texts (B, D)
+    text_features:Tensor,          # L2-normalized (B, D)
     logit_scale:Tensor|float,      # What cosines are multiplied by: `exp` of the learned parameter, 0-d or (1,)
     gather_distributed:bool=False, # Take negatives from all ranks, with gradients scaled for DDP's average
     tile:int|None=None,            # Largest side of a tile; None: 2048 on a CPU, 4096 on a GPU
@@ -221,8 +221,8 @@ def _siglip(
 
 # %% ../nbs/13_loss.ipynb #6e9cc3d8
 def siglip_loss(
-    image_features:Tensor,         # L2-normalised, row i belongs to row i of the texts (B, D)
-    text_features:Tensor,          # L2-normalised (B, D)
+    image_features:Tensor,         # L2-normalized, row i belongs to row i of the texts (B, D)
+    text_features:Tensor,          # L2-normalized (B, D)
     logit_scale:Tensor|float,      # What cosines are multiplied by: `exp` of the learned parameter, 0-d or (1,)
     logit_bias:Tensor|float,       # What is added to every logit: the learned parameter, 0-d or (1,)
     gather_distributed:bool=False, # Take negatives from all ranks, with gradients scaled for DDP's average

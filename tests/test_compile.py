@@ -31,4 +31,4 @@ def test_a_compiled_fit_has_the_losses_of_one_that_is_not():
     images = learn.dls.valid.one_batch()[0]
     with torch.no_grad(), capture(learn.model.eval()) as maps: seen = learn.model.encode_image(images)
     torch.testing.assert_close(seen, learn.model.encode_image(images))
-    assert torch.isfinite(maps.map(layer=0, token=0)).all()
+    assert torch.isfinite(maps.heatmap(layer=0, token=0)).all()

@@ -15,7 +15,7 @@ from memory_vlm.core import UserError
 from memory_vlm.data.base import PixelCache
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.scenes import SceneSource
-from memory_vlm.data.shards import fetch, make_shards
+from memory_vlm.data.shards import fetch_shard, make_shards
 from memory_vlm.data.sources import open_source, open_sources
 from memory_vlm.run import fit
 
@@ -385,7 +385,7 @@ def test_a_cache_changes_no_batch(make, tmp_path):
     source = open_source(make(tmp_path/'pictures'), 'train')
     plain = make_loader(source, image_size=32, batch_size=4, train=True, augmentation='strong')
     without = epochs_of(plain)
-    source.keep_in(cache := PixelCache(10**8))
+    source.set_cache(cache := PixelCache(10**8))
     assert same(without, epochs_of(plain)) and os.fstat(cache.file.fileno()).st_size > 20*100*100
     assert same(without, epochs_of(plain.new(num_workers=2)))
 
@@ -397,7 +397,7 @@ def test_workers_share_a_cache_and_its_limit_however_they_start(start, tmp_path)
     loader = make_loader(source, image_size=32, batch_size=4, train=True)
     without = epochs_of(loader)
     room = 8 + 20*40 + sum(40 + source.pixels_for(i, 32).nbytes for i in range(20))
-    source.keep_in(cache := PixelCache(room))
+    source.set_cache(cache := PixelCache(room))
     loader = loader.new(num_workers=2, persistent_workers=True) # they see what others decode after they have started
     loader.multiprocessing_context = start
     assert same(without, epochs_of(loader))
@@ -414,7 +414,7 @@ def test_a_disk_without_room_for_a_cache_ends_no_epoch(tmp_path):
         from memory_vlm.data.loaders import make_loader
         from memory_vlm.data.sources import open_source
         source = open_source({str(tmp_path/'x')!r}, 'train')
-        source.keep_in(cache := PixelCache(10**8))
+        source.set_cache(cache := PixelCache(10**8))
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)) # of any file: about two of these pictures
         loader = make_loader(source, image_size=32, batch_size=4, train=True, num_workers=2, persistent_workers=True)
         for epoch in range(3):
@@ -449,9 +449,9 @@ def test_a_remote_shard_is_tried_again_and_later_each_time(tmp_path):
             self.end_headers()
             self.wfile.write(data[:len(data)//2] if len(asked) == 2 else data)
     url = f'{serve(Failing)}/x.tar'
-    assert Path(fetch(url, wait=.3)).read_bytes() == shard.read_bytes()
+    assert Path(fetch_shard(url, wait=.3)).read_bytes() == shard.read_bytes()
     assert len(asked) == 3 and asked[1] - asked[0] > .3 and asked[2] - asked[1] > .6
-    fetch(url) # from the cache
+    fetch_shard(url) # from the cache
     assert len(asked) == 3
 
 

@@ -10,7 +10,7 @@ from memory_vlm.hub.open_clip import save_open_clip
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.sources import open_source
 from memory_vlm.evaluation.validation import encode
-from memory_vlm.hub.onnx import example, export, run_onnx
+from memory_vlm.hub.onnx import example_input, export_encoders, run_onnx
 
 SMALL = ['model=tiny', 'model.depth=2', 'model.text.depth=1', 'model.text.max_len=16']
 PRESETS = ('off', 'registers', 'learnable_memory', 'learnable_memory_protected', 'persistent', 'gated', 'cross_attention', 'ema_bank')
@@ -21,11 +21,11 @@ PRESETS = ('off', 'registers', 'learnable_memory', 'learnable_memory_protected',
 def test_features_are_those_of_the_model(form, preset, tmp_path):
     if form == 'onnx': pytest.importorskip('onnxruntime', reason="pip install 'memory-vlm[export]'")
     model = MemoryCLIP.from_config(compose([*SMALL, f'model/memory={preset}']).model)
-    found = export(model, tmp_path, form) # compares batches of 1, 2 and 5
+    found = export_encoders(model, tmp_path, form) # compares batches of 1, 2 and 5
     assert set(found) == {'image', 'text'} and max(found.values()) < 1e-5
     said = json.loads((tmp_path/'export.json').read_text())
     assert said['largest_difference'] == found and said['image']['shape'] == ['batch', 3, 64, 64]
-    if form == 'onnx': assert run_onnx(tmp_path/'image.onnx', example(model, 'image', 9)).shape == (9, 128)
+    if form == 'onnx': assert run_onnx(tmp_path/'image.onnx', example_input(model, 'image', 9)).shape == (9, 128)
 
 
 @pytest.mark.parametrize('preset', ['off', 'registers', 'gated'])

@@ -18,7 +18,7 @@ def settings():
 def pyproject(): return tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
 
 def distribution(requirement):
-    "The normalised name a requirement is for: 'Open_clip_torch>=3.0' -> 'open-clip-torch'."
+    "The normalized name a requirement is for: 'Open_clip_torch>=3.0' -> 'open-clip-torch'."
     return re.sub(r'[-_.]+', '-', re.match(r'[\w.-]+', requirement)[0]).lower()
 
 def run(*command, **kwargs):

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.core import UserError
-from memory_vlm.models.pretrained_config import describe_clip
+from memory_vlm.models.pretrained_config import clip_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +43,7 @@ def test_towers_of_timm(name, tmp_path):
 def test_every_model_of_open_clip_is_opened_or_refused():
     opened = set()
     for name in open_clip.list_models():
-        try: describe_clip(name, open_clip.get_model_config(name), {})
+        try: clip_config(name, open_clip.get_model_config(name), {})
         except UserError as e: assert f'{name} cannot be opened: ' in str(e)
         else: opened.add(name)
     assert len(opened) >= 70

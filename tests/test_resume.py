@@ -12,14 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
 import kill50
-from memory_vlm import callbacks
+from memory_vlm.training import callbacks
 from memory_vlm.training.callbacks import CheckpointCallback, ResumeCallback
 from memory_vlm.training.checkpoint import best_checkpoints, list_checkpoints, newest_checkpoint, prune_checkpoints, read_manifest, write_checkpoint
 from memory_vlm.config import compose
-from memory_vlm.training.run_dir import held, in_use
+from memory_vlm.training.run_dir import run_lock, is_locked
 from memory_vlm.learner import make_learner
 from memory_vlm.run import fit
-from memory_vlm.train import task
+from memory_vlm.train import fit_task
 from memory_vlm.training.run_dir import open_trained
 
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
@@ -131,7 +131,7 @@ def test_what_auto_meant_holds_on_another_device(tmp_path, capsys):
     assert run.learn.mixed_precision.dtype == torch.bfloat16 and capsys.readouterr().out.count('pairs in bf16 on') == 2
 
 
-COLUMNS = '''step epoch train_loss val_loss lr grad_norm temperature pairs_per_second data_wait i2t/R@1 i2t/R@5 i2t/R@10 t2i/R@1 t2i/R@5
+COLUMNS = '''step epoch train_loss val_loss lr grad_norm temperature samples_per_second data_wait i2t/R@1 i2t/R@5 i2t/R@10 t2i/R@1 t2i/R@5
 t2i/R@10 memory/least_usage memory/resets memory/reset_tokens memory/reset_usage'''
 
 
@@ -256,7 +256,7 @@ def test_a_run_whose_last_weights_could_not_be_saved_is_not_done(tmp_path, monke
     with pytest.warns(UserWarning, match='No checkpoint at step 3'): run = fit_run(tmp_path/'run')
     assert not run.saved and not (run.folder/'DONE').exists()
     assert f'The weights of the last step, 3, could not be saved; training.resume=auto goes on after step 2, in {run.folder}' in capsys.readouterr().out
-    with mock.patch('memory_vlm.run.fit', lambda cfg: run), pytest.raises(SystemExit) as end: task(run.learn.cfg)
+    with mock.patch('memory_vlm.run.fit', lambda cfg: run), pytest.raises(SystemExit) as end: fit_task(run.learn.cfg)
     assert end.value.code == 1
     monkeypatch.undo()
     again = fit_run(tmp_path/'run')
@@ -292,13 +292,13 @@ def test_a_run_belongs_to_one_process(tmp_path):
     other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'mine\n'
-        assert in_use(tmp_path)
-        with pytest.raises(ValueError, match='is being fitted by another process'), held(tmp_path): pass
+        assert is_locked(tmp_path)
+        with pytest.raises(ValueError, match='is being fitted by another process'), run_lock(tmp_path): pass
         (tmp_path/'config.yaml').touch()
-        with pytest.raises(ValueError, match='is being fitted by another process'), mock.patch('memory_vlm.training.run_dir.differences', return_value={}): fit_run(tmp_path)
+        with pytest.raises(ValueError, match='is being fitted by another process'), mock.patch('memory_vlm.training.run_dir.config_differences', return_value={}): fit_run(tmp_path)
     finally: other.kill()
     other.wait()
-    assert not in_use(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
-from memory_vlm.evaluation.models import open_clip_contender, our_contender
+from memory_vlm.evaluation.models import open_clip_eval_model, memory_clip_eval_model
 from memory_vlm.hub.open_clip import save_open_clip
 from memory_vlm.core import UserError
 from memory_vlm.data.scenes import SceneSource
@@ -68,9 +68,9 @@ def test_train_save_and_open_again(folder, tmp_path):
     checkpoint = next(p for p in (tmp_path/'run/checkpoints').iterdir() if (p/'model.safetensors').exists())
     model, source = MemoryCLIP.from_pretrained(checkpoint), SceneSource('valid', 'tiny', cache=False)
     assert model.cfg.memory.num_memory_tokens == 4 and model.tokenize('two').equal(MemoryCLIP.from_pretrained(folder).tokenize('two'))
-    ours = encode(model, our_contender(model).make_batches(source, 8))
-    assert not ours[1].allclose(encode(MemoryCLIP.from_pretrained(folder), our_contender(model).make_batches(source, 8))[1]) # captions were trained
-    theirs = open_clip_contender(f'local-dir:{save_open_clip(model, tmp_path/"theirs")}')   # and so does what open_clip opens
+    ours = encode(model, memory_clip_eval_model(model).make_batches(source, 8))
+    assert not ours[1].allclose(encode(MemoryCLIP.from_pretrained(folder), memory_clip_eval_model(model).make_batches(source, 8))[1]) # captions were trained
+    theirs = open_clip_eval_model(f'local-dir:{save_open_clip(model, tmp_path/"theirs")}')   # and so does what open_clip opens
     torch.testing.assert_close(encode(theirs.model, theirs.make_batches(source, 8))[1], ours[1], rtol=0, atol=1e-5)
 
 

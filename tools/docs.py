@@ -5,11 +5,11 @@
 Each notebook becomes a page that keeps its place. Prose and saved outputs are taken over; an exported cell becomes, for
 each public name in it, the signature, a table of parameters from the comments beside them, and the source folded away.
 Benchmark tables come from benchmarks/results/. The pages are put together by Material for MkDocs, which brings search,
-navigation, and both colour schemes; nothing is loaded from a network when they are read."""
+navigation, and both color schemes; nothing is loaded from a network when they are read."""
 import ast, base64, csv, html, io, json, os, re, shutil, subprocess, sys, tempfile, tokenize
 from pathlib import Path
 import yaml
-from memory_vlm.core import MissingPackage, need
+from memory_vlm.core import MissingPackage, require
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'
@@ -18,12 +18,12 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>
 FLOORS = ('Ground', 'Data', 'Model', 'Objective and measures', 'Training', 'Insight', 'Widgets', 'Front')
 THEME = dict(name='material', font=False, language='en', icon=dict(repo='fontawesome/brands/git-alt', logo='material/grid'),
              features=['navigation.tabs', 'navigation.indexes', 'navigation.top', 'toc.follow', 'content.code.copy', 'search.highlight'],
-             palette=[dict(media=f'(prefers-color-scheme: {mode})', scheme=scheme, primary='blue grey', accent='blue',
+             palette=[dict(media=f'(prefers-color-scheme: {mode})', scheme=scheme, primary='blue gray', accent='blue',
                            toggle=dict(icon=f'material/weather-{icon}', name=f'Go to {other}'))
                       for mode, scheme, icon, other in [('light', 'default', 'sunny', 'dark'), ('dark', 'slate', 'night', 'light')]])
 EXTENSIONS = ['admonition', 'attr_list', 'md_in_html', 'tables', 'pymdownx.details', 'pymdownx.superfences',
               {'pymdownx.highlight': dict(use_pygments=True)}, {'pymdownx.arithmatex': dict(generic=True)}, {'toc': dict(permalink=True, toc_depth=3)}]
-ALONE = '---\nhide: [navigation]\n---\n\n' # above a page that has no neighbours to list beside it
+ALONE = '---\nhide: [navigation]\n---\n\n' # above a page that has no neighbors to list beside it
 STYLE = '''
 .md-typeset table:not([class]) { font-size: .64rem; display: block; overflow-x: auto; max-width: 100%; }
 .md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .6em .8em; }
@@ -202,7 +202,7 @@ def benchmarks():
 
 def formula(match):
     "A formula as MathML, which browsers draw by themselves."
-    convert, alone = need('latex2mathml.converter', 'build the documentation', extra='dev').convert, match[2] == '['
+    convert, alone = require('latex2mathml.converter', 'build the documentation', extra='dev').convert, match[2] == '['
     drawn = convert(html.unescape(match[3]), display='block' if alone else 'inline')
     return f'<span class="formula">{drawn}</span>' if alone else drawn
 
@@ -256,7 +256,7 @@ def build(site):
 
 if __name__ == '__main__':
     try:
-        for name in ('mkdocs', 'latex2mathml'): need(name, 'build the documentation', extra='dev')
+        for name in ('mkdocs', 'latex2mathml'): require(name, 'build the documentation', extra='dev')
     except MissingPackage as e: sys.exit(str(e))
     if not build(ROOT/'_docs'): sys.exit(1)
     print(f'{len(pages()) + 1} pages: open _docs/index.html; for the search, python -m http.server -d _docs')

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tests'))
 from lab import browser
 
-SCREENS = [(1280, 'light'), (1280, 'dark'), (390, 'light'), (390, 'dark')] # width in pixels, colour scheme
+SCREENS = [(1280, 'light'), (1280, 'dark'), (390, 'light'), (390, 'dark')] # width in pixels, color scheme
 TOO_WIDE = 'document.documentElement.scrollWidth > innerWidth'
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lift', 'weighted_mass', 'shares', 'entropy', 'effective_number', 'inverse_simpson', 'is_dead', 'usage_information',
            'variance_share', 'largest_cosine', 'effective_rank', 'outlier_thresholds', 'outlier_rates', 'norm_contrast',
-           'bootstrap_weights', 'weighted_means', 'interval']
+           'bootstrap_weights', 'weighted_means', 'percentile_interval']
 
 # %% ../../nbs/interp/01_stats.ipynb #a16883a5
 import torch
@@ -137,7 +137,7 @@ def weighted_means(
     "Averages over pictures, for each draw."
     return {name: torch.tensordot(weights, x, dims=1) for name, x in features.items()}
 
-def interval(
+def percentile_interval(
     values:Tensor,     # A measure in each draw (draws,)
     level:float=0.95,  # Share of the draws inside, 0..1
 )->tuple:              # Its lower and upper end

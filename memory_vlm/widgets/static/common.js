@@ -1,6 +1,6 @@
 // What the scripts of saved pages share: they stand in one function together with this.
 
-const ALPHA = 0.66; // share of the colour, as in memory_vlm.viz.plots
+const ALPHA = 0.66; // share of the color, as in memory_vlm.viz.plots
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const number = (v) => (v !== 0 && Math.abs(v) < 1e-4 ? v.toExponential(0) : String(+v.toPrecision(Math.abs(v) < 0.01 ? 2 : 3)));
 
@@ -20,8 +20,8 @@ function paint(canvas, image, values, grid, max, colors) {
     const row = Math.floor(y * grid[0] / height) * grid[1];
     for (let x = 0; x < width; x++, i += 4) {
       const c = 3 * Math.round(255 * Math.min(values[row + Math.floor(x * grid[1] / width)] / max, 1));
-      const grey = 30 + 0.8 * (0.299 * d[i] + 0.587 * d[i + 1] + 0.114 * d[i + 2]);
-      for (let k = 0; k < 3; k++) d[i + k] = grey * (1 - ALPHA) + colors[c + k] * ALPHA;
+      const gray = 30 + 0.8 * (0.299 * d[i] + 0.587 * d[i + 1] + 0.114 * d[i + 2]);
+      for (let k = 0; k < 3; k++) d[i + k] = gray * (1 - ALPHA) + colors[c + k] * ALPHA;
     }
   }
   pen.putImageData(pixels, 0, 0);

@@ -18,7 +18,7 @@ function unpack(side, direction) {
 
 function start(id) {
   const root = document.getElementById(id), data = JSON.parse(document.getElementById(`${id}-data`).textContent);
-  const colors = bytes(data.colors), state = { picture: 0, layer: data.layer, head: data.head, token: data.token, direction: data.direction, scale: "layer", patch: -1, grey: 0 };
+  const colors = bytes(data.colors), state = { picture: 0, layer: data.layer, head: data.head, token: data.token, direction: data.direction, scale: "layer", patch: -1, gray: 0 };
   const main = () => data.pictures[state.picture].sides[0];
 
   const controls = root.appendChild(element("div", "", "display:flex;flex-wrap:wrap;gap:.5rem 1.2rem;align-items:center;margin:1rem 0"));
@@ -99,7 +99,7 @@ function start(id) {
     for (const select of controls.querySelectorAll("select")) select.value = String(state[select.dataset.name]);
     const picture = data.pictures[state.picture], image = images[state.picture];
     if (!image.complete) return void (image.onload = draw);
-    state.grey = picture.grey;
+    state.gray = picture.gray;
     words.textContent = picture.words;
     original.src = picture.src;
     original.alt = picture.captions[0] || `picture ${picture.index}`;
@@ -118,7 +118,7 @@ function start(id) {
     view.patch.show();
     view.scale.replaceChildren();
     if (values) {
-      const stops = [...Array(12).keys()].map((i) => { const c = 3 * Math.round(i * 255 / 11); return `rgb(${[0, 1, 2].map((k) => colors[c + k] * ALPHA + state.grey * (1 - ALPHA))})`; });
+      const stops = [...Array(12).keys()].map((i) => { const c = 3 * Math.round(i * 255 / 11); return `rgb(${[0, 1, 2].map((k) => colors[c + k] * ALPHA + state.gray * (1 - ALPHA))})`; });
       view.scale.append(element("div", "", `height:12px;border-radius:2px;background:linear-gradient(to right,${stops})`), element("div", number(max), "position:absolute;right:0;top:13px"));
       const at = side.even / max;
       if (at < 1) view.scale.append(element("div", "", `position:absolute;left:${at * 100}%;top:0;height:12px;width:2px;background:#fff;box-shadow:0 0 0 1px #000`),
