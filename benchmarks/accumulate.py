@@ -7,7 +7,7 @@
 
 Each figure comes from a fresh process, which builds the model and its AdamW, takes a step with two pairs, so that
 libraries are loaded and the optimizer has its state, resets the kernel's high-water mark, takes one step, and reads the
-mark: all that is resident then, weights and pictures included. On CUDA it is the allocator's peak. On a CPU this needs
+mark: all that is resident then, weights and images included. On CUDA it is the allocator's peak. On a CPU this needs
 Linux (/proc). `whole` is the batch computed at once, for which a small machine may lack the memory; --whole measures it.
 """
 import argparse, os, subprocess, sys, time

@@ -1,15 +1,15 @@
-"""How fast pictures come from files: our loader beside open_clip's CSV data set, and webdataset with open_clip's transform.
+"""How fast images come from files: our loader beside open_clip's CSV data set, and webdataset with open_clip's transform.
 
     python benchmarks/data.py                      # photographs of 500 x 375, made for it
-    python benchmarks/data.py --folder my/pictures # yours
+    python benchmarks/data.py --folder my/images # yours
 
 Decoded, augmented (open_clip's training crop) and tokenized pairs of 224 pixels per second of one core's time, without
 workers, in turns; the figure is the median of the ratios. Goals: 2 times open_clip's CSV data set, 1.5 times webdataset.
-Ours once more with decoded pictures kept (`training.data.cache_mb`), after the epoch that fills the cache. Then ten epochs over the same files, and how much the resident memory grows after the first (goal: under 50 MB).
+Ours once more with decoded images kept (`training.data.cache_mb`), after the epoch that fills the cache. Then ten epochs over the same files, and how much the resident memory grows after the first (goal: under 50 MB).
 
     python benchmarks/data.py --large              # how long large sets take to open
 
-First batch from a folder of 100 000 pictures and from a Parquet file of a million rows (goal: 5 s each), and bytes of index a
+First batch from a folder of 100 000 images and from a Parquet file of a million rows (goal: 5 s each), and bytes of index a
 row beside the text (goal: 100).
 """
 import argparse, os, statistics, tempfile, time
@@ -36,7 +36,7 @@ def photograph(rng, width=500, height=375):
 
 
 def files(args, at):
-    "Paths of pictures."
+    "Paths of images."
     if args.folder: return sorted(os.path.join(w, f) for w, names in walk_files(args.folder) for f in names if is_image(f))[:args.pictures]
     rng, paths = np.random.default_rng(0), [at/f'{i:04}.jpg' for i in range(args.pictures)]
     for p in paths: photograph(rng).save(p, quality=90)
@@ -86,7 +86,7 @@ def large():
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--folder', help='pictures to use; without it some are made')
+    p.add_argument('--folder', help='images to use; without it some are made')
     p.add_argument('--pictures', type=int, default=256)
     p.add_argument('--rounds', type=int, default=7)
     p.add_argument('--large', action='store_true', help='open large sets instead')
@@ -118,7 +118,7 @@ def main():
         over_wds = statistics.median(r['our_shards']/r['webdataset'] for r in rounds)
         over_ours = statistics.median(r['cached']/r['ours'] for r in rounds)
         for name, value in each.items(): print(f'{name:12} {value:6.0f} pairs a second and core')
-        print(f'{over_csv:.2f} x open_clip, {over_wds:.2f} x webdataset; {over_ours:.2f} x with decoded pictures kept')
+        print(f'{over_csv:.2f} x open_clip, {over_wds:.2f} x webdataset; {over_ours:.2f} x with decoded images kept')
         before = None
         for epoch in range(10):
             ours.set_epoch(epoch)

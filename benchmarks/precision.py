@@ -64,7 +64,7 @@ def main():
         rows.append(dict(precision=name, rounds=len(rounds) if name in turns else 0, seconds=round(took, 4), speed_vs_fp32=round(ratio, 3),
                          **{f'{tower or "gradient"}_difference': f'{d:.2g}' for tower, d in differences[name].items()}))
         print(f'{name:5} {took:8.3f} s {ratio:5.2f} x the speed of fp32   gradient differs by {differences[name][""]:.1%} of its norm, '
-              f'that of pictures by {differences[name]["visual"]:.1%}, of captions by {differences[name]["text"]:.1%}')
+              f'that of images by {differences[name]["visual"]:.1%}, of captions by {differences[name]["text"]:.1%}')
     if args.csv: store(args.csv, rows, device=args.device, batch=args.batch)
 
 

@@ -7,7 +7,7 @@ The small CLIP of study.py learns scenes of animals and food. It is then frozen,
 scenes of vehicles and things, whose words no caption had before. What may train is what tells the arms apart (`ARMS`).
 In arms with *words*, the embeddings of words that no caption of the first vocabulary has train too, and those alone.
 All get the same steps, batches and seeds, and each the learning rate of its own that served it best with the first seed.
-`change` is the largest difference of the answers to the first vocabulary, pictures and captions, from those of before.
+`change` is the largest difference of the answers to the first vocabulary, images and captions, from those of before.
 nbs/tutorials/6_protected_memory.ipynb reads the file.
 """
 import argparse, tempfile

@@ -1,11 +1,11 @@
-"""How fast pictures are found by words: a query over many pictures, and indexing beside the loader that it reads through.
+"""How fast images are found by words: a query over many images, and indexing beside the loader that it reads through.
 
     python benchmarks/search.py                         # features drawn at random, photographs of 500 x 375
-    python benchmarks/search.py --folder my/pictures    # index yours
+    python benchmarks/search.py --folder my/images    # index yours
 
 A query is all that happens between a caption and the paths, on a file that is mapped: median and slowest, the model and
-its first query apart. Goal: at most 200 ms for 100 000 pictures. Indexing is compared with the loader alone, both over
-the same pictures with the same workers, in turns; what is above 1 is the model (quickstart's unless --model names one),
+its first query apart. Goal: at most 200 ms for 100 000 images. Indexing is compared with the loader alone, both over
+the same images with the same workers, in turns; what is above 1 is the model (quickstart's unless --model names one),
 so the goal is a ratio near 1 where the model is quick. The last figure is what a search costs when nothing has changed.
 """
 import argparse, os, statistics, tempfile, time
@@ -29,7 +29,7 @@ def seconds(call):
 def query_times(model, args, at):
     "Seconds of each query over an index of drawn features, and of the first."
     features = torch.nn.functional.normalize(torch.randn(args.pictures, args.dim), dim=-1).half()
-    names = [f'folder {i // 1000}/picture {i:06}.jpg' for i in range(args.pictures)]
+    names = [f'folder {i // 1000}/image {i:06}.jpg' for i in range(args.pictures)]
     write_index(ImageIndex(features, torch.ones(args.pictures, dtype=torch.bool), names, torch.zeros(args.pictures, 2, dtype=torch.int64), ''), at/'drawn')
     del features
     index = read_index(at/'drawn')
@@ -39,12 +39,12 @@ def query_times(model, args, at):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--folder', help='pictures to index; without it some are made')
+    p.add_argument('--folder', help='images to index; without it some are made')
     p.add_argument('--model', help='what MemoryCLIP.from_pretrained opens')
     p.add_argument('--pictures', type=int, default=100_000, help='of a query')
     p.add_argument('--dim', type=int, default=512, help='width of their features')
     p.add_argument('--queries', type=int, default=50)
-    p.add_argument('--indexed', type=int, default=512, help='pictures that are made to be indexed')
+    p.add_argument('--indexed', type=int, default=512, help='images that are made to be indexed')
     p.add_argument('--workers', type=int, default=os.cpu_count())
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -56,7 +56,7 @@ def main():
         at = Path(folder)
         first, times = query_times(own(f'model.proj_dim={args.dim}'), args, at)
         middle, slowest = 1000*statistics.median(times), 1000*max(times)
-        print(f'{args.pictures:,} pictures, {args.dim} wide: a query takes {middle:.0f} ms, the slowest of {len(times)} {slowest:.0f} ms, the first {1000*first:.0f} ms')
+        print(f'{args.pictures:,} images, {args.dim} wide: a query takes {middle:.0f} ms, the slowest of {len(times)} {slowest:.0f} ms, the first {1000*first:.0f} ms')
         place = args.folder or at/'pictures'
         if not args.folder:
             place.mkdir()
@@ -73,7 +73,7 @@ def main():
         loads, makes = (statistics.median(r) for r in zip(*rounds))
         over = statistics.median(m/l for l, m in rounds)
         again = seconds(lambda: make(1))
-        print(f'{len(names)/loads:.0f} pictures a second come from the loader, {len(names)/makes:.0f} are indexed: {over:.2f} x the loader\'s time; '
+        print(f'{len(names)/loads:.0f} images a second come from the loader, {len(names)/makes:.0f} are indexed: {over:.2f} x the loader\'s time; '
               f'with nothing new {again:.2f} s')
         if args.csv: store(args.csv, [dict(query_ms=round(middle, 1), slowest_ms=round(slowest, 1), first_ms=round(1000*first, 1), index_over_loader=round(over, 2),
                                            loaded_per_second=round(len(names)/loads), indexed_per_second=round(len(names)/makes), unchanged_seconds=round(again, 2))],

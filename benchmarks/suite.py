@@ -49,7 +49,7 @@ PARTS = [
          dict(over_open_clip='higher', over_webdataset='higher'), ('pictures',), device=False),
     Part('dashboard', 'step with a dashboard over without: time',
          dict(ratio='lower'), ('model', 'batch', 'every'), rounds=False, device=False),
-    Part('search', "indexing pictures over the loader alone: time",
+    Part('search', "indexing images over the loader alone: time",
          dict(index_over_loader='lower'), ('model', 'indexed', 'workers')),
 ]
 

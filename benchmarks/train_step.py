@@ -5,7 +5,7 @@
     python benchmarks/train_step.py --csv benchmarks/results/train_step.csv
 
 The peer is open_clip's `CLIP` of the same sizes with its `ClipLoss` and torch's AdamW, fed as open_clip feeds it:
-normalized float pictures and captions padded to 77 tokens. Ours is fed as our loader feeds it: uint8 pictures and
+normalized float images and captions padded to 77 tokens. Ours is fed as our loader feeds it: uint8 images and
 captions of the same words trimmed to the longest of the batch. A step is forward, loss, backward, clipping to norm 1,
 optimizer, and setting gradients to None. All take turns in this one process, so a busy machine slows all alike; the
 ratio is the median over rounds of the ratios within a round. A large matrix product takes its turn too: the share of its
@@ -34,7 +34,7 @@ def captions(n):
 
 
 def pairs(args):
-    "uint8 pictures and padded captions, made by chance but always the same."
+    "uint8 images and padded captions, made by chance but always the same."
     torch.manual_seed(0)
     images = torch.randint(0, 256, (args.batch, 3, 224, 224), dtype=torch.uint8, device=args.device)
     return images, tokenize(captions(args.batch)).to(args.device)

@@ -1,10 +1,10 @@
-"""How long a click in `AttentionExplorer` takes to show in a real JupyterLab: patch, token, layer, head and picture.
+"""How long a click in `AttentionExplorer` takes to show in a real JupyterLab: patch, token, layer, head and image.
 
     python benchmarks/widget_clicks.py                                   # the quickstart's model, 20 clicks of each kind
     python benchmarks/widget_clicks.py --csv benchmarks/results/widget_clicks.csv
 
 A headless Chromium drives the page. The clock runs in the page, from the event that a person's click makes to the last change
-of what is shown. Median and 90th percentile over the clicks; a picture seen for the first time is run through the model.
+of what is shown. Median and 90th percentile over the clicks; an image seen for the first time is run through the model.
 """
 import argparse, statistics, sys, tempfile
 from pathlib import Path
@@ -30,7 +30,7 @@ KINDS = dict(
 
 
 def clicks(page, kind, count):
-    "Seconds from each click to the last change of the widget's text and pictures that it causes."
+    "Seconds from each click to the last change of the widget's text and images that it causes."
     where, act = KINDS[kind]
     handle = page.locator('.jp-OutputArea-output').locator(where).first.element_handle()
     return [page.evaluate(f"""async ([e, i]) => {{

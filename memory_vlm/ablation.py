@@ -24,11 +24,7 @@ from .evaluation.retrieval import chance_recall, retrieval_ranks
 _RECALLS = tuple(f'{way}/R@{k}' for way in ('i2t', 't2i') for k in (1, 5, 10))
 _DECISIVE = 'R@1' # Mean of `i2t/R@1` and `t2i/R@1`
 
-def _hits_per_image(
-    image_features:Tensor, # L2-normalized (n, D)
-    text_features:Tensor,  # L2-normalized (C, D)
-    image_index:Tensor,    # Row of `image_features` that each text describes, int64 (C,)
-)->Tensor:                 # Queries of each image that succeed, one column per entry of `_RECALLS`, float64 (n, 6)
+def _hits_per_image(image_features:Tensor, text_features:Tensor, image_index:Tensor)->Tensor:
     "How many queries of each image find a right target among the first 1, 5 and 10."
     i2t, t2i = retrieval_ranks(image_features, text_features, image_index)
     ks = torch.tensor([1, 5, 10], device=i2t.device)
@@ -37,32 +33,19 @@ def _hits_per_image(
     return torch.cat([image, text], 1).cpu()
 
 # %% ../nbs/32_ablation.ipynb #66255c92
-def _bootstrap_draws(
-    num:int,     # Pictures n
-    draws:int,   # Resampled sets of pictures
-    seed:int=0,  # Seed of the draws
-)->Tensor:       # How often each picture is in each set, float64 (draws, n)
-    "Sets of pictures drawn with replacement, as counts."
+def _bootstrap_draws(num:int, draws:int, seed:int=0)->Tensor:
+    "Sets of images drawn with replacement, as counts."
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(num, (draws, num), generator=generator)
     return torch.stack([p.bincount(minlength=num) for p in picks]).double()
 
-def _mean_recalls(
-    hits:Tensor,   # Of `_hits_per_image` (n, 6)
-    texts:Tensor,  # Texts of each picture (n,)
-    counts:Tensor, # How often each picture is in each set (S, n)
-)->Tensor:         # R@k of each set, `_DECISIVE` first and then `_RECALLS` (S, 7)
-    "Recall over sets of pictures."
+def _mean_recalls(hits:Tensor, texts:Tensor, counts:Tensor)->Tensor:
+    "Recall over sets of images."
     queries = torch.stack([counts.sum(1), counts @ texts], 1).repeat_interleave(3, 1) # (S,6)
     shares = counts @ hits / queries
     return torch.cat([shares[:, [0, 3]].mean(1, keepdim=True), shares], 1)
 
-def _paired_difference(
-    before:Tensor, # Of `_hits_per_image` (n, 6)
-    after:Tensor,  # The same under an intervention
-    texts:Tensor,  # Texts of each picture (n,)
-    counts:Tensor, # Of `_bootstrap_draws` (S, n)
-)->Tensor:         # Change, lower and upper end of its 95 % interval, per metric (3, 7)
+def _paired_difference(before:Tensor, after:Tensor, texts:Tensor, counts:Tensor)->Tensor:
     "What an intervention changes in each recall; negative where it hurts."
     ends = _mean_recalls(after - before, texts, counts).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
     return torch.cat([_mean_recalls(after - before, texts, torch.ones_like(counts[:1])), ends])
@@ -70,23 +53,21 @@ def _paired_difference(
 # %% ../nbs/32_ablation.ipynb #55c17eee
 _VERDICTS = {
     'content used':
-        "What memory holds about a picture is used: neither its average nor another picture's memory can stand in.",
+        "What memory holds about an image is used: neither its average nor another image's memory can stand in.",
     'constant used':
-        'Memory is used as a constant: what it holds about a picture does not matter, these very tokens do.',
+        'Memory is used as a constant: what it holds about an image does not matter, these very tokens do.',
     'presence used':
         'Only the presence of memory is used: taking it away hurts, but noise or fresh tokens do as well.',
     'unused':
         'Memory is not used: no ablation lowers the score by more than chance can.',
     'undecided':
-        'No verdict: mean and shuffle disagree, so it is unclear what of memory is used; try more pictures.',
+        'No verdict: mean and shuffle disagree, so it is unclear what of memory is used; try more images.',
     'incomplete':
         'No verdict: it needs every ablation that applies to this model.',
     'at chance':
         'No verdict: the untouched model finds no more than chance would, so it has nothing to lose.'}
 
-def _verdict(
-    hurts:dict, # Whether each of `KINDS` lowers the score beyond its interval; None where it does not apply
-)->str:         # A key of `_VERDICTS`
+def _verdict(hurts:dict)->str:
     "What is used of memory."
     if set(KINDS) - set(hurts): return 'incomplete'
     content = {hurts['mean'], hurts['shuffle']}
@@ -100,9 +81,7 @@ _HELP = """Use is not help: a model may lean on memory and yet be no better for 
 without memory, and with memory that is never trained (the control for mere extra computation), all else as here:"""
 _SEEDS = 'training.seed=0,1,2'
 
-def _next_steps(
-    cfg:DictConfig|None, # Of the run; None: not known
-)->str:
+def _next_steps(cfg:DictConfig|None)->str:
     "How to measure whether memory helps, by the commands that make the twins of a run."
     if cfg is None: return f"{_HELP}\nput `-m` and `{_SEEDS}` behind the command, with `model/memory=off` or with `model.memory.memory_init=frozen`."
     words = [w for w in command_words(restore_references(cfg)) if not w.startswith(('training.seed=', 'model.memory.memory_init='))]
@@ -120,7 +99,7 @@ class Ablation:
     scores:dict          # R@k of the untouched model, 0..1, by metric
     changes:pd.DataFrame # Shares of 1; rows (kind, token: 'all' or 0..M-1), columns (metric, 'change' | 'low' | 'high')
     verdict:str          # A key of `_VERDICTS`
-    num_images:int       # Pictures n
+    num_images:int       # Images n
     notes:dict           # Why a kind does not apply, by kind
     cfg:DictConfig|None=None # Of the run, where that is known
 
@@ -129,7 +108,7 @@ class Ablation:
         "The verdict in words, with the number that decides."
         rows = self.changes[_DECISIVE].xs('all', level='token').iterrows()
         told = ', '.join(f'{kind} {_points(row)}' for kind, row in rows)
-        score = f'{100 * self.scores[_DECISIVE]:.1f} % over {self.num_images} pictures'
+        score = f'{100 * self.scores[_DECISIVE]:.1f} % over {self.num_images} images'
         return (f'{self.verdict.capitalize()}. {_VERDICTS[self.verdict]} {self._dispensable()}'
                 f'R@1, the mean of both ways, is {score}; change in points [95 % interval]: {told}.')
 
@@ -166,13 +145,7 @@ class Ablation:
         return f'{self.table.to_html()}{text}<pre style="white-space:pre-wrap">{escape(_next_steps(self.cfg))}</pre>'
 
 # %% ../nbs/32_ablation.ipynb #8be9d865
-def _summarize(
-    hits:dict,       # Of `_hits_per_image`, by (kind, token); by None for the untouched model
-    index:Tensor,    # Picture of each text, int64 (C,)
-    notes:dict,      # Why a kind does not apply, by kind
-    draws:int=1000,  # Resampled sets of pictures
-    seed:int=0,      # Seed of the draws
-)->Ablation:
+def _summarize(hits:dict, index:Tensor, notes:dict, draws:int=1000, seed:int=0)->Ablation:
     "Turn hits into changes, intervals and a verdict."
     before, num = hits[None], len(hits[None])
     texts, counts, names = index.cpu().bincount(minlength=num).double(), _bootstrap_draws(num, draws, seed), (_DECISIVE, *_RECALLS)
@@ -196,18 +169,11 @@ def find_clip(
     parts = module.modules() if isinstance(module, nn.Module) else ()
     found = next((m for m in parts if hasattr(m, 'encode_image')), None)
     if found is None:
-        raise UserError(f'{type(model).__name__} encodes no pictures and texts: pass a MemoryCLIP, or a Learner of one')
+        raise UserError(f'{type(model).__name__} encodes no images and texts: pass a MemoryCLIP, or a Learner of one')
     return found
 
 # %% ../nbs/32_ablation.ipynb #8639dd0f
-def _encode_intervened(
-    model:nn.Module,     # With `encode_image`
-    dl,                  # Batches that begin with images
-    runs:list,           # Pairs of a kind and a token, a tuple of tokens, or 'all'
-    layers:list,         # Blocks in which memory is changed
-    states:MemoryStates, # Moments of the memory over `dl`
-    seed:int=0,          # Of the interventions
-)->dict:                 # L2-normalized features (n, D) for each run, and for None untouched
+def _encode_intervened(model:nn.Module, dl, runs:list, layers:list, states:MemoryStates, seed:int=0)->dict:
     "Image features under each intervention."
     device, features = next(model.parameters()).device, {run: [] for run in (None, *runs)}
     for step, (images, *_) in enumerate(dl):
@@ -221,17 +187,13 @@ def _encode_intervened(
     return {run: torch.cat(f) for run, f in features.items()}
 
 # %% ../nbs/32_ablation.ipynb #3b794a99
-def _inapplicable_kinds(
-    vit:nn.Module,       # A MemoryViT
-    states:MemoryStates, # Its memory
-    layers:list,         # Blocks in which memory is changed
-)->dict:                 # Why, by kind
+def _inapplicable_kinds(vit:nn.Module, states:MemoryStates, layers:list)->dict:
     "Kinds that would change nothing."
     notes = {}
     if vit.layout.in_sequence and len(layers) < len(vit.blocks):
         notes['reinit'] = 'stored tokens reach all layers through the first'
     if not states.varies(layers):
-        notes['mean'] = notes['shuffle'] = 'memory is the same for every picture here'
+        notes['mean'] = notes['shuffle'] = 'memory is the same for every image here'
     return notes
 
 def ablate(
@@ -240,7 +202,7 @@ def ablate(
     kinds=KINDS,               # Some of `KINDS`; a verdict needs all that apply
     leave_one_out:bool=False,  # Also each token by itself: M times the work
     layers=None,               # One block, several, or None for all
-    draws:int=1000,            # Resampled sets of pictures for the intervals
+    draws:int=1000,            # Resampled sets of images for the intervals
     seed:int=0,                # Of interventions and intervals
 )->Ablation:
     "Does the model use its memory? Raises `UserError` for a model without memory and for an empty data set."

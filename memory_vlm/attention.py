@@ -19,7 +19,7 @@ from .vision import MemoryViT
 
 # %% ../nbs/30_attention.ipynb #1edc4b90
 class AttentionMaps:
-    "What `capture` recorded. B pictures, L captured layers, H heads, N queries, K keys, M memory tokens, D width."
+    "What `capture` recorded. B images, L captured layers, H heads, N queries, K keys, M memory tokens, D width."
     def __init__(
         self,
         layout:TokenLayout, # Where the tokens stand
@@ -36,7 +36,7 @@ class AttentionMaps:
 
     def __len__(self)->int: return sum(len(next(iter(d.values()))) for d in self._done)
     def __repr__(self):
-        return f'AttentionMaps({len(self)} pictures, layers {self.layers}, {self.nbytes / 1e6:.1f} MB, {self.layout})'
+        return f'AttentionMaps({len(self)} images, layers {self.layers}, {self.nbytes / 1e6:.1f} MB, {self.layout})'
 
     @property
     def nbytes(self)->int: return sum(t.nbytes for d in self._done for t in d.values())
@@ -44,7 +44,7 @@ class AttentionMaps:
     def array(
         self,
         name:str,  # Which array, such as 'from_cls'
-    )->Tensor:     # All pictures (B, L, ...)
+    )->Tensor:     # All images (B, L, ...)
         "One of the arrays. Raises `UserError` where it was not captured."
         if not self._done: raise UserError('nothing was captured: run the model inside `with capture(model) as maps:`')
         if name not in self._done[0]: raise UserError(f'{name} was not captured; there are: {", ".join(self._done[0])}')
@@ -54,7 +54,7 @@ class AttentionMaps:
 
     @property
     def from_cls(self)->Tensor:
-        "What CLS reads: (B, L, H, K). CLS is `layout.readout`, the token whose output describes the picture."
+        "What CLS reads: (B, L, H, K). CLS is `layout.readout`, the token whose output describes the image."
         return self.array('from_cls')
     @property
     def from_memory(self)->Tensor:
@@ -131,7 +131,7 @@ def heatmap(
     token:int|str=0,     # Memory token 0..M-1, or 'cls'
     direction:str=None,  # 'reads' (token to patches), 'read_by' (patches to token); None: 'reads' where the token asks
 )->Tensor:               # Attention per patch, fp32 (B, rows, columns)
-    "Where on the picture a token looks. Raises `UserError` for a layer, head or token that there is not."
+    "Where on the image a token looks. Raises `UserError` for a layer, head or token that there is not."
     layer = checked_index(layer, self.depth, 'layer')
     if layer not in self.layers: raise UserError(f'layer={layer} was not captured; captured: {self.layers}')
     rows = self.from_cls.unsqueeze(3) if token == 'cls' else self.from_memory # (B,L,H,1 or M,K)
@@ -144,10 +144,7 @@ def heatmap(
     return self.layout.to_grid(values.mean(1))
 
 # %% ../nbs/30_attention.ipynb #8fb7059f
-def _value_norms(
-    v:Tensor,      # Values (B, H, K, d)
-    weight:Tensor, # Of the output projection (D, H d)
-)->Tensor:         # fp32 (B, H, K)
+def _value_norms(v:Tensor, weight:Tensor)->Tensor:
     "Length of each head's value behind the output projection, ||W_O v||: what attending to it can add to a token."
     heads = weight.float().unflatten(1, (v.shape[1], -1)) # (D,H,d)
     gram = torch.einsum('ohd,ohe->hde', heads, heads)
@@ -223,7 +220,7 @@ class Recorder:
         known = {(layout.num_tokens, layout.num_keys): 0}
         if layout.num_new_cls: known = {(layout.num_old,) * 2: 0, (layout.num_new_cls, layout.num_keys): layout.num_old}
         if (num_queries, num_keys) in known: return known[num_queries, num_keys]
-        raise UserError(f'{num_queries} tokens with {num_keys} keys do not fit {layout}; pictures of another size '
+        raise UserError(f'{num_queries} tokens with {num_keys} keys do not fit {layout}; images of another size '
                         'cannot be captured, nor patch dropout: set the model to eval()')
 
 # %% ../nbs/30_attention.ipynb #82c895b3

@@ -56,12 +56,12 @@ def config_command(
 def check_command(
     data:str,               # A folder, a table, shards, ...: what training.data.train_path takes
     split:str='train',      # 'train', 'valid' or 'test', where data come in parts
-    seconds:float=60.,      # Time after which no further picture is begun
+    seconds:float=60.,      # Time after which no further image is begun
     sheet:str='contact_sheet.png', # File for a contact sheet; empty: none is written
-    image_key:str=None,     # Column of pictures in a table
+    image_key:str=None,     # Column of images in a table
     caption_key:str=None,   # Column of captions
     image_dir:str=None,     # Folder that the names in a table are relative to
-    max_bad_fraction:float=.01, # Share of bad pictures above which training would stop
+    max_bad_fraction:float=.01, # Share of bad images above which training would stop
     json:bool=False,        # Print JSON
 )->int:                     # 1 where training would fail
     "Open data and say what is in them and what is wrong with them"
@@ -73,9 +73,9 @@ def check_command(
 def make_shards_command(
     source:str,             # What training.data.train_path takes
     folder:str,             # Where the shards go; a run that was stopped goes on there
-    per_shard:int=1000,     # Pictures in each
+    per_shard:int=1000,     # Images in each
     split:str='train',      # 'train', 'valid' or 'test', where data come in parts
-    image_key:str=None,     # Column of pictures in a table
+    image_key:str=None,     # Column of images in a table
     caption_key:str=None,   # Column of captions
     image_dir:str=None,     # Folder that the names in a table are relative to
 )->int:

@@ -26,20 +26,17 @@ class _Command:
 _COMMANDS = {
     'fit': _Command('train:fit_main', 'Train a model', 'fit --config-name=quickstart', 2),
     'config': _Command('before:config_command', 'Print a configuration, or explain keys', 'config --config-name=quickstart training.epochs=3', 2),
-    'check': _Command('before:check_command', 'Say what is in data and what is wrong with them', 'check my/pictures'),
-    'make-shards': _Command('before:make_shards_command', 'Write pairs into webdataset shards', 'make-shards my/pictures my/shards'),
+    'check': _Command('before:check_command', 'Say what is in data and what is wrong with them', 'check my/images'),
+    'make-shards': _Command('before:make_shards_command', 'Write pairs into webdataset shards', 'make-shards my/images my/shards'),
     'eval': _Command('after:eval_command', 'Score models on data, side by side', 'eval runs/a runs/b ViT-B-32/laion2b_s34b_b79k my/pairs.csv --out scores.md'),
     'report': _Command('after:report_command', "Write a run's HTML report again, and say what its memory does", 'report runs/quickstart'),
     'ablate': _Command('after:ablate_command', 'Say whether a model uses its memory', 'ablate runs/quickstart --json'),
-    'search': _Command('after:search_command', 'Find pictures by captions', 'search runs/quickstart my/pictures "a red car" --top 5'),
+    'search': _Command('after:search_command', 'Find images by captions', 'search runs/quickstart my/images "a red car" --top 5'),
     'export': _Command('after:export_command', 'Hand a model on: to the hub, to open_clip, as ONNX', 'export runs/quickstart for_colleagues --to open_clip'),
 }
 
 # %% ../nbs/50_cli.ipynb #dc6d2d03
-def _run_command(
-    command:_Command,     # Of `_COMMANDS`
-    words:Sequence[str], # What stands behind its name
-)->int:                  # Exit status
+def _run_command(command:_Command, words:Sequence[str])->int:
     "Import a command and give it its words."
     module, name = command.place.split(':')
     function = getattr(import_module(f'memory_vlm.{module}'), name)

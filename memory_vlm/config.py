@@ -18,25 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from .core import UserError, missing_package, nearest, pick
 
 # %% ../nbs/01_config.ipynb #0be6b8f1
-def _number_field(
-    default,        # Default value
-    low=None,       # Smallest allowed value
-    high=None,      # Largest allowed value
-    above=None,     # The value must be greater than this
-):
+def _number_field(default, low=None, high=None, above=None):
     "A numeric field with its range."
     return field(default=default, metadata=dict(low=low, high=high, above=above))
 
-def _choice_field(
-    default:str,    # Default choice
-    *choices:str,   # The other choices
-):
+def _choice_field(default:str, *choices:str):
     "A field that takes one of a few names."
     return field(default=default, metadata=dict(choices=[default, *choices]))
 
-def _kwargs_field(
-    **default,      # Default keyword arguments
-):
+def _kwargs_field(**default):
     "A field of keyword arguments: any name is accepted here, and checked by whom it is passed to."
     return field(default_factory=lambda: dict(default), metadata=dict(free=True))
 
@@ -70,7 +60,7 @@ class TextConfig:
 
 @dataclass
 class ContrastiveConfig:
-    "The objective that ties pictures to captions."
+    "The objective that ties images to captions."
     temperature:float = _number_field(0.07, above=0) # Start of the learned temperature T, stored as log(1/T); the scale 1/T is clamped at 100
     loss_type:str = _choice_field('clip', 'siglip') # Symmetric InfoNCE, or pairwise sigmoid with a learned bias
     gather_distributed:bool = False     # Take negatives from all ranks, with gradients
@@ -80,7 +70,7 @@ class ModelConfig:
     "The dual encoder."
     name:str = 'memory_clip_vit_b_16'   # Identifier, kept in checkpoints and cards; `training.logging.name` names the run
     pretrained:str|None = None          # A model that exists, such as `open_clip:ViT-B-16/laion2b_s34b_b88k`; sizes at their default then follow it. null: fresh weights
-    image_size:int = _number_field(224, 1)        # Side of the square input picture (pixels); a multiple of `patch_size`
+    image_size:int = _number_field(224, 1)        # Side of the square input image (pixels); a multiple of `patch_size`
     patch_size:int = _number_field(16, 1)         # Side of a patch (pixels)
     embed_dim:int = _number_field(512, 1)         # Width of the ViT, and of the joint space unless `proj_dim` is given
     depth:int = _number_field(12, 1)              # Number of blocks of the ViT
@@ -88,11 +78,11 @@ class ModelConfig:
     mlp_ratio:float = _number_field(4.0, above=0) # Hidden width of the MLPs as a multiple of `embed_dim`
     drop_rate:float = _number_field(0.0, 0, 1)    # Dropout on tokens and MLPs (0..1)
     attn_drop_rate:float = _number_field(0.0, 0, 1) # Dropout on attention weights (0..1)
-    patch_drop_rate:float = _number_field(0.0, 0, .999999) # Share of the patches of a picture that training leaves out, others each time; CLS and memory stay (0..1)
+    patch_drop_rate:float = _number_field(0.0, 0, .999999) # Share of the patches of an image that training leaves out, others each time; CLS and memory stay (0..1)
     vit_kwargs:dict[str, Any] = _kwargs_field()  # Further arguments of timm's VisionTransformer, such as `act_layer: quick_gelu`
-    proj:str = _choice_field('linear', 'affine', 'none') # What brings a picture's feature into the joint space: a matrix, a matrix with bias, nothing
+    proj:str = _choice_field('linear', 'affine', 'none') # What brings an image's feature into the joint space: a matrix, a matrix with bias, nothing
     proj_dim:int|None = _number_field(None, 1)    # Width of the joint space; null: `embed_dim`
-    mean:list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073]) # Mean of the pictures per channel (0..1)
+    mean:list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073]) # Mean of the images per channel (0..1)
     std:list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711]) # Their standard deviation per channel (0..1)
     memory:MemoryConfig = field(default_factory=MemoryConfig)
     text:TextConfig = field(default_factory=TextConfig)
@@ -101,22 +91,22 @@ class ModelConfig:
 # %% ../nbs/01_config.ipynb #7f3fda08
 @dataclass
 class DataConfig:
-    "Where pairs of pictures and captions come from."
-    train_path:Any = 'data/train'       # A folder of pictures and captions, a table, shards, a built-in set such as `scenes`, or several: `a*2 + b`, or a list
+    "Where pairs of images and captions come from."
+    train_path:Any = 'data/train'       # A folder of images and captions, a table, shards, a built-in set such as `scenes`, or several: `a*2 + b`, or a list
     val_path:Any = 'data/val'           # The same, for evaluation; empty, or the same as `train_path`: a part of that
-    val_fraction:float = _number_field(0.05, above=0, high=0.5) # Share of the training data that is held out where `val_path` gives none, at most 5000 pictures
-    image_key:str|None = None           # Column of pictures in a table; null: a usual name, such as `image` or `file_name`
+    val_fraction:float = _number_field(0.05, above=0, high=0.5) # Share of the training data that is held out where `val_path` gives none, at most 5000 images
+    image_key:str|None = None           # Column of images in a table; null: a usual name, such as `image` or `file_name`
     caption_key:str|None = None         # Column of captions, or several with commas between; null: a usual name, such as `caption` or `text`
     image_dir:str|None = None           # Folder that the names in a table are relative to; null: the table's own, or a usual one near it
     templates:list[str] = field(default_factory=lambda: ['a photo of a {}']) # Captions of folders named after classes, with {} for the class
-    max_bad_fraction:float = _number_field(0.01, 0, 1) # Largest share of pictures that cannot be used, before a fit is stopped
-    image_size:int = _number_field(SI('${model.image_size}'), 1) # Side of the decoded picture (pixels); must agree with `model.image_size`
+    max_bad_fraction:float = _number_field(0.01, 0, 1) # Largest share of images that cannot be used, before a fit is stopped
+    image_size:int = _number_field(SI('${model.image_size}'), 1) # Side of the decoded image (pixels); must agree with `model.image_size`
     augmentation:str = _choice_field('clip', 'none', 'strong') # As open_clip trains; only resize and crop; a wide range of crops and colors
     num_workers:int = _number_field(4, 0)         # Loader processes; 0 loads in the main process
     prefetch_factor:int|None = _number_field(2, 1) # Batches that each worker prepares ahead
     pin_memory:bool = True              # Page-locked batches, for faster copies to a CUDA device
     persistent_workers:bool = True      # Keep workers alive between epochs
-    cache_mb:int = _number_field(1000, 0)         # Room for decoded pictures, in a temporary file that workers share (MB); 0 = decode anew in each epoch
+    cache_mb:int = _number_field(1000, 0)         # Room for decoded images, in a temporary file that workers share (MB); 0 = decode anew in each epoch
 
 @dataclass
 class LoggingConfig:
@@ -280,11 +270,7 @@ def check_range(
         if bound is not None and not holds(value, bound): raise UserError(f'{key}={value} must be {words} {bound}')
 
 # %% ../nbs/01_config.ipynb #be526fb2
-def _check_divisible(
-    cfg:DictConfig, # Configuration
-    whole:str,      # Key of the number that is divided
-    part:str,       # Key of the divisor
-):
+def _check_divisible(cfg:DictConfig, whole:str, part:str):
     "Raise `UserError` unless the value at `part` divides the value at `whole`; names the nearest values that would."
     n, d = OmegaConf.select(cfg, whole), OmegaConf.select(cfg, part)
     if n % d == 0: return

@@ -37,10 +37,7 @@ from .training.resets import make_resets
 from .training.optim import StepScheduler, make_schedule, schedule_kwargs
 
 # %% ../nbs/20_learner.ipynb #0d51ed45
-def _check_vocabulary(
-    cfg:DictConfig, # `cfg.model`
-    size:int,       # Ids of its tokenizer (count)
-):
+def _check_vocabulary(cfg:DictConfig, size:int):
     "Raise `UserError` where the text tower has no room for what the tokenizer gives, or plainly belongs to another."
     text = cfg.text
     if text.vocab_size >= size and not (cfg.pretrained and text.tokenizer == 'clip' and text.vocab_size != size): return
@@ -63,7 +60,7 @@ def make_dls(
         for source in sources: source.set_cache(cache)
     pairs = t.batch_size * t.accumulate_grad_batches
     if len(sources[0]) < pairs and t.accumulate_grad_batches > 1:
-        raise UserError(f'{sources[0].name} has {len(sources[0])} pictures, too few for training.accumulate_grad_batches={t.accumulate_grad_batches} '
+        raise UserError(f'{sources[0].name} has {len(sources[0])} images, too few for training.accumulate_grad_batches={t.accumulate_grad_batches} '
                         f'batches of {t.batch_size}; set one of the two lower')
     train = make_loader(sources[0], train=True, augmentation=d.augmentation, batch_size=pairs, rank=rank(), world_size=world_size(), **common)
     valid = make_loader(sources[1], train=False, augmentation='none', batch_size=min(t.batch_size, 256), **common)
@@ -184,7 +181,7 @@ class MemoryLearner(Learner):
         finally: self.max_steps = limit
 
     def show_results(self, ds_idx:int=1, dl=None, max_n:int=9, **kwargs):
-        "Show pictures with the captions the model finds nearest."
+        "Show images with the captions the model finds nearest."
         dl = dl or self.dls[ds_idx]
         batch = dl.one_batch()
         training = self.model.training
@@ -197,7 +194,7 @@ class MemoryLearner(Learner):
 def make_loss(
     cfg:DictConfig,  # `cfg.model.contrastive`
     num_parts:int=1, # Parts of a batch whose pairs do not meet; the loss is their mean
-):                   # What fastai calls with the model's output and the index of the pictures
+):                   # What fastai calls with the model's output and the index of the images
     "The loss of a configuration as fastai's `loss_func`."
     loss = pick(LOSSES, cfg.loss_type, 'model.contrastive.loss_type')
     def mean_of_parts(outputs, image_index):

@@ -14,11 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # %% ../nbs/13_loss.ipynb #4e057e0e
-def _tiles(
-    rows:int, # Rows of the matrix, R
-    cols:int, # Columns of the matrix, C
-    side:int, # Largest side of a tile
-)->list:      # Pairs of slices (rows, columns)
+def _tiles(rows:int, cols:int, side:int)->list:
     "Cover an R x C matrix with tiles of nearly equal size."
     def cut(n):
         step = ceil(n / ceil(n / side))
@@ -26,10 +22,7 @@ def _tiles(
     return [(r, c) for r in cut(rows) for c in cut(cols)]
 
 # %% ../nbs/13_loss.ipynb #f69d0e3a
-def _product_dtype(
-    image:Tensor, # Image features
-    text:Tensor,  # Text features
-)->torch.dtype:   # What the operands of matrix products are cast to
+def _product_dtype(image:Tensor, text:Tensor)->torch.dtype:
     "The features' own type, or autocast's; half precision only where its products can be had in float32."
     device, dtype = image.device.type, torch.promote_types(image.dtype, text.dtype)
     if device == 'cuda' and dtype == torch.float32 and torch.is_autocast_enabled(device):
@@ -38,11 +31,7 @@ def _product_dtype(
     return dtype if float32_out else torch.promote_types(dtype, torch.float32)
 
 # %% ../nbs/13_loss.ipynb #74c70bff
-def _matmul(
-    a:Tensor,             # (R, D)
-    b:Tensor,             # (D, C)
-    out:Tensor|None=None, # Memory that may be used for the product (R, C)
-)->Tensor:                # (R, C), float32 or float64
+def _matmul(a:Tensor, b:Tensor, out:Tensor|None=None)->Tensor:
     "Matrix product that leaves half precision behind."
     return torch.mm(a, b, out_dtype=torch.float32) if a.dtype.itemsize < 4 else torch.mm(a, b, out=out)
 
@@ -94,20 +83,14 @@ class _TiledLogits:
         return self.gx, gy, gscale, self.gbias
 
 # %% ../nbs/13_loss.ipynb #076c0b2b
-def _gather(
-    t:Tensor,  # This rank's part (n, ...)
-    world:int, # Number of ranks
-)->Tensor:     # All ranks' parts, in the order of ranks (world * n, ...)
+def _gather(t:Tensor, world:int)->Tensor:
     "Bring the parts of all ranks together, without gradients."
     if world == 1: return t
     parts = [torch.empty_like(t) for _ in range(world)]
     dist.all_gather(parts, t.contiguous())
     return torch.cat(parts)
 
-def _sum(
-    t:Tensor,  # This rank's summand; overwritten
-    world:int, # Number of ranks
-)->Tensor:     # The sum, on every rank
+def _sum(t:Tensor, world:int)->Tensor:
     "Add up over ranks in place."
     if world > 1: dist.all_reduce(t)
     return t
@@ -156,19 +139,12 @@ def _contrast(objective, image, text, scale, bias, gather_distributed, tile):
     return _compute(objective, world, tile, *inputs, grads=False)[0]
 
 # %% ../nbs/13_loss.ipynb #0c19d157
-def _logsumexp(
-    z:Tensor,     # (r, c)
-    dim:int,      # Summed over
-    space:Tensor, # To work in (r, c)
-)->Tensor:        # (r,) or (c,)
+def _logsumexp(z:Tensor, dim:int, space:Tensor)->Tensor:
     "Log of the sum of exponentials of finite numbers."
     top = z.amax(dim, keepdim=True)
     return torch.sub(z, top, out=space).exp_().sum(dim, keepdim=True).log_().add_(top).squeeze(dim)
 
-def _clip(
-    logits:_TiledLogits, # The matrix
-    grads:bool,          # Also add up gradients
-)->tuple[Tensor, int]:   # Sum of cross-entropies, 0-d, and how many they are
+def _clip(logits:_TiledLogits, grads:bool)->tuple[Tensor, int]:
     "Symmetric InfoNCE in two walks. Source: arXiv:2103.00020 figure 3."
     m = logits
     row, col = (m.scale.new_full((len(t),), -torch.inf) for t in (m.x, m.y))
@@ -201,10 +177,7 @@ def clip_loss(
     return _contrast(_clip, image_features, text_features, logit_scale, None, gather_distributed, tile)
 
 # %% ../nbs/13_loss.ipynb #63b3e81f
-def _siglip(
-    logits:_TiledLogits, # The matrix
-    grads:bool,          # Also add up gradients
-)->tuple[Tensor, int]:   # Sum of the losses of all pairs, 0-d, and what it is divided by
+def _siglip(logits:_TiledLogits, grads:bool)->tuple[Tensor, int]:
     "Pairwise sigmoid loss in one walk. Source: arXiv:2303.15343 equation 1."
     m, total = logits, logits.scale.new_zeros(())
     if grads: m.start_gradients()

@@ -110,7 +110,7 @@ class StaticUpdate(MemoryUpdate):
 
 @memory_update('ema')
 class EMAUpdate(MemoryUpdate):
-    "Within a picture the block's own write; between training steps the bank averages (`ema_step`)."
+    "Within an image the block's own write; between training steps the bank averages (`ema_step`)."
 
 # %% ../nbs/10_memory.ipynb #9840486f
 @memory_update('gated')
@@ -155,10 +155,7 @@ def ema_step(
     bank.lerp_((scale * F.layer_norm(mean, mean.shape[-1:])).to(bank.dtype), alpha)
 
 # %% ../nbs/10_memory.ipynb #2a04273e
-def _memory_conflict(
-    m:dict,    # Keys of `model.memory` and their values
-    width:int, # `model.embed_dim`
-)->str|None:   # The reason; None: there is none
+def _memory_conflict(m:dict, width:int)->str|None:
     "Why the keys of memory mean nothing together."
     update, position, init, dim = (m[k] for k in ('memory_update', 'memory_position', 'memory_init', 'dim'))
     outside = position not in ('prepend', 'append')

@@ -89,11 +89,7 @@ def _reads_as(text, value): # Whether Hydra takes `text` for `value`
     try: return OverridesParser.create().parse_override(f'key={text}').value() == value
     except HydraException: return False
 
-def _key_overrides(
-    key:str,     # Dotted key
-    value,       # What it should be
-    start=None,  # What it is without; needed for keyword arguments only
-)->list[str]:    # One override, or one for each changed keyword argument
+def _key_overrides(key:str, value, start=None)->list[str]:
     "Overrides that set a key, in Hydra's grammar. Hydra joins keyword arguments, so those that went are taken out by name."
     if not isinstance(value, dict): return [f'{key}={_text(value)}']
     gone = [f'~{key}.{k}' for k in start or {} if k not in value]

@@ -32,9 +32,7 @@ class _Metric(NamedTuple):
     largest:bool = False      # Show the layer where it is largest, not the mean over layers
 
 # %% ../nbs/31_report.ipynb #31f26ccb
-def _attention_metrics(
-    layout:TokenLayout, # Where the tokens stand
-)->list:                # Of `_Metric`
+def _attention_metrics(layout:TokenLayout)->list:
     "Who attends to memory, and how evenly."
     M, K, P = layout.num_memory, layout.num_keys, layout.num_patches
     share, over, even = 'share of its attention', 'over even attention', M / K
@@ -53,15 +51,13 @@ def _attention_metrics(
                M),
         _Metric('use', 'dead tokens', 'usage', 'get under 5 % of even attention; `ablate` tells effect',
                lambda f: is_dead(f['usage'], K).float().sum((-2, -1)), 0),
-        _Metric('pictures', 'usage information', 'shares', 'nats; 0: every picture uses the same tokens',
+        _Metric('pictures', 'usage information', 'shares', 'nats; 0: every image uses the same tokens',
                lambda f: usage_information(f['shares'], f['entropy']), 0),
-        _Metric('pictures', 'variance of contents', 'state', 'share; 0: the same for every picture',
+        _Metric('pictures', 'variance of contents', 'state', 'share; 0: the same for every image',
                lambda f: variance_share(f['state'], f['square']))]
 
 # %% ../nbs/31_report.ipynb #ad562681
-def _state_metrics(
-    features:dict, # Of the pictures, as `memory_features` gives them
-)->list:           # Of `_Metric`
+def _state_metrics(features:dict)->list:
     "What tokens hold, how long they are, and where they look."
     rows = [
         _Metric('tokens', 'most similar pair', 'similarity', 'cosine; above 0.95 they are copies'),
@@ -80,10 +76,7 @@ def _state_metrics(
         rows.append(_Metric('where', score, tokens, note, lambda f, n=tokens: f[n].mean(-1), f'even {score}'))
     return rows
 
-def _metrics(
-    layout:TokenLayout, # Where the tokens stand
-    features:dict,      # Of the pictures
-)->list:                # Of `_Metric`
+def _metrics(layout:TokenLayout, features:dict)->list:
     "All metrics for which there are features."
     return [m for m in _attention_metrics(layout) + _state_metrics(features) if m.feature in features]
 
@@ -93,8 +86,8 @@ class _Row:
     "One line of the report."
     group:str                   # Heading
     name:str                    # What is measured
-    value:float                 # Over all pictures; mean over layers unless `layer` says which
-    low:float|None = None       # Lower end of the 95 % interval over pictures
+    value:float                 # Over all images; mean over layers unless `layer` says which
+    low:float|None = None       # Lower end of the 95 % interval over images
     high:float|None = None      # Its upper end
     uniform:float|None = None   # If attention were even
     untrained:float|None = None # With fresh weights
@@ -103,11 +96,7 @@ class _Row:
     layers:list|None = None     # Value in each layer, where there is one
 
 # %% ../nbs/31_report.ipynb #37b92e6f
-def _bootstrap_values(
-    asked:list,     # Of `_Metric`
-    features:dict,  # Of the pictures (pictures, ...)
-    weights:Tensor, # Of the pictures in each draw (draws, pictures)
-)->list:            # For each metric (draws, L), or (draws, 1)
+def _bootstrap_values(asked:list, features:dict, weights:Tensor)->list:
     "What all metrics are in each draw. A hundred draws at a time, because states are wide."
     found = [[] for _ in asked]
     for some in weights.split(100):
@@ -117,13 +106,7 @@ def _bootstrap_values(
             values.append(x if x.dim() > 1 else x.unsqueeze(1))
     return [torch.cat(values) for values in found]
 
-def _make_row(
-    metric:_Metric,        # What was asked
-    point:Tensor,         # Its value over all pictures (L,), or (1,)
-    drawn:Tensor,         # In each draw (draws, L)
-    untrained:Tensor|None, # With fresh weights (L,)
-    features:dict,        # Of the pictures
-)->_Row:
+def _make_row(metric:_Metric, point:Tensor, drawn:Tensor, untrained:Tensor|None, features:dict)->_Row:
     "One row, its layers brought down to one number."
     layer = int(point.argmax()) if metric.largest else None
     def one(x): return x.mean(-1) if layer is None else x[..., layer]
@@ -132,12 +115,7 @@ def _make_row(
     return _Row(metric.group, metric.name, one(point).item(), *percentile_interval(one(drawn)), uniform, fresh, metric.note, layer,
                point.tolist() if len(point) > 1 else None)
 
-def _image_rows(
-    layout:TokenLayout,       # Where the tokens stand
-    features:dict,            # Of the pictures (pictures, ...)
-    untrained:dict|None=None, # The same of the model with fresh weights
-    draws:int=1000,           # Of the bootstrap (count)
-)->list:                      # Of `_Row`
+def _image_rows(layout:TokenLayout, features:dict, untrained:dict|None=None, draws:int=1000)->list:
     "All metrics with their companions."
     asked, n = _metrics(layout, features), len(features['hidden'])
     even = torch.full((1, n), 1 / n)
@@ -146,18 +124,12 @@ def _image_rows(
     return [_make_row(m, p[0], d, u, features) for m, p, d, u in zip(asked, points, drawn, fresh)]
 
 # %% ../nbs/31_report.ipynb #34cfdee3
-def _stored_tokens(
-    vit:MemoryViT, # With memory
-)->Tensor:         # (G, M, D); of `kv_head` keys and values side by side
+def _stored_tokens(vit:MemoryViT)->Tensor:
     "The stored tokens as the blocks get them."
     M = vit.layout.num_memory
     return torch.stack([memory().detach().float().cpu().reshape(M, -1) for memory in vit.memory_tokens()])
 
-def _stored_rows(
-    vit:MemoryViT,           # With memory
-    twin:MemoryViT|None=None, # The same with fresh weights
-    is_start:bool=False,     # Whether those are the very weights that training started from
-)->list:                     # Of `_Row`
+def _stored_rows(vit:MemoryViT, twin:MemoryViT|None=None, is_start:bool=False)->list:
     "Rows about the stored tokens."
     tokens, fresh = _stored_tokens(vit), None if twin is None else _stored_tokens(twin)
     def row(name, of, note):
@@ -171,9 +143,7 @@ def _stored_rows(
     return rows + [row('stored, effective rank', effective_rank, 'directions that they span')]
 
 # %% ../nbs/31_report.ipynb #39b08718
-def _usage_summary(
-    rows:dict, # Rows by name
-)->str:
+def _usage_summary(rows:dict)->str:
     "Whether memory is used: by the effect of hiding it, with attention beside it."
     effect, attention = rows['effect of hiding memory'], rows['CLS to memory, lift']
     verdict = 'used' if effect.low > 0.01 else 'not used' if effect.high < 1e-4 else 'hardly used'
@@ -182,10 +152,7 @@ def _usage_summary(
             f'them {attention.value:.2f} times even attention{before}. Whether that helps, `ablate` and a twin without '
             'memory tell.')
 
-def _difference_summary(
-    rows:dict,      # Rows by name
-    num_memory:int, # Tokens (count)
-)->str:
+def _difference_summary(rows:dict, num_memory:int)->str:
     "Whether the tokens differ from each other."
     if num_memory == 1: return 'There is one token, so there is nothing that it could differ from.'
     work, dead = rows['effective number of tokens'].value, rows['dead tokens'].value
@@ -195,22 +162,18 @@ def _difference_summary(
     return (f'They are {verdict}: attention is spread as over {work:.1f} of {num_memory}, {dead:.0f} are dead, they '
             f'span {rank:.1f} directions, and the two most alike have a cosine of {pair:.2f}.')
 
-def _images_summary(
-    rows:dict, # Rows by name
-)->str:
-    "Whether memory depends on the picture."
+def _images_summary(rows:dict)->str:
+    "Whether memory depends on the image."
     usage, contents = rows['usage information'].value, rows.get('variance of contents')
     if contents is None or contents.value < 1e-6:
-        return ('What they hold is the same for every picture, as this mechanism has it: a learned constant. Only who '
-                f'reads it can depend on the picture (usage information {usage:.2g} nats).')
+        return ('What they hold is the same for every image, as this mechanism has it: a learned constant. Only who '
+                f'reads it can depend on the image (usage information {usage:.2g} nats).')
     verdict = 'depends' if contents.low > 0.05 else 'hardly depends' if contents.high < 0.01 else 'depends a little'
-    return (f'What they hold {verdict} on the picture: {contents.value:.1%} of it differs between pictures, and which '
-            f'of them are used says {usage:.2g} nats about the picture.')
+    return (f'What they hold {verdict} on the image: {contents.value:.1%} of it differs between images, and which '
+            f'of them are used says {usage:.2g} nats about the image.')
 
 # %% ../nbs/31_report.ipynb #0a74fec0
-def _short(
-    x:float|None, # A number, or nothing
-)->str:
+def _short(x:float|None)->str:
     "Three digits."
     return '' if x is None else '0' if abs(x) < 5e-7 else f'{x:.3g}'
 
@@ -222,7 +185,7 @@ class MemoryReport:
         title:str,       # Of what, on what
         rows:list,       # Of `_Row`
         sentences:list,  # Of str
-        features:dict,   # Of the pictures, for plots: name -> fp32 (pictures, ...)
+        features:dict,   # Of the images, for plots: name -> fp32 (images, ...)
     ):
         self.title, self.rows, self.sentences, self.features = title, rows, sentences, features
 
@@ -280,8 +243,8 @@ def untrained_twin(
 # %% ../nbs/31_report.ipynb #0b6906ab
 def memory_report(
     learn_or_model,           # A fastai Learner, a MemoryCLIP, or a MemoryViT
-    dl:Iterable=None,         # Evaluation batches, pictures first; None: the Learner's validation data
-    num_images:int=512,       # Most pictures to look at (the first)
+    dl:Iterable=None,         # Evaluation batches, images first; None: the Learner's validation data
+    num_images:int=512,       # Most images to look at (the first)
     draws:int=1000,           # Of the bootstrap (count)
     absolute_norm:float=150., # Length above which a patch is an outlier in any model
 )->MemoryReport:
@@ -298,7 +261,7 @@ def memory_report(
     rows = _image_rows(vit.layout, features, untrained, draws)
     rows += _stored_rows(vit, twin and twin.visual, is_start=bool(cfg) and cfg.model.memory.memory_init != 'patches')
     name, data = (getattr(x, 'name', 'unnamed') for x in (getattr(model, 'cfg', None), getattr(dl, 'source', None)))
-    title = f"Memory of {name} on {len(features['hidden'])} pictures of {data}"
+    title = f"Memory of {name} on {len(features['hidden'])} images of {data}"
     if 'tokens IoU' in features: title += f'; where: maps of layer {map_layer(len(vit.blocks))}'
     known = {r.name: r for r in rows}
     said = [_usage_summary(known), _difference_summary(known, vit.layout.num_memory), _images_summary(known)]

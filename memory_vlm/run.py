@@ -38,9 +38,7 @@ class Run:
     saved:bool=True       # Whether its last weights are saved, if they were to be
 
 # %% ../nbs/40_run.ipynb #3a6ce712
-def _describe_run(
-    learn:MemoryLearner, # A learner
-)->str:                  # Two lines
+def _describe_run(learn:MemoryLearner)->str:
     "What is about to be trained, in words."
     m, t, memory = learn.model, learn.cfg.training, learn.cfg.model.memory
     millions = sum(p.numel() for p in m.parameters()) / 1e6
@@ -48,13 +46,10 @@ def _describe_run(
     steps, pairs, ranks = learn.steps_of(t.epochs), t.batch_size * t.accumulate_grad_batches, world_size()
     shared = '' if ranks == 1 else f' on each of {ranks} ranks'
     return (f'{learn.cfg.model.name}: {millions:.1f} M parameters, {kind}\n'
-            f'{len(learn.dls.train.source):,} pictures for training, {len(learn.dls.valid.source):,} for evaluation; '
+            f'{len(learn.dls.train.source):,} images for training, {len(learn.dls.valid.source):,} for evaluation; '
             f'{steps:,} steps of {pairs} pairs{shared} in {learn.precision} on {learn.dls.device}')
 
-def _write_bad_samples(
-    folder:Path,         # Run folder
-    learn:MemoryLearner, # Its learner
-):
+def _write_bad_samples(folder:Path, learn:MemoryLearner):
     "Write what could not be used into `bad_samples.txt`, if there was anything."
     bad = [str(dl.bad) for dl in learn.dls if getattr(dl, 'bad', None)]
     if not bad: return
@@ -62,17 +57,14 @@ def _write_bad_samples(
     except OSError as e: warnings.warn(f'The list of bad samples could not be written: {e}')
     print(f'{bad[0].splitlines()[0]}: see {folder}/bad_samples.txt')
 
-def _write_report(
-    folder:Path,         # Run folder
-    learn:MemoryLearner, # Its learner
-):
+def _write_report(folder:Path, learn:MemoryLearner):
     "Write the report; a folder that cannot be written costs a warning, not the run."
     try: print(f'Report: {write_report_page(folder, learn)}')
     except OSError as e: warnings.warn(f'The report could not be written: {e}')
 
 # %% ../nbs/40_run.ipynb #ed360c76
 class _MapsCallback(Callback):
-    "Give a log pictures of where memory looks, after evaluations."
+    "Give a log images of where memory looks, after evaluations."
     run_valid, order = False, 81 # after the numbers of the same step
     def __init__(self, log:MetricLog): self.out = log
     def before_fit(self): self.drawn, self.since, self.took = self.train_iter, 0., 0.
@@ -121,9 +113,7 @@ def fit(
     Raises `UserError` before anything is written or where too much of the data is bad, `LostRankError` where another process has ended."""
     with process_group(): return _fit_in_group(cfg)
 
-def _fit_in_group(
-    cfg:DictConfig, # What `compose` or Hydra gives
-)->Run:             # As `fit`
+def _fit_in_group(cfg:DictConfig)->Run:
     "`fit` in processes that know each other."
     learn = make_learner(cfg)
     cfg = learn.cfg # with the sizes of `model.pretrained`

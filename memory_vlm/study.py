@@ -22,9 +22,7 @@ from .training.run_dir import config_differences
 from .run import fit
 
 # %% ../nbs/41_study.ipynb #bc1ea0f6
-def _read_run(
-    folder:Path, # Of a finished run
-)->dict:         # Row of a table
+def _read_run(folder:Path)->dict:
     "Seed, cost and last evaluation of a run. Raises `UserError` if it was never evaluated."
     cfg, log = OmegaConf.load(folder/'config.yaml'), pd.read_csv(folder/'metrics.csv')
     scores = [c for c in log if c == 'val_loss' or '/' in c]
@@ -36,9 +34,7 @@ def _read_run(
                 **log.dropna(subset=scores[:1])[scores].iloc[-1], folder=str(folder))
 
 # %% ../nbs/41_study.ipynb #f3ea9887
-def _variant_names(
-    cfgs:Sequence, # Configurations
-)->list[str]:      # The words of each command that not all commands have
+def _variant_names(cfgs:Sequence)->list[str]:
     "Tell configurations apart by the fewest words. Seeds do not tell them apart."
     own = re.compile(r'training\.(seed|resume|run_dir|logging\.\w+)=')
     words = [[w for w in command_words(c) if not own.match(w)] for c in cfgs]
@@ -102,16 +98,12 @@ def study_plot(
     return fig
 
 # %% ../nbs/41_study.ipynb #8c4221f4
-def _grid(
-    values:Mapping[str, Sequence], # Keys or groups of the configuration, each with all it should be
-)->dict[str, list[str]]:           # Overrides by name of the variant
+def _grid(values:Mapping[str, Sequence])->dict[str, list[str]]:
     "All combinations, as `python train.py -m` makes them of comma-separated values."
     rows = [[f'{k}={v}' for k, v in zip(values, combination)] for combination in itertools.product(*values.values())]
     return {' '.join(row): row for row in rows}
 
-def _is_finished(
-    cfg, # A configuration with `training.run_dir`
-)->bool:
+def _is_finished(cfg)->bool:
     "Whether its run has come to its end. Raises `UserError` if the run there is of another configuration."
     folder = Path(cfg.training.run_dir)
     if not (folder/'DONE').exists(): return False

@@ -24,7 +24,7 @@ FIT_HELP = """Fit a memory-CLIP. Words set the configuration:
   --hydra-help           what else Hydra understands
 
 Examples: memory_vlm fit --config-name=quickstart
-          memory_vlm fit training.data.train_path=my/pictures training.data.val_path= model.memory.num_memory_tokens=16
+          memory_vlm fit training.data.train_path=my/images training.data.val_path= model.memory.num_memory_tokens=16
 Status: 0 done, 1 failed, 2 a mistake, 130 and 143 stopped with a checkpoint."""
 
 def exit_with(

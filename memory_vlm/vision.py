@@ -50,11 +50,8 @@ class MemoryAttention(Attention):
         if memory is not None: k, v = _append_memory(k, memory[0]), _append_memory(v, memory[1])
         return self.read(x, q, k, v, attn_mask, is_causal, query_slice)
 
-def _append_memory(
-    keys:Tensor,   # Keys or values of the sequence (B, H, N, d)
-    memory:Tensor, # Those of memory (H, M, d)
-)->Tensor:         # (B, H, N + M, d)
-    "Append memory's keys or values to those of every picture."
+def _append_memory(keys:Tensor, memory:Tensor)->Tensor:
+    "Append memory's keys or values to those of every image."
     return torch.cat([keys, memory.to(keys.dtype).expand(keys.shape[0], -1, -1, -1)], dim=2)
 
 # %% ../nbs/11_vision.ipynb #7ec20e0a
@@ -240,7 +237,7 @@ class MemoryViT(VisionTransformer):
         seed:int=0,      # Seed of the k-means start
         ids:Tensor=None, # Tokens to set; None: all of them
     ):
-        "Set memory tokens to the k-means centers of the patch embeddings of some pictures."
+        "Set memory tokens to the k-means centers of the patch embeddings of some images."
         ids = slice(None) if ids is None else ids
         self.memory.tokens[ids] = patch_centers(self.patch_embed(images), self.layout.num_memory, seed)[ids]
 
@@ -297,10 +294,7 @@ def tower_kwargs(
 _VIT_SIZES = ('img_size', 'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio')
 _VIT_MEMORY = ('num_memory_tokens', 'memory_init', 'memory_update', 'memory_position', 'mem_alpha', 'memory_dim')
 
-def _build_vit(
-    arguments:dict, # Plain values: of `_VIT_SIZES` and `_VIT_MEMORY`, and of `VIT_KWARGS` as `model.vit_kwargs` has them
-    **kwargs,       # Further arguments of `MemoryViT`, as they are
-)->MemoryViT:
+def _build_vit(arguments:dict, **kwargs)->MemoryViT:
     "A tower from plain values. Raises `UserError` for an argument that is unknown."
     own = {k: v for k, v in arguments.items() if k in _VIT_SIZES + _VIT_MEMORY}
     other = tower_kwargs({k: v for k, v in arguments.items() if k not in own}, VIT_KWARGS, LayerNorm, 'model.vit_kwargs')
@@ -332,7 +326,7 @@ def memory_arguments(m): # Those of `MemoryViT.add_memory` from `cfg.model.memor
 def tiny_vit(
     seed:int=0, # Seed of the weights
     **kwargs,   # Changes
-)->MemoryViT:   # 64 wide, 3 deep, on 64 x 64 pictures
+)->MemoryViT:   # 64 wide, 3 deep, on 64 x 64 images
     "A seeded ViT small enough for a test."
     torch.manual_seed(seed)
     size = dict(img_size=64, patch_size=16, embed_dim=64, depth=3, num_heads=2, num_classes=10)
@@ -345,9 +339,7 @@ def vit_name(
     "The name of a tower in timm."
     return 'memory_vit.' + ','.join(f'{k}={v}' for k, v in arguments.items())
 
-def _parse_arguments(
-    words:str, # What stands after the dot
-)->dict:       # Of `_build_vit`
+def _parse_arguments(words:str)->dict:
     "The arguments that a name holds. Raises `UserError` where it holds something else."
     pairs = [w.partition('=') for w in words.split(',') if w]
     for key, equals, _ in pairs:
@@ -374,12 +366,7 @@ def memory_vit(
     return vit
 
 # %% ../nbs/11_vision.ipynb #9dfae03f
-def _register_size(
-    size:str,      # As timm calls it
-    width:int,     # D
-    depth:int,     # Blocks
-    num_heads:int, # H
-):                 # The function that timm calls
+def _register_size(size:str, width:int, depth:int, num_heads:int):
     "Register `memory_vit_SIZE_patch16_224`: timm's plain ViT, with 4 memory tokens unless told otherwise."
     plain = f'vit_{size}_patch16_224'
     def rename(weights, vit):

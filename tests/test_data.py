@@ -25,13 +25,13 @@ SMALL = ['--config-name=quickstart', 'training.batch_size=8', 'training.max_step
 
 
 def pairs(split='train', n=20):
-    "Pictures and captions."
+    "Images and captions."
     scenes = SceneSource(split, 'tiny', cache=False)
     return [(scenes.image(i), scenes.captions(i)[0]) for i in range(n)]
 
 
 def put(folder, n=20, split='train', suffix='.jpg'):
-    "Pictures in a folder, and their names and captions."
+    "Images in a folder, and their names and captions."
     folder.mkdir(parents=True, exist_ok=True)
     out = []
     for i, (picture, caption) in enumerate(pairs(split, n)):
@@ -56,7 +56,7 @@ def as_jsonl(at):
     (at.parent/'pairs.jsonl').write_text(''.join(json.dumps(dict(image=f'{at.name}/{n}', caption=[c, 'too'])) + '\n' for n, c in put(at)))
     return at.parent/'pairs.jsonl'
 
-def table_of(at): # Pictures inside
+def table_of(at): # Images inside
     rows = put(at)
     return pa.table(dict(image=[dict(bytes=(at/n).read_bytes(), path=n) for n, _ in rows], caption=[c for _, c in rows]))
 
@@ -159,7 +159,7 @@ def test_a_fit_runs_on_each_kind(make, tmp_path):
 def test_a_fit_runs_from_the_command_line(tmp_path):
     done = subprocess.run([sys.executable, 'train.py', *words_for(as_csv, tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert '20 pictures for training' in done.stdout
+    assert '20 images for training' in done.stdout
 
 
 ROWS = re.findall(r'^\| ([^|]+) \| `("?training\.data\.train_path=[^|]+)` \|$', (ROOT/'README.md').read_text(), re.M) # what you have, what to give
@@ -229,7 +229,7 @@ def test_a_hundred_thousand_files_open_in_seconds(tmp_path):
 def test_a_million_rows_open_in_seconds(tmp_path, suffix):
     import pyarrow.csv as pcsv
     Image.new('RGB', (8, 8)).save(tmp_path/'x.jpg')
-    names, captions = [f'{i:07}.jpg' for i in range(1_000_000)], [f'a picture of {i} things, and more words' for i in range(1_000_000)]
+    names, captions = [f'{i:07}.jpg' for i in range(1_000_000)], [f'an image of {i} things, and more words' for i in range(1_000_000)]
     for i in (0, 1, 2, 999_999): os.link(tmp_path/'x.jpg', tmp_path/names[i])
     table, path = pa.table(dict(image=names, caption=captions)), tmp_path/f'pairs.{suffix}'
     if suffix == 'csv': pcsv.write_csv(table, path)
@@ -266,7 +266,7 @@ USABLE = {
 UNUSABLE = {
     'cut.jpg': (lambda p: p.write_bytes(jpeg(pairs()[0][0])[:900]), 'cut short'),
     'empty.jpg': (lambda p: p.write_bytes(b''), 'empty file'),
-    'words.jpg': (lambda p: p.write_bytes(b'words'), 'not a picture'),
+    'words.jpg': (lambda p: p.write_bytes(b'words'), 'not an image'),
     'folder.jpg': (lambda p: p.mkdir(), 'is a directory'),
     'loop.jpg': (lambda p: p.symlink_to(p), 'too many levels of symbolic links'),
     'missing.jpg': (lambda p: None, 'missing file'),
@@ -318,7 +318,7 @@ def test_a_caption_is_used_if_something_can_be_read_in_it(caption, tmp_path):
 
 
 def spoiled_fit(tmp_path, *words):
-    "The configuration of a fit on 40 pictures, of which three are spoilt."
+    "The configuration of a fit on 40 images, of which three are spoilt."
     at = tmp_path/'train'
     if not at.exists():
         for name, caption in put(at, 40): (at/name).with_suffix('.txt').write_text(caption)
@@ -401,7 +401,7 @@ def test_workers_share_a_cache_and_its_limit_however_they_start(start, tmp_path)
     loader = loader.new(num_workers=2, persistent_workers=True) # they see what others decode after they have started
     loader.multiprocessing_context = start
     assert same(without, epochs_of(loader))
-    assert os.fstat(cache.file.fileno()).st_size == room # each picture once, whoever decoded it
+    assert os.fstat(cache.file.fileno()).st_size == room # each image once, whoever decoded it
     for p in (tmp_path/'x').glob('*.jpg'): p.unlink()
     assert same(without, epochs_of(loader))
 
@@ -415,7 +415,7 @@ def test_a_disk_without_room_for_a_cache_ends_no_epoch(tmp_path):
         from memory_vlm.data.sources import open_source
         source = open_source({str(tmp_path/'x')!r}, 'train')
         source.set_cache(cache := PixelCache(10**8))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)) # of any file: about two of these pictures
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)) # of any file: about two of these images
         loader = make_loader(source, image_size=32, batch_size=4, train=True, num_workers=2, persistent_workers=True)
         for epoch in range(3):
             loader.set_epoch(epoch)
@@ -423,7 +423,7 @@ def test_a_disk_without_room_for_a_cache_ends_no_epoch(tmp_path):
     """
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == '20 True\n'*3 and 'Decoded pictures are not kept any more: ' in done.stderr
+    assert done.stdout == '20 True\n'*3 and 'Decoded images are not kept any more: ' in done.stderr
 
 
 def test_a_fit_with_a_cache_is_the_same_fit_and_both_loaders_share_it(tmp_path):

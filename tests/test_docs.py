@@ -85,7 +85,7 @@ def test_pages_fit(site, chromium, width, scheme):
         for name in photograph.names(site) if (width, scheme) == (390, 'light') else SHOWN: # every page on a phone
             page.goto(f'{url}/{name}.html')
             if page.evaluate(photograph.TOO_WIDE): failures.append(f'{name} is wider than {width} pixels')
-            if not page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth)'): failures.append(f'{name} lacks a picture')
+            if not page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth)'): failures.append(f'{name} lacks an image')
     page.close()
     assert not failures, failures
 

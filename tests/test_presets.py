@@ -31,5 +31,5 @@ def test_a_preset_learns_as_it_did(preset, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('broken', ['training.learning_rate=2e-4', 'training.freeze=vision', 'training.data.train_path=scenes:easy:animals'])
 def test_a_band_sees_what_is_broken(broken, tmp_path):
-    "A tenth of the learning rate, no training of pictures, other pictures: each learns less than a band allows."
+    "A tenth of the learning rate, no training of images, other images: each learns less than a band allows."
     assert loss('registers', tmp_path/'run', broken) > BANDS['registers'][1]

@@ -32,14 +32,14 @@ def test_figures_are_those_of_the_runs(recipe):
         return
     recall, seconds = 100 * runs['i2t/R@1'], runs.cpu_seconds.mean()
     assert f'{recall.mean():.1f} % ± {recall.std():.1f} %' in said
-    assert f'{runs.valid.iloc[0]} pictures' in said and f'{100 * runs.chance.iloc[0]:.1f} %)' in said
+    assert f'{runs.valid.iloc[0]} images' in said and f'{100 * runs.chance.iloc[0]:.1f} %)' in said
     assert f'of {len(runs)} seeds' in said and runs.seed.is_unique
     assert abs(int(re.search(r'after (\d+) s', said)[1]) - seconds) < 1
 
 
 @pytest.fixture
 def stamps(tmp_path):
-    "A folder laid out as the package's: pictures among sub-folders, a line of text beside each."
+    "A folder laid out as the package's: images among sub-folders, a line of text beside each."
     for i in range(24):
         picture = tmp_path/'stamps'/f'kind{i % 3}'/f'{i}.png'
         picture.parent.mkdir(parents=True, exist_ok=True)

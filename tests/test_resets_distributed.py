@@ -1,4 +1,4 @@
-"""Ranks that see different pictures find the same memory tokens dead, and start them anew alike."""
+"""Ranks that see different images find the same memory tokens dead, and start them anew alike."""
 from types import SimpleNamespace
 import torch
 import torch.distributed as dist
@@ -11,9 +11,9 @@ RANKS = 2
 
 
 def end_of_window(rank, init):
-    "Usage on the pictures of this rank, its mean over ranks, and the tokens after the resets."
+    "Usage on the images of this rank, its mean over ranks, and the tokens after the resets."
     vit = tiny_vit(num_memory_tokens=6, memory_init=init)
-    for block in vit.blocks: block.attn.qkv.weight.data *= 20 # attention that differs from picture to picture
+    for block in vit.blocks: block.attn.qkv.weight.data *= 20 # attention that differs from image to image
     net = SimpleNamespace(visual=vit, mean=torch.zeros(3), std=torch.ones(3))
     resets = MemoryResetCallback(net, every=1)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(rank))
@@ -38,7 +38,7 @@ def one_rank(rank, store):
             every = [None] * RANKS
             dist.all_gather_object(every, found)
             alone, usage, before, after = zip(*every)
-            assert not torch.equal(*alone), 'the ranks saw different pictures'
+            assert not torch.equal(*alone), 'the ranks saw different images'
             assert torch.equal(*usage)
             torch.testing.assert_close(usage[0], (alone[0] + alone[1]) / 2)
             assert torch.equal(*before) and torch.equal(*after)

@@ -38,7 +38,7 @@ def one_thread():
 
 
 class Steps(Callback):
-    "What a step was: its number, loss, learning rate, place in the schedule, and whose pictures it saw."
+    "What a step was: its number, loss, learning rate, place in the schedule, and whose images it saw."
     order = 65
     def before_fit(self): self.seen = []
     def after_batch(self):

@@ -114,6 +114,6 @@ def test_compare(tmp_path, capsys):
     (tmp_path/'with/3').mkdir()   # still running
     compare.main(tmp_path/'with', tmp_path/'without')
     said = capsys.readouterr().out
-    assert '75.0 % of the pictures with 8 memory tokens' in said and '50.0 % with no memory' in said
+    assert '75.0 % of the images with 8 memory tokens' in said and '50.0 % with no memory' in said
     assert 'seeds 0 and 0' in said and 'Besides memory, the runs differ in: training.epochs' in said
     with pytest.raises(SystemExit, match='no finished run'): compare.run_folder(tmp_path)

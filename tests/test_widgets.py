@@ -68,14 +68,14 @@ def test_explorer_answers_mouse_and_keyboard_and_leaves_its_neighbour_alone(lab,
     expect(one).to_contain_text('CLS, layer 1, head 1')
     field(one, 'picture').fill('4')
     field(one, 'picture').press('Enter')
-    expect(picture(one)).to_have_attribute('title', re.compile('in picture 4, layer 1'))
+    expect(picture(one)).to_have_attribute('title', re.compile('in image 4, layer 1'))
     box = field(one, 'caption')
     box.fill('a cat above a dog')
     box.press('Enter')
     expect(one).to_contain_text('cosine')
 
-    assert nb.ask('[one.picture, one.layer, one.head, one.token, one.patch, one.caption]') == [4, 1, 1, 'cls', -1, 'a cat above a dog']
-    assert nb.ask('[two.picture, two.layer, two.head, two.token]') == [0, 0, 'mean', 0]
+    assert nb.ask('[one.image, one.layer, one.head, one.token, one.patch, one.caption]') == [4, 1, 1, 'cls', -1, 'a cat above a dog']
+    assert nb.ask('[two.image, two.layer, two.head, two.token]') == [0, 0, 'mean', 0]
     assert two.inner_text() == before
 
     assert nb.ask("str(one.export_html('explorer.html'))") == 'explorer.html'

@@ -37,7 +37,7 @@ def show(name, value): return f'{value:.4f}' if name == 'val_loss' else f'{100*v
 def sentence(labels, finals, seeds):
     "What two single runs show, and no more."
     first = [show(METRICS[0], f[METRICS[0]]) for f in finals]
-    return (f'The right caption came first for {first[0]} of the pictures with {labels[0]}, '
+    return (f'The right caption came first for {first[0]} of the images with {labels[0]}, '
             f'and for {first[1]} with {labels[1]}.\n'
             f'That is one run of each (seeds {seeds[0]} and {seeds[1]}). Another seed moves both figures, so it does '
             'not show which is better: that takes several seeds of each.')

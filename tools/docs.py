@@ -126,7 +126,7 @@ def fold(source):
 
 
 def output(out, folder, name):
-    "One output of a cell as Markdown; pictures become files."
+    "One output of a cell as Markdown; images become files."
     data = out.get('data', {})
     for kind, ending in (('image/png', 'png'), ('image/svg+xml', 'svg')):
         if kind in data:
@@ -229,7 +229,7 @@ def navigation(found):
 
 
 def write(folder):
-    "All Markdown, pictures and the configuration of the site."
+    "All Markdown, images and the configuration of the site."
     docs, found = folder/'docs', pages()
     for path, place in found.items():
         (docs/place).parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ def names(site):
 
 
 def photograph(site, folder, pages):
-    "A picture of each page on each screen. Returns those that are wider than a screen."
+    "An image of each page on each screen. Returns those that are wider than a screen."
     wide, (site, folder) = [], map(Path, (site, folder))
     folder.mkdir(parents=True, exist_ok=True)
     with served(site) as url, browser() as chromium:
@@ -42,7 +42,7 @@ def photograph(site, folder, pages):
                 page.goto(f'{url}/{name}.html', wait_until='networkidle')
                 if page.evaluate(TOO_WIDE): wide.append(f'{name} at {width}')
                 height = min(3600, page.evaluate('document.documentElement.scrollHeight'))
-                page.set_viewport_size(dict(width=width, height=height)) # a full-page picture would scroll, and the tabs hide then
+                page.set_viewport_size(dict(width=width, height=height)) # a full-page image would scroll, and the tabs hide then
                 page.screenshot(path=folder/f"{name.replace('/', '-')}-{width}-{scheme}.png")
                 page.set_viewport_size(dict(width=width, height=900))
             page.close()

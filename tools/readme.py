@@ -18,7 +18,7 @@ def from_top(match):
     return start + posixpath.normpath(posixpath.join('nbs', target))
 
 def text_of(output):
-    "The text of an output; a picture has none (the README shows pictures from files)."
+    "The text of an output; an image has none (the README shows images from files)."
     if any(kind.startswith('image/') for kind in output.get('data', {})): return ''
     return ''.join(output.get('text', output.get('data', {}).get('text/plain', ''))).rstrip()
 

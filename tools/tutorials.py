@@ -1,7 +1,7 @@
 """Run the tutorials in full and keep what they show: `python tools/tutorials.py [NOTEBOOK ...]`.
 
 Most train for minutes. A live widget is only a name once its kernel is gone, so the notebooks show a snapshot beside
-each, and the widget's own output is left out; so are progress bars and warnings. Large pictures keep 256 colors."""
+each, and the widget's own output is left out; so are progress bars and warnings. Large images keep 256 colors."""
 import base64, io, sys
 from pathlib import Path
 import nbformat
@@ -22,7 +22,7 @@ def worth_keeping(output):
 
 
 def shrink(data):
-    "Store a large picture with 256 colors."
+    "Store a large image with 256 colors."
     if len(data.get('image/png', '')) < 100_000: return
     small = io.BytesIO()
     Image.open(io.BytesIO(base64.b64decode(data['image/png']))).quantize(256, method=Image.Quantize.FASTOCTREE).save(small, 'PNG', optimize=True)

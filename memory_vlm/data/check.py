@@ -25,27 +25,27 @@ from .tokenizer import caption_ids
 class DataReport:
     "What `check` found."
     name:str                 # Of the source
-    total:int                # Pictures in it
-    bad:BadSamples           # What could not be used; `bad.seen` pictures were looked at
+    total:int                # Images in it
+    bad:BadSamples           # What could not be used; `bad.seen` images were looked at
     seconds:float = 0.       # Time that took
-    sizes:list = field(default_factory=list)     # (width, height) of each picture (pixels)
-    counts:list = field(default_factory=list)    # Captions of each picture
+    sizes:list = field(default_factory=list)     # (width, height) of each image (pixels)
+    counts:list = field(default_factory=list)    # Captions of each image
     tokens:list = field(default_factory=list)    # Length of each caption (tokens)
     copies:list = field(default_factory=list)    # Pairs of names whose files are the same
     captions:Counter = field(default_factory=Counter) # How often each caption stands
-    sheet:list = field(default_factory=list)     # Some pictures, uint8 (3,112,112), with a caption
-    attribution:str = ''     # To be printed beside its pictures
+    sheet:list = field(default_factory=list)     # Some images, uint8 (3,112,112), with a caption
+    attribution:str = ''     # To be printed beside its images
 
     @property
     def problems(self)->list[str]:
         "Why training on this would fail; empty: it would not."
         lines = []
         if self.bad.too_many: lines.append(f'{len(self.bad)} of {self.bad.seen} cannot be used, more than training.data.max_bad_fraction={self.bad.limit:g} allows')
-        if len(self.sizes) > 1 and len(self.captions) == 1: lines.append('all captions are the same, so no picture can be told from another')
+        if len(self.sizes) > 1 and len(self.captions) == 1: lines.append('all captions are the same, so no image can be told from another')
         return lines
 
     def to_dict(self)->dict: # Plain values, for JSON; spans are [smallest, median, largest]
-        "What was found, without the pictures."
+        "What was found, without the images."
         width, height = np.array(self.sizes).reshape(-1, 2).T
         spans = dict(width=width, height=height, captions=self.counts, tokens=self.tokens)
         return dict(name=self.name, pictures=self.total, looked_at=self.bad.seen, seconds=self.seconds, bad=dict(self.bad.reasons),
@@ -53,11 +53,11 @@ class DataReport:
                     **{k: np.quantile(v, [0, .5, 1]).tolist() if len(v) else None for k, v in spans.items()})
 
     def __str__(self):
-        lines = [f'{self.name}: {self.total:,} pictures, {self.bad.seen:,} of them looked at in {self.seconds:.1f} s']
+        lines = [f'{self.name}: {self.total:,} images, {self.bad.seen:,} of them looked at in {self.seconds:.1f} s']
         if self.sizes:
             shape = np.array(self.sizes)
             lines += [f'pixels    {_span(shape[:, 0])} wide, {_span(shape[:, 1])} high',
-                      f'captions  {_span(self.counts)} a picture, of {_span(self.tokens)} tokens'
+                      f'captions  {_span(self.counts)} an image, of {_span(self.tokens)} tokens'
                       + (f'; {sum(n >= 77 for n in self.tokens):,} are cut at 77' if max(self.tokens) >= 77 else '')]
         often = self.captions.most_common(1)
         if often and often[0][1] > 1: lines.append(f"the same  {self.captions.total() - len(self.captions):,} captions stand elsewhere too, '{often[0][0][:60]}' {often[0][1]:,} times")
@@ -67,7 +67,7 @@ class DataReport:
     __repr__ = __str__
 
     def figure(self): # Closed, else a notebook shows it twice
-        "A contact sheet: pictures as a model gets them, with a caption each."
+        "A contact sheet: images as a model gets them, with a caption each."
         import matplotlib.pyplot as plt
         pictures, words = zip(*self.sheet)
         made = image_grid(torch.stack(pictures), [w.replace('$', r'\$')[:80] for w in words], footer=self.attribution)
@@ -88,12 +88,12 @@ def _span(values): # Smallest, middle and largest
 def check(
     data,                    # What `open_source` takes, or a source
     split:str='train',       # 'train', 'valid' or 'test', where data come in parts
-    seconds:float=60.,       # Time after which no further picture is begun
+    seconds:float=60.,       # Time after which no further image is begun
     sheet:str|Path=None,     # File for the contact sheet (.png); None: none is written
     max_bad_fraction:float=.01, # As in the configuration
     **options,               # Further arguments of `open_source`, such as `caption_key`
 )->DataReport:
-    "Open data and as many of its pictures as time allows. Raises `UserError` if the data cannot be opened at all."
+    "Open data and as many of its images as time allows. Raises `UserError` if the data cannot be opened at all."
     source = data if isinstance(data, Source) else open_source(data, split, **options)
     report = DataReport(source.name, len(source), BadSamples(source.name, len(source), max_bad_fraction), attribution=source.attribution)
     start, seen = time.perf_counter(), {}
@@ -105,13 +105,8 @@ def check(
     if sheet and report.sheet: report.figure().savefig(sheet, dpi=120)
     return report
 
-def _inspect_sample(
-    source:Source,      # Pictures and captions
-    i:int,              # Which
-    report:DataReport,  # Gets what is found
-    seen:dict,          # Name of each file's digest so far
-):
-    "Add one picture to a report. Raises `UserError` if it cannot be used."
+def _inspect_sample(source:Source, i:int, report:DataReport, seen:dict):
+    "Add one image to a report. Raises `UserError` if it cannot be used."
     captions, pixels = source.captions(i), source.pixels(i)
     report.bad.count(1, [])
     report.sizes.append(pixels.shape[1::-1])

@@ -14,10 +14,8 @@ from .tables import make_table_source, split_rows, SPLITS, TableSource
 from .tables import cell_sizes, choose_columns, file_sizes, holds_bytes
 
 # %% ../../nbs/data/05_formats.ipynb #b17f9e1c
-def _coco_rows(
-    data:dict, # What the file holds
-)->tuple:      # Names of pictures, lists of captions, parts (None: not divided)
-    "COCO's captions, in the order of its pictures."
+def _coco_rows(data:dict)->tuple:
+    "COCO's captions, in the order of its images."
     captions = {}
     for a in data['annotations']:
         if 'caption' not in a: raise UserError('holds annotations without captions: COCO has its captions in captions_train2017.json and captions_val2017.json')
@@ -25,7 +23,7 @@ def _coco_rows(
     return [p['file_name'] for p in data['images']], [captions.get(p['id'], []) for p in data['images']], None
 
 def _karpathy_rows(data)->tuple: # As `_coco_rows`
-    "Pictures with their sentences, and which part each belongs to."
+    "Images with their sentences, and which part each belongs to."
     pictures = data['images']
     names = [os.path.join(p.get('filepath', ''), p['filename']) for p in pictures]
     return names, [[s['raw'] for s in p['sentences']] for p in pictures], [p.get('split') for p in pictures]
@@ -45,7 +43,7 @@ def _form(data): # The function that reads such JSON
 def open_json_annotations(
     path:str,           # The file
     split:str='train',  # 'train', 'valid' or 'test', for a file that has parts
-    image_dir:str=None, # Folder of the pictures; None: found
+    image_dir:str=None, # Folder of the images; None: found
 )->TableSource:
     "Open a JSON file of captions. Raises `UserError` for one of another kind."
     try:
@@ -73,9 +71,7 @@ def is_flickr_tokens(
         with open(path, encoding='utf-8', errors='replace') as f: return bool(_TOKEN_LINE.match(f.readline()))
     except OSError: return False
 
-def _flickr_splits(
-    folder:str, # Where the token file lies
-)->dict:        # Part of each picture that is named; empty: there are no such files
+def _flickr_splits(folder:str)->dict:
     "The parts that files beside a token file tell of."
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), 'dataset_flickr*.json'))):
         with open(path, encoding='utf-8') as f: return {p['filename']: p['split'] for p in json.load(f)['images']}
@@ -85,7 +81,7 @@ def _flickr_splits(
 def open_flickr_tokens(
     path:str,           # The file
     split:str='train',  # 'train', 'valid' or 'test', where files beside it tell
-    image_dir:str=None, # Folder of the pictures; None: found
+    image_dir:str=None, # Folder of the images; None: found
 )->TableSource:
     "Open a token file of Flickr. Raises `UserError` for a line of another form."
     captions = {}
@@ -98,9 +94,7 @@ def open_flickr_tokens(
     return _source(path, list(captions), list(captions.values()), [parts.get(n) for n in captions] if parts else None, split, image_dir)
 
 # %% ../../nbs/data/05_formats.ipynb #9971169b
-def _read_arrow(
-    files:list[str], # Arrow files of one data set, in order
-)->pa.Table:         # Mapped, not read
+def _read_arrow(files:list[str])->pa.Table:
     "The table that several Arrow files make."
     def opened(path):
         source = pa.memory_map(path)
@@ -109,7 +103,7 @@ def _read_arrow(
     return pa.concat_tables([opened(f) for f in files])
 
 class _ArrowBytes:
-    "Pictures in a column of Arrow files. An item is the bytes of a file, or its path."
+    "Images in a column of Arrow files. An item is the bytes of a file, or its path."
     def __init__(self,
         files:list[str], # Arrow files, in order
         column:str,      # Name of the column
@@ -125,9 +119,9 @@ class _ArrowBytes:
 def open_saved_dataset(
     path:str,               # Folder with state.json or dataset_dict.json
     split:str='train',      # 'train', 'valid' or 'test'
-    image_key:str=None,     # Column of pictures; None: a usual name
+    image_key:str=None,     # Column of images; None: a usual name
     caption_key:str=None,   # Column of captions, or several with commas between; None: a usual name
-    image_dir:str=None,     # Folder of pictures that are named and not held
+    image_dir:str=None,     # Folder of images that are named and not held
 )->TableSource:
     "Open a saved data set. Raises `UserError` for a part or a column that is not there."
     listed, is_dict = os.path.join(path, 'dataset_dict.json'), False

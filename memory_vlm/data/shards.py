@@ -16,9 +16,7 @@ from .tables import COLUMN_NAMES
 from .scenes import scenes_cache_dir
 
 # %% ../../nbs/data/07_shards.ipynb #244cfa1c
-def _tar_files(
-    path:str,          # A tar file that is not compressed
-)->Iterator[tuple]:    # (name, offset, size) of each file; (None, offset, 0) at last where the end is missing
+def _tar_files(path:str)->Iterator[tuple]:
     "The files in a tar, without reading them."
     with open(path, 'rb') as f:
         total = os.fstat(f.fileno()).st_size
@@ -41,16 +39,14 @@ def _tar_files(
                 long = None
         yield None, at, 0
 
-def _index_shard(
-    path:str,    # A tar file
-)->tuple:        # int64 (samples, 4): offset and size of picture and of text, -1 for a JSON's offset turned negative; what was left out
-    "Where the pictures of a shard and their texts are."
+def _index_shard(path:str)->tuple:
+    "Where the images of a shard and their texts are."
     samples, left, now, key = [], [], {}, None
     def close():
         texts = [now[s] for s in ('.txt', '.json') if s in now]
         picture = next((now[s] for s in now if s in IMAGE_SUFFIXES), None)
         if picture and texts: samples.append((*picture, *(texts[0] if '.txt' in now else (-texts[0][0], texts[0][1]))))
-        elif now: left.append('no picture' if texts else 'no text beside its picture' if picture else 'no pair')
+        elif now: left.append('no image' if texts else 'no text beside its image' if picture else 'no pair')
     for name, offset, size in _tar_files(path):
         if name is None:
             left.append('a shard that is cut short')
@@ -84,9 +80,7 @@ def _shard_index(path)->tuple: # As `_index_shard`
     except OSError: pass # a cache that cannot be written only costs time
     return samples, left
 
-def _expand_braces(
-    text:str,   # Such as 'x-{0000..0002}.tar' or '{a,b}.tar'
-)->list[str]:   # All names that it means
+def _expand_braces(text:str)->list[str]:
     "Write out ranges and choices in braces, and what * and ? match."
     found = re.search(r'\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}', text)
     if not found: return sorted(glob.glob(text)) if re.search(r'[*?]', text) and not is_remote(text) else [text]
@@ -124,7 +118,7 @@ def fetch_shard(
     return str(path)
 
 # %% ../../nbs/data/07_shards.ipynb #e7468f4f
-_SHUFFLE_WINDOW = 8 # Shards whose pictures are mixed
+_SHUFFLE_WINDOW = 8 # Shards whose images are mixed
 
 def _begins(path, mark):
     with open(path, 'rb') as f: return f.read(len(mark)) == mark
@@ -142,7 +136,7 @@ class ShardSource(FileSource):
         gone = [s for s in self.shards if not os.path.isfile(s)]
         if gone or not shards: raise UserError(f"{key}='{text}': {len(gone)} of {len(shards)} shards are not there, such as {gone[0] if gone else text}")
         packed = next((s for s in self.shards if _begins(s, b'\x1f\x8b')), None)
-        if packed: raise UserError(f"{key}='{text}': {packed} is compressed, which leaves no way to a picture but through all before it: gunzip it first")
+        if packed: raise UserError(f"{key}='{text}': {packed} is compressed, which leaves no way to an image but through all before it: gunzip it first")
         parts = [_shard_index(s) for s in self.shards]
         self.index = np.concatenate([p for p, _ in parts])
         self.starts = np.cumsum([0, *(len(p) for p, _ in parts)])
@@ -158,12 +152,12 @@ class ShardSource(FileSource):
     def sizes(self)->np.ndarray: return self.index[:, 1]
 
     def label(self, i)->str:
-        "Shard and name of picture `i`."
+        "Shard and name of image `i`."
         name = self._read(i, self.index[i, 0] - 512, 100).split(b'\0')[0].decode(errors='replace')
         return f'{self.shards[int(np.searchsorted(self.starts, i, "right")) - 1]}/{name}'
 
     def captions(self, i)->list[str]:
-        "The captions of picture `i`: lines of its text, or a field of its JSON."
+        "The captions of image `i`: lines of its text, or a field of its JSON."
         offset, size = self.index[i, 2:]
         text = decode_text(self._read(i, abs(offset), size), self.label(i))
         if offset > 0: return is_usable(text.splitlines(), self.label(i))
@@ -174,17 +168,14 @@ class ShardSource(FileSource):
         return is_usable([found] if isinstance(found, str) else found or [], self.label(i))
 
     def order(self, rng):
-        "Shards in drawn order, the pictures of `_SHUFFLE_WINDOW` of them mixed."
+        "Shards in drawn order, the images of `_SHUFFLE_WINDOW` of them mixed."
         shards = rng.permutation(len(self.shards))
         windows = (shards[k:k + _SHUFFLE_WINDOW] for k in range(0, len(shards), _SHUFFLE_WINDOW))
         return np.concatenate([rng.permutation(np.concatenate([np.arange(*self.starts[s:s + 2]) for s in w])) for w in windows])
 
 # %% ../../nbs/data/07_shards.ipynb #4abd062c
-def _sample_files(
-    source:Source, # Pictures and captions
-    i:int,         # Which
-)->dict:           # Bytes by suffix
-    "The files of one sample in a shard: the picture's own, if it has one, else a PNG."
+def _sample_files(source:Source, i:int)->dict:
+    "The files of one sample in a shard: the image's own, if it has one, else a PNG."
     pixels, captions, file = source.pixels(i), source.captions(i), source.file(i)
     data = Path(file).read_bytes() if isinstance(file, str) else file
     if data is None:
@@ -195,11 +186,7 @@ def _sample_files(
     suffix = next((s for mark, s in kinds.items() if data.startswith(mark)), '.tif')
     return {suffix: data, '.txt': '\n'.join(' '.join(c.split()) for c in captions).encode()}
 
-def _write_shard(
-    path:str,       # The tar file
-    source:Source,  # Pictures and captions
-    indices,        # Which of them
-)->int:             # Pairs in it
+def _write_shard(path:str, source:Source, indices)->int:
     "Write one shard and read it again. What cannot be used is named in a warning and left out."
     aside, count = f'{path}.part', 0
     with tarfile.open(aside, 'w') as tar:
@@ -219,9 +206,9 @@ def _write_shard(
     return count
 
 def make_shards(
-    source:Source,      # Pictures and captions
+    source:Source,      # Images and captions
     folder:str|Path,    # Where the shards go
-    per_shard:int=1000, # Pictures in each
+    per_shard:int=1000, # Images in each
     progress:Callable=None, # Called with (shards done, shards)
 )->str:                 # What to give as `train_path`
     "Write a source as shards, or go on with it. Raises `UserError` if the folder holds shards of something else."

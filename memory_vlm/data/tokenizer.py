@@ -17,10 +17,7 @@ from ..core import UserError, require
 
 # %% ../../nbs/data/11_tokenizer.ipynb #edb335d5
 @lru_cache(maxsize=8)
-def _open_tokenizer(
-    name:str='clip',    # `clip`, or a tokenizer of Hugging Face's: OWNER/NAME on the hub, or a folder
-    settings:str='{}',  # Further arguments of open_clip's tokenizer, as JSON
-)->SimpleTokenizer|HFTokenizer: # Shared by all callers
+def _open_tokenizer(name:str='clip', settings:str='{}')->SimpleTokenizer|HFTokenizer:
     "A tokenizer of open_clip's. Raises `UserError` for one that is not there, and `ImportError` with what to install."
     if name != 'clip': require('transformers', f'read captions as {name} does', extra='tokenizers')
     try:

@@ -36,40 +36,26 @@ from .classification import Prompts, TEMPLATES, class_balance, class_features, c
 class _Score:
     "A mean over queries, with its companions."
     value:float             # The mean
-    low:float               # Lower end of its 95 % interval over pictures
+    low:float               # Lower end of its 95 % interval over images
     high:float              # Upper end
     chance:float|None       # What guessing gives
     each:Tensor             # What each query got (Q,)
-    owner:Tensor            # The picture each query belongs to, int64 (Q,)
+    owner:Tensor            # The image each query belongs to, int64 (Q,)
 
-def _make_score(
-    each:Tensor,             # What each query got: hits, or any number (Q,)
-    chance:float|None=None,  # What guessing gives
-    owner:Tensor|None=None,  # The picture each query belongs to, int64 (Q,); None: one query a picture
-)->_Score:
+def _make_score(each:Tensor, chance:float|None=None, owner:Tensor|None=None)->_Score:
     "A mean and its interval."
     owner = torch.arange(len(each)) if owner is None else owner
     return _Score(each.double().mean().item(), *bootstrap_interval(each, owner), chance, each, owner)
 
 # %% ../../nbs/evaluation/06_compare.ipynb #66c2aa7d
-def _retrieval_scores(
-    images:Tensor,               # Unit length (N, D)
-    texts:Tensor,                # Unit length (C, D)
-    owner:Tensor,                # Picture of each text, int64 (C,)
-    ks:Sequence[int]=(1, 5, 10), # Rank cut-offs (count)
-)->dict[str, _Score]:             # `i2t/R@k`, `t2i/R@k`
+def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, ks:Sequence[int]=(1, 5, 10))->dict[str, _Score]:
     "Recall in both directions."
     chance, owners = chance_recall(owner, ks), dict(i2t=None, t2i=owner)
     ranks = dict(zip(owners, retrieval_ranks(images, texts, owner)))
     return {f'{way}/R@{k}': _make_score(ranks[way] < k, chance[f'{way}/R@{k}'], owners[way]) for way in owners for k in ks}
 
-def _zero_shot_scores(
-    contender:EvalModel, # Whose text tower names the classes
-    prompts:Prompts,     # Names and sentences
-    images:Tensor,       # Unit length (N, D)
-    labels:Tensor,       # int64 (N,), or bool (N, C) where a picture has several classes
-)->dict[str, _Score]:     # `zero-shot/acc@k`
-    "Shares of pictures whose class, or one of whose classes, comes among the first."
+def _zero_shot_scores(contender:EvalModel, prompts:Prompts, images:Tensor, labels:Tensor)->dict[str, _Score]:
+    "Shares of images whose class, or one of whose classes, comes among the first."
     several, C = labels.dim() == 2, len(prompts.classes)
     ranks = class_ranks(images, class_features(contender.model, contender.tokenize, prompts), labels)
     right = labels.sum(1).double().mean().item() if several else 1
@@ -77,22 +63,13 @@ def _zero_shot_scores(
     if several: return scores
     return scores | {'zero-shot/per class': _make_score((ranks < 1) * class_balance(labels), 1 / C)}
 
-def _probe_scores(
-    images:Tensor,       # Unit length (N, D)
-    labels:Tensor,       # int64 (N,)
-    train:Tensor,        # Unit length (T, D)
-    train_labels:Tensor, # int64 (T,)
-)->dict[str, _Score]:     # `knn/acc@1`, `probe/acc@1`
+def _probe_scores(images:Tensor, labels:Tensor, train:Tensor, train_labels:Tensor)->dict[str, _Score]:
     "What frozen features know, by neighbors and by a linear classifier."
     chance = 1 / len(train_labels.unique())
     found = dict(knn=knn_classes(train, train_labels, images), probe=probe_classes(train, train_labels, images))
     return {f'{name}/acc@1': _make_score(classes == labels, chance) for name, classes in found.items()}
 
-def _localization_scores(
-    contender:EvalModel, # With memory
-    source,              # Knows objects
-    num_images:int=256,  # Most pictures (the first)
-)->dict[str, _Score]:     # `where/pointing`, `where/energy in box`, `where/IoU`
+def _localization_scores(contender:EvalModel, source, num_images:int=256)->dict[str, _Score]:
     "How well memory tokens point at objects; chance is an even map."
     found = memory_features(contender.model, contender.make_batches(source, 64), num_images)
     names = [n.removeprefix('even ') for n in found if n.startswith('even ')]
@@ -115,10 +92,10 @@ class Comparison:
     "What `eval_models` found. It prints as a Markdown table; in a notebook it shows itself."
     data:str                                     # What was evaluated on
     scores:dict                                  # Name of the model -> `_Score` by name
-    about:dict = field(default_factory=dict)     # Number of pictures and texts, date, machine, versions
+    about:dict = field(default_factory=dict)     # Number of images and texts, date, machine, versions
 
     def differences(self)->dict: # Name of the model -> (mean, low, high) by name of the score
-        "Each model after the first, less the first, over the same draws of pictures."
+        "Each model after the first, less the first, over the same draws of images."
         (_, first), *others = self.scores.items()
         def less(a, b): return _make_score(a.each.double() - b.each.double(), owner=a.owner)
         pairs = {name: {k: less(s, first[k]) for k, s in scores.items() if k in first} for name, scores in others}
@@ -145,7 +122,7 @@ class Comparison:
             chance = next((s[k].chance for s in self.scores.values() if k in s), None)
             rows.append([k, *(cell(n, k) for n in names), '' if chance is None else f'{chance:.1%}'])
         facts = ', '.join(f'{v:,} {k}' if isinstance(v, int) else str(v) for k, v in self.about.items() if k != 'versions')
-        return f'{self.data}: {facts}. In brackets 95 % intervals over pictures.\n\n' + '\n'.join(f"| {' | '.join(r)} |" for r in rows)
+        return f'{self.data}: {facts}. In brackets 95 % intervals over images.\n\n' + '\n'.join(f"| {' | '.join(r)} |" for r in rows)
     _repr_markdown_ = __repr__ = __str__
 
     def save(
@@ -158,9 +135,7 @@ class Comparison:
         return path
 
 # %% ../../nbs/evaluation/06_compare.ipynb #768d58e1
-def _open_eval_model(
-    name:str|Path, # A run, a checkpoint, a folder, OWNER/NAME of ours; or a model of open_clip's: NAME/TAG, local-dir:..., hf-hub:...
-)->EvalModel:
+def _open_eval_model(name:str|Path)->EvalModel:
     "Open a model for evaluation. Raises `UserError` for one that cannot be found."
     text = str(name)
     if text.startswith(('local-dir:', 'hf-hub:')): return open_clip_eval_model(text)
@@ -173,31 +148,22 @@ def _open_eval_model(
     return found
 
 def _has_object_boxes(source)->bool:
-    "Whether a source tells which objects its pictures show."
+    "Whether a source tells which objects its images show."
     return hasattr(source, 'objects') and hasattr(source, 'names')
 
-def _objects_in_caption(
-    source, # Knows objects, and the `names` of all that there are
-)->Tensor:  # bool (N, names)
-    "Which objects stand in each picture."
+def _objects_in_caption(source)->Tensor:
+    "Which objects stand in each image."
     rows = {n: i for i, n in enumerate(source.names)}
     labels = torch.zeros(len(source), len(rows), dtype=torch.bool)
     for i in range(len(source)): labels[i, [rows[name] for name, *_ in source.objects(i)]] = True
     return labels
 
-def _open_class_folder(
-    path:str|Path,        # Pictures in folders by class
-    prompts:Prompts|None, # Names for them
-)->LabeledSource:
-    "Labeled pictures under the names of the prompts."
+def _open_class_folder(path:str|Path, prompts:Prompts|None)->LabeledSource:
+    "Labeled images under the names of the prompts."
     return LabeledSource(path, prompts and prompts.names)
 
-def _labeled_features(
-    contender:EvalModel,    # On its device
-    source:LabeledSource,  # Pictures by class
-    how:tuple,              # Of `make_batches`: pictures in a batch, and so on
-)->tuple[Tensor, Tensor]:   # Unit length (n, D), and int64 (n,): only of what can be read
-    "Features and labels of pictures."
+def _labeled_features(contender:EvalModel, source:LabeledSource, how:tuple)->tuple[Tensor, Tensor]:
+    "Features and labels of images."
     device, features, rows = next(contender.model.parameters()).device, [], []
     with evaluation_mode(contender.model):
         for images, _, index in contender.make_batches(source, *how):
@@ -205,22 +171,14 @@ def _labeled_features(
             rows.append(index) # each has one caption
     return torch.cat(features), source.labels[torch.cat(rows)]
 
-def _object_names(
-    source,               # Knows the `names` of its objects
-    prompts:Prompts|None, # Other names for them
-)->Prompts:
-    "What the objects of pictures are called."
+def _object_names(source, prompts:Prompts|None)->Prompts:
+    "What the objects of images are called."
     if prompts is None: return Prompts(source.names, TEMPLATES['plain'])
     check_class_names(source.name, source.names, prompts.names)
     return Prompts([prompts.names[n] for n in source.names], prompts.templates)
 
-def _score_model(
-    contender:EvalModel,    # On its device
-    source:Source,          # Pairs, or labeled pictures
-    prompts:Prompts|None,   # None: the data's own names
-    known:LabeledSource|None, # For k-NN and linear probe
-    how:tuple,              # Of `make_batches`: pictures in a batch, and so on
-)->tuple:                   # (scores by name, number of pictures, number of texts)
+def _score_model(contender:EvalModel, source:Source, prompts:Prompts|None, known:LabeledSource|None,
+        how:tuple)->tuple:
     "All scores that the data allows."
     if isinstance(source, LabeledSource):
         images, labels = _labeled_features(contender, source, how)
@@ -238,13 +196,13 @@ def _score_model(
 
 def eval_models(
     names:Sequence,          # Models, as `_open_eval_model` takes them, or `EvalModel`s
-    data:str|Path,           # Pairs as training takes them, or pictures in folders by class; all of it, or a part that it comes in
+    data:str|Path,           # Pairs as training takes them, or images in folders by class; all of it, or a part that it comes in
     classes=None,            # A YAML file of classes and templates, 'imagenet', or `Prompts`; None: the data's own names
-    train:str|Path|None=None,# Pictures in folders by class, for k-NN and linear probe
+    train:str|Path|None=None,# Images in folders by class, for k-NN and linear probe
     split:str='valid',       # 'valid', 'test' or 'train', where data come in parts
-    batch_size:int=64,       # Pictures
+    batch_size:int=64,       # Images
     num_workers:int=0,       # Loader processes
-    max_bad_fraction:float=.01, # Largest share of pictures that cannot be used, 0..1
+    max_bad_fraction:float=.01, # Largest share of images that cannot be used, 0..1
     device:str|None=None,    # Where models run; None: a GPU if there is one
     **options,               # Of `open_source`: image_key, caption_key, image_dir
 )->Comparison:
@@ -254,8 +212,8 @@ def eval_models(
     folder = labeled_folder(data, split)
     labeled, known = (f and _open_class_folder(f, prompts) for f in (folder, train))
     if labeled and (idle := [k for k, v in options.items() if v is not None]):
-        raise UserError(f"{', '.join(idle)} is for pairs, and '{data}' is pictures in folders by class")
-    if known and not labeled: raise UserError(f"a training folder is for pictures in folders by class, which '{data}' is not")
+        raise UserError(f"{', '.join(idle)} is for pairs, and '{data}' is images in folders by class")
+    if known and not labeled: raise UserError(f"a training folder is for images in folders by class, which '{data}' is not")
     if known and known.classes != labeled.classes:
         raise UserError(f"'{train}' and '{data}' have different classes: {sorted(set(known.classes) ^ set(labeled.classes))[:5]}")
     device, found, counts, seen = device or ('cuda' if torch.cuda.is_available() else 'cpu'), {}, (0, 0), []
@@ -263,7 +221,7 @@ def eval_models(
         one = name if isinstance(name, EvalModel) else _open_eval_model(name)
         if one.name in found: raise UserError(f"two models are called '{one.name}'; each needs a name of its own")
         source = labeled or open_source(data, split, one.image_size, key='data', **options)
-        if prompts and not labeled and not _has_object_boxes(source): raise UserError(f"classes are for pictures in folders by class, which '{data}' is not")
+        if prompts and not labeled and not _has_object_boxes(source): raise UserError(f"classes are for images in folders by class, which '{data}' is not")
         if one.trained_on == str(data) and not source.has_split: seen.append(one.name)
         one.model.to(device)
         found[one.name], *counts = _score_model(one, source, prompts, known, (batch_size, num_workers, max_bad_fraction))

@@ -12,16 +12,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 # %% ../../nbs/evaluation/03_localization.ipynb #0ab4da9a
-def _patch_cover(
-    masks:Tensor, # bool (..., height, width)
-    grid:tuple,   # Rows and columns of patches (h, w)
-)->Tensor:        # (..., h, w), 0..1
+def _patch_cover(masks:Tensor, grid:tuple)->Tensor:
     "Share of each patch that a mask covers."
     return F.adaptive_avg_pool2d(masks.float().flatten(0, -3).unsqueeze(1), grid).reshape(*masks.shape[:-2], *grid)
 
 def box_masks(
     boxes:Sequence, # (left, top, right, bottom) in pixels, the last two one past the end
-    size:tuple,     # Height and width of the picture (pixels)
+    size:tuple,     # Height and width of the image (pixels)
 )->Tensor:          # bool (O, height, width)
     "Boxes as masks."
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
@@ -29,11 +26,7 @@ def box_masks(
     return masks
 
 # %% ../../nbs/evaluation/03_localization.ipynb #6fdc8114
-def _dilated_mask(
-    mask:Tensor,           # Where objects are, bool (B, height, width)
-    grid:tuple,            # Rows and columns of patches (h, w)
-    tolerance:float=None,  # Distance that still counts (pixels); None: 15/224 of the longer side
-)->Tensor:                 # fp32 (B, h, w): 1 where a patch's center is near enough to an object
+def _dilated_mask(mask:Tensor, grid:tuple, tolerance:float=None)->Tensor:
     "Patches whose center lies on an object, or close to one."
     height, width = mask.shape[-2:]
     radius = 15 / 224 * max(height, width) if tolerance is None else tolerance

@@ -37,9 +37,7 @@ def evaluation_mode(
 # %% ../../nbs/evaluation/04_validation.ipynb #e6526bf0
 PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
-def _in_file_order(
-    shares:list, # Of each rank: image features (n, D), text features (c, D), row of each text's image (c,), image_index of each image (n,)
-)->tuple[Tensor, Tensor, Tensor]: # The first three of all, as one process would have found them
+def _in_file_order(shares:list)->tuple[Tensor, Tensor, Tensor]:
     "Put what several ranks have encoded back into the order of the source."
     images, texts, owners, index = zip(*shares)
     order = torch.cat(index).argsort()
@@ -74,14 +72,8 @@ def encode(
     return own if getattr(dl, 'world_size', 1) == 1 else _in_file_order(gather_objects((*own, torch.cat(numbers))))
 
 # %% ../../nbs/evaluation/04_validation.ipynb #28ae701a
-def _validation_loss(
-    image_features:Tensor,         # L2-normalized (N, D)
-    text_features:Tensor,          # L2-normalized (C, D)
-    image_index:Tensor,            # Row of `image_features` that each text describes, int64 (C,)
-    logit_scale:Tensor|float,      # What cosines are multiplied by
-    logit_bias:Tensor|float=None,  # With a bias the loss is SigLIP's, without CLIP's
-    block:int=1024,                # Pairs compared with each other (count)
-)->float:                          # Mean over the blocks
+def _validation_loss(image_features:Tensor, text_features:Tensor, image_index:Tensor, logit_scale:Tensor|float,
+        logit_bias:Tensor|float=None, block:int=1024)->float:
     "Loss over fixed blocks of pairs."
     name, learned = ('clip', [logit_scale]) if logit_bias is None else ('siglip', [logit_scale, logit_bias])
     size = min(block, len(text_features))

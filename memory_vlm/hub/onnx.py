@@ -39,9 +39,7 @@ def example_input(
     if kind == 'text': return model.tokenize([' '.join(words[:3 + i % 12]) for i in range(batch)])
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
 
-def _model_facts(
-    model:MemoryCLIP, # Any
-)->dict:              # The content of export.json
+def _model_facts(model:MemoryCLIP)->dict:
     "What somebody must know who feeds the encoders."
     cfg, bias = model.cfg, model.logit_bias
     return dict(name=cfg.name, image=dict(shape=['batch', 3, cfg.image_size, cfg.image_size], dtype='float32', mean=list(cfg.mean), std=list(cfg.std)),
@@ -50,11 +48,7 @@ def _model_facts(
                 logit_scale=model.logit_scale.exp().item(), logit_bias=None if bias is None else bias.item())
 
 # %% ../../nbs/hub/02_onnx.ipynb #724d91bf
-def _write_onnx(
-    encoder:_Encoder, # To be written
-    inputs:Tensor,   # To trace with
-    path:Path,       # A .onnx file
-):
+def _write_onnx(encoder:_Encoder, inputs:Tensor, path:Path):
     "Write one encoder as ONNX. Weights of 1.5 GB and more go to a file beside it, as the format demands."
     for package in ('onnx', 'onnxscript', 'onnxruntime'): require(package, 'export to ONNX', extra='export')
     size = sum(p.numel() * p.element_size() for p in encoder.parameters())
@@ -72,30 +66,18 @@ def run_onnx(
     session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     return torch.from_numpy(session.run(None, dict(inputs=inputs.numpy()))[0])
 
-def _write_torch(
-    encoder:_Encoder, # To be written
-    inputs:Tensor,   # To trace with
-    path:Path,       # A .pt2 file
-):
+def _write_torch(encoder:_Encoder, inputs:Tensor, path:Path):
     "Write one encoder with torch.export."
     torch.export.save(torch.export.export(encoder, (inputs,), dynamic_shapes=({0: Dim('batch', min=1)},)), path)
 
-def _run_torch(
-    path:Path,     # What `_write_torch` wrote
-    inputs:Tensor, # (B, ...)
-)->Tensor:         # (B, D)
+def _run_torch(path:Path, inputs:Tensor)->Tensor:
     "Run an encoder that torch.export wrote."
     return torch.export.load(path).module()(inputs)
 
 FORMATS = dict(onnx=('.onnx', _write_onnx, run_onnx), torch=('.pt2', _write_torch, _run_torch))
 
 # %% ../../nbs/hub/02_onnx.ipynb #1cc04fca
-def _largest_difference(
-    run:Callable,     # (path, inputs) -> features
-    path:Path,        # What was written
-    encoder:_Encoder,  # What it was written from
-    *batches:Tensor,  # Inputs of several batch sizes
-)->float:             # Over all features
+def _largest_difference(run:Callable, path:Path, encoder:_Encoder, *batches:Tensor)->float:
     "How far a written encoder is from the model."
     return max((run(path, x) - encoder(x)).abs().max().item() for x in batches)
 

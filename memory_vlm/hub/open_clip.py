@@ -22,9 +22,7 @@ _OPEN_CLIP_DEFAULTS = dict(act_layer='gelu', norm_eps=1e-6, pre_norm=False, fina
              no_embed_class=False, init_values=None, qkv_bias=True, qk_norm=False, proj_bias=True, patch_bias=True) # timm's defaults
 _ACTIVATIONS = dict(gelu={}, gelu_tanh=dict(act_kwargs=dict(approximate='tanh')), quick_gelu={})
 
-def _text_config(
-    cfg, # `cfg.model.text`
-)->dict: # open_clip's `text_cfg`
+def _text_config(cfg)->dict:
     "The text tower, which is open_clip's own. Raises `UserError` for an activation that its configuration cannot name."
     kwargs = dict(cfg.kwargs)
     act, eps = kwargs.pop('act_layer', 'gelu'), kwargs.pop('norm_eps', None)
@@ -37,9 +35,7 @@ def _text_config(
     if cfg.tokenizer != 'clip': size |= dict(hf_tokenizer_name=cfg.tokenizer)
     return size | kwargs | _ACTIVATIONS[act] | ({} if eps is None else dict(norm_kwargs=dict(eps=eps)))
 
-def _unsupported_by_open_clip(
-    cfg,       # `cfg.model`
-)->list[str]:  # Empty: open_clip's own tower will do
+def _unsupported_by_open_clip(cfg)->list[str]:
     "What open_clip's own vision tower cannot express of a configuration, by key."
     vit, text_act = _OPEN_CLIP_DEFAULTS | dict(cfg.vit_kwargs), cfg.text.kwargs.get('act_layer', 'gelu')
     needs = dict(class_token=True, final_norm=True, qkv_bias=True, qk_norm=False, proj_bias=True)
@@ -50,9 +46,7 @@ def _unsupported_by_open_clip(
         found.append(f"vit_kwargs.act_layer={vit['act_layer']}")
     return found
 
-def _vision_config(
-    cfg, # `cfg.model`
-)->dict: # open_clip's `vision_cfg`
+def _vision_config(cfg)->dict:
     "The vision tower: open_clip's own where that will do, else ours by its name in timm."
     vit = _OPEN_CLIP_DEFAULTS | dict(cfg.vit_kwargs)
     if _unsupported_by_open_clip(cfg):
@@ -64,9 +58,7 @@ def _vision_config(
                 head_width=cfg.embed_dim // cfg.num_heads, no_ln_pre=not vit['pre_norm'], norm_kwargs=dict(eps=vit['norm_eps']),
                 **pool, **scale, **_ACTIVATIONS[vit['act_layer']])
 
-def _open_clip_config(
-    cfg, # `cfg.model`
-)->dict: # The content of open_clip_config.json
+def _open_clip_config(cfg)->dict:
     "A configuration in open_clip's words. Raises `UserError` for what it has no words for."
     quick = cfg.text.kwargs.get('act_layer') == 'quick_gelu'
     model = dict(embed_dim=cfg.proj_dim or cfg.embed_dim, quick_gelu=quick, custom_text=True, vision_cfg=_vision_config(cfg),
@@ -85,9 +77,7 @@ def _to_open_clip_name(name): # A parameter of timm's ViT as open_clip's calls i
     for old, new in _RENAMED.items(): name = name.replace(old, new)
     return name
 
-def _to_open_clip_state_dict(
-    vit:MemoryViT, # Without memory
-)->dict:           # Weights of open_clip's own vision tower
+def _to_open_clip_state_dict(vit:MemoryViT)->dict:
     "Rename weights, and write as positions what the other tower has no place for."
     weights = vit.state_dict()
     positions, bias = weights.pop('pos_embed')[0], weights.pop('patch_embed.proj.bias', None)                 # (N,D), (D,)
@@ -98,9 +88,7 @@ def _to_open_clip_state_dict(
                proj=torch.eye(vit.embed_dim, device=positions.device) if head is None else head.T)
     return out | {_to_open_clip_name(k): v for k, v in weights.items()}
 
-def _open_clip_weights(
-    model:MemoryCLIP, # Any
-)->dict[str, Tensor]: # On the CPU
+def _open_clip_weights(model:MemoryCLIP)->dict[str, Tensor]:
     "The weights of a model as `_open_clip_config` describes it."
     if _unsupported_by_open_clip(model.cfg):
         weights, read = model.visual.state_dict(), 'head.' if model.visual.new_head is None else 'new_head.'
@@ -116,15 +104,11 @@ import open_clip{first}
 
 model, _, preprocess = open_clip.create_model_and_transforms('{{place}}')
 tokenizer = open_clip.get_tokenizer('{{place}}')
-image_features = model.encode_image(preprocess(picture).unsqueeze(0), normalize=True)
+image_features = model.encode_image(preprocess(image).unsqueeze(0), normalize=True)
 text_features = model.encode_text(tokenizer(['a caption']), normalize=True)
 ```'''
 
-def _open_clip_card(
-    model:MemoryCLIP, # Any
-    place:str,        # As open_clip takes it: local-dir:FOLDER, or hf-hub:OWNER/NAME
-    **facts,          # Of `model_card`
-)->ModelCard:
+def _open_clip_card(model:MemoryCLIP, place:str, **facts)->ModelCard:
     "The card of a folder for open_clip: it says how that opens it, and what has to be imported."
     needed = _unsupported_by_open_clip(model.cfg)
     use = _USAGE.format(first=', memory_vlm.vision # registers the vision tower' if needed else '')

@@ -35,11 +35,7 @@ def as_learner(
                      tokenizer=text_tokenizer(cfg.model.text), max_bad_fraction=d.max_bad_fraction)
     return SimpleNamespace(model=trained.model, cfg=cfg, dls=SimpleNamespace(valid=dl, device=device))
 
-def _card_facts(
-    trained:TrainedModel, # Any
-    folder:Path,     # Where pictures go
-    look:bool=True,  # Whether to run the memory report and draw maps
-)->dict:             # Of `model_card`
+def _card_facts(trained:TrainedModel, folder:Path, look:bool=True)->dict:
     "Everything that a card can say of a model."
     cfg = trained.cfg
     if cfg is None: return {}
@@ -53,11 +49,7 @@ def _card_facts(
         print(f'The card says nothing of memory, for the validation data cannot be used: {e}')
         return facts
 
-def _memory_facts(
-    learn:SimpleNamespace, # Of `as_learner`
-    metrics:dict,          # Of its checkpoint
-    folder:Path,           # Where pictures go
-)->dict:                   # Of `model_card`: chance, and for a model with memory what it does
+def _memory_facts(learn:SimpleNamespace, metrics:dict, folder:Path)->dict:
     "What only the validation data can tell. Raises `UserError` if they cannot be used."
     gallery, figure = len(learn.dls.valid.source), memory_figures(learn)
     found = dict(chance={name: min(int(name.split('@')[1]) / gallery, 1) for name in metrics if '/R@' in name})
@@ -75,11 +67,7 @@ def _write_encoders(form): return lambda model, folder, facts: export_encoders(m
 
 _TARGETS = dict(hub=_write_hub, open_clip=_write_open_clip, **{form: _write_encoders(form) for form in FORMATS})
 
-def _push(
-    folder:Path,         # What `share` wrote
-    repo:str,            # OWNER/NAME
-    private:bool=False,  # Whether only its owner sees it
-)->str:                  # Where it stands now
+def _push(folder:Path, repo:str, private:bool=False)->str:
     "Upload a folder to the Hugging Face hub. Raises `UserError` if the hub refuses it."
     api = HfApi()
     try:

@@ -62,12 +62,12 @@ def memory_positions(
 
 # %% ../../nbs/interp/02_intervene.ipynb #a9d934b2
 class MemoryStates:
-    "The memory that entered each block: of the last pictures, and its moments over all of them."
+    "The memory that entered each block: of the last images, and its moments over all of them."
     def __init__(self, depth:int): # Blocks of the model
         self.last, self.sums, self.count = [None] * depth, [None] * depth, 0
 
     def remember(self, layer:int, memory:Tensor): # (B,R,D)
-        "Keep it until the next call. A picture that comes alone keeps one of the last batch for company."
+        "Keep it until the next call. An image that comes alone keeps one of the last batch for company."
         memory, before = memory.detach().clone(), self.last[layer]
         self.last[layer] = memory if before is None or len(memory) > 1 else torch.cat([before[-1:], memory])
 
@@ -81,23 +81,23 @@ class MemoryStates:
         if layer == 0: self.count += len(memory)
 
     def mean(self, layer:int)->Tensor: # (R,D)
-        "Average over pictures."
+        "Average over images."
         first, total, _ = self.sums[layer]
         return first + total / self.count
 
     def variance(self, layer:int)->Tensor: # (R,D)
-        "Variance over pictures."
+        "Variance over images."
         _, total, squares = self.sums[layer]
         return (squares / self.count - (total / self.count).square()).clamp_min(0)
 
     def size(self, layer:int)->tuple: # (R,1), (R,1)
-        "Mean and standard deviation of each row over pictures and channels."
+        "Mean and standard deviation of each row over images and channels."
         mean = self.mean(layer)
         spread = self.variance(layer).mean(-1, keepdim=True) + mean.var(-1, correction=0, keepdim=True)
         return mean.mean(-1, keepdim=True), spread.sqrt()
 
     def varies(self, layers)->bool:
-        "Whether memory differs from picture to picture in any of these layers, beyond rounding."
+        "Whether memory differs from image to image in any of these layers, beyond rounding."
         return any(self.variance(l).mean() > 1e-10 * self.mean(l).square().mean() for l in layers)
 
 # %% ../../nbs/interp/02_intervene.ipynb #aaf22c5b
@@ -112,10 +112,7 @@ def record_states(
 # %% ../../nbs/interp/02_intervene.ipynb #5fd91fbb
 KINDS = ('mask', 'zero', 'noise', 'reinit', 'mean', 'shuffle')
 
-def _derangement(
-    num:int,    # Things to permute (count, 2 or more)
-    seed:int=0, # Seed of the draw
-)->Tensor:      # int64 (num,)
+def _derangement(num:int, seed:int=0)->Tensor:
     "A random permutation that leaves nothing in its place: one cycle through everything."
     order = torch.randperm(num, generator=torch.Generator().manual_seed(seed))
     return order.roll(1)[order.argsort()]
@@ -135,18 +132,15 @@ def _shuffle(states, seed):
     def swap(layer, memory):
         pool = states.last[layer]
         if len(pool) != max(2, len(memory)):
-            raise UserError(f'shuffle has the memory of {len(pool)} pictures for a batch of {len(memory)}: '
-                            'record the states of this very batch, of two pictures at least')
+            raise UserError(f'shuffle has the memory of {len(pool)} images for a batch of {len(memory)}: '
+                            'record the states of this very batch, of two images at least')
         return pool[_derangement(len(pool), seed)[-len(memory):]]
     return swap
 
 _REPLACEMENTS = dict(zero=_zero, mean=_mean, noise=_noise, shuffle=_shuffle)
 
 # %% ../../nbs/interp/02_intervene.ipynb #8c84d8f8
-def _memory_mask(
-    layout:TokenLayout, # Where the tokens stand
-    tokens:list,        # Memory tokens that nobody may see
-)->Tensor:              # bool (N, K): True where a query may see a key
+def _memory_mask(layout:TokenLayout, tokens:list)->Tensor:
     "An attention mask that hides some memory tokens from all others."
     keys = [layout.memory.start + t for t in tokens]
     seen = torch.ones(layout.num_tokens, layout.num_keys, dtype=torch.bool)
@@ -174,10 +168,7 @@ def _mask(vit, tokens, layers):
         yield
 
 # %% ../../nbs/interp/02_intervene.ipynb #4ec47b0c
-def _fresh_tokens(
-    stored:MemoryTokens, # Memory of a model, left as it is
-    seed:int=0,          # Seed of the draw
-)->Tensor:               # (R, D)
+def _fresh_tokens(stored:MemoryTokens, seed:int=0)->Tensor:
     "Memory as it would be drawn anew. `patches` is drawn as `learnable` is."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -222,7 +213,7 @@ def intervene(
     if kind in ('mean', 'noise', 'shuffle') and (states is None or not states.count):
         raise UserError(f'{kind} needs states: run the model within record_states(model) first')
     if kind in ('mean', 'shuffle') and not states.varies(layers):
-        raise UserError(f'{kind} would change nothing: in these layers memory is the same for every picture')
+        raise UserError(f'{kind} would change nothing: in these layers memory is the same for every image')
     with torch.compiler.set_stance('force_eager'): # compiled code hears no hooks
         if kind == 'mask': change = _mask(vit, tokens, layers)
         elif kind == 'reinit': change = _reinit(vit, rows, layers, seed)

@@ -66,17 +66,17 @@ def is_dead(
 
 # %% ../../nbs/interp/01_stats.ipynb #632c20df
 def usage_information(
-    mean_shares:Tensor,  # Shares averaged over pictures (..., M)
-    mean_entropy:Tensor, # Entropies of the shares of each picture, averaged (...)
+    mean_shares:Tensor,  # Shares averaged over images (..., M)
+    mean_entropy:Tensor, # Entropies of the shares of each image, averaged (...)
 )->Tensor:               # Nats (...), 0..log M
-    "What knowing the picture says about which tokens are used."
+    "What knowing the image says about which tokens are used."
     return entropy(mean_shares) - mean_entropy
 
 def variance_share(
-    mean_state:Tensor,  # States averaged over pictures (..., M, D)
-    mean_square:Tensor, # Squared length of the states, averaged over pictures (..., M)
+    mean_state:Tensor,  # States averaged over images (..., M, D)
+    mean_square:Tensor, # Squared length of the states, averaged over images (..., M)
 )->Tensor:              # (...), 0..1
-    "Share of what memory holds that differs from picture to picture."
+    "Share of what memory holds that differs from image to image."
     return 1 - mean_state.square().sum((-2, -1)) / mean_square.sum(-1).clamp_min(1e-30)
 
 # %% ../../nbs/interp/01_stats.ipynb #12d461b2
@@ -122,19 +122,19 @@ def norm_contrast(
 
 # %% ../../nbs/interp/01_stats.ipynb #89305786
 def bootstrap_weights(
-    num_images:int, # Pictures (count)
+    num_images:int, # Images (count)
     draws:int=1000, # Draws (count)
     seed:int=0,     # Of the draws
-)->Tensor:          # Share of each picture in each draw, fp32 (draws, num_images), rows sum to 1
-    "How often each picture is drawn, as weights for averages."
+)->Tensor:          # Share of each image in each draw, fp32 (draws, num_images), rows sum to 1
+    "How often each image is drawn, as weights for averages."
     drawn = torch.randint(num_images, (draws, num_images), generator=torch.Generator().manual_seed(seed))
     return torch.zeros(draws, num_images).scatter_add_(1, drawn, torch.full(drawn.shape, 1 / num_images))
 
 def weighted_means(
-    features:dict,  # Name: one value per picture, fp32 (num_images, ...)
+    features:dict,  # Name: one value per image, fp32 (num_images, ...)
     weights:Tensor, # (draws, num_images)
 )->dict:            # Name: averages (draws, ...)
-    "Averages over pictures, for each draw."
+    "Averages over images, for each draw."
     return {name: torch.tensordot(weights, x, dims=1) for name, x in features.items()}
 
 def percentile_interval(

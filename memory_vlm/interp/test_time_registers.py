@@ -22,25 +22,21 @@ from ..tokens import TokenLayout
 from ..vision import MemoryViT
 
 # %% ../../nbs/interp/05_test_time_registers.ipynb #b5fa728f
-def _find_timm_vit(
-    model, # A timm VisionTransformer (a MemoryViT is one), a module that contains one, or a fastai Learner of one
-)->VisionTransformer:
+def _find_timm_vit(model)->VisionTransformer:
     "The ViT in a model. Raises `UserError` if there is none whose MLPs can be read."
     module = model if isinstance(model, nn.Module) else getattr(model, 'model', None)
     for m in module.modules() if isinstance(module, nn.Module) else ():
         if isinstance(m, VisionTransformer) and all(hasattr(getattr(b, 'mlp', None), 'fc2') for b in m.blocks): return m
     raise UserError(f'{type(model).__name__} holds no timm VisionTransformer with an MLP (fc1, fc2) in each block')
 
-def _layout_of(
-    vit:VisionTransformer, # Any
-)->TokenLayout:            # timm's registers count as memory
+def _layout_of(vit:VisionTransformer)->TokenLayout:
     "Where the tokens of a ViT stand."
     if isinstance(vit, MemoryViT): return vit.layout
     return TokenLayout(vit.patch_embed.grid_size, vit.num_reg_tokens, 'prepend', int(vit.has_class_token))
 
 @torch.no_grad()
-def _forward_images(model, images:Tensor, hooks:list): # Pictures as the model takes them; (module, method, function)
-    "Pictures through a model in eval mode, with hooks."
+def _forward_images(model, images:Tensor, hooks:list): # Images as the model takes them; (module, method, function)
+    "Images through a model in eval mode, with hooks."
     model = getattr(model, 'model', model)
     forward = getattr(model, 'encode_image', model)
     with ExitStack() as stack:
@@ -63,7 +59,7 @@ def patch_norms(
 
 def outliers(
     norms:Tensor,         # Of `patch_norms` (..., P)
-    threshold:float=None, # Norm of an outlier; None: three medians of the picture
+    threshold:float=None, # Norm of an outlier; None: three medians of the image
 )->Tensor:                # bool (..., P)
     "Which patches are outliers."
     if threshold is not None: return norms > threshold
@@ -76,12 +72,7 @@ class Neuron(NamedTuple):
     index:int         # Hidden unit
     activation:float  # Its mean at outlier patches
 
-def _mean_activations(
-    model,         # As `_find_timm_vit` takes it
-    images:Tensor, # As the model takes them
-    where:Tensor,  # Patches that count, bool (B, P)
-    layers:list,   # Blocks
-)->Tensor:         # (layers, F)
+def _mean_activations(model, images:Tensor, where:Tensor, layers:list)->Tensor:
     "Mean of each neuron over some patches."
     vit = _find_timm_vit(model)
     layout, found = _layout_of(vit), [[] for _ in layers]
@@ -94,11 +85,11 @@ def _mean_activations(
 
 def register_neurons(
     model,                # As `_find_timm_vit` takes it
-    images:Tensor,        # As the model takes them: a few hundred pictures, or fewer (B, 3, height, width)
+    images:Tensor,        # As the model takes them: a few hundred images, or fewer (B, 3, height, width)
     num:int=10,           # Neurons (count)
     layer:int=None,       # Block behind which outliers are looked for; None: the one with the most
     layers:list=None,     # Blocks whose neurons are searched; None: up to where outliers appear
-    threshold:float=None, # Norm of an outlier; None: three medians of the picture
+    threshold:float=None, # Norm of an outlier; None: three medians of the image
 )->list:                  # Of `Neuron`, the most active first
     "Find the neurons that make outliers. Raises `UserError` where there are none. Source: arXiv 2506.08010."
     norms = patch_norms(model, images)
@@ -108,7 +99,7 @@ def register_neurons(
     where = found[:, layer] # (B,P)
     if not where.any():
         contrast = (norms / norms.median(-1, keepdim=True).values).max()
-        raise UserError(f'no patch is an outlier in these {len(images)} pictures (the longest has {contrast:.1f} times '
+        raise UserError(f'no patch is an outlier in these {len(images)} images (the longest has {contrast:.1f} times '
                         'the median norm): there is nothing to move')
     if layers is None: # as soon as half of them are outliers
         share = (found & where[:, None]).sum((0, 2)) / where.sum() # (L)
@@ -153,22 +144,17 @@ def test_time_register(
         yield model
 
 # %% ../../nbs/interp/05_test_time_registers.ipynb #db3c4751
-def _norm_maps(
-    model,         # As `_find_timm_vit` takes it
-    images:Tensor, # As the model takes them (B, 3, height, width)
-    neurons:list,  # As `test_time_register` takes them
-    layer:int=-1,  # Block
-)->Tensor:         # (B, 2, rows, columns)
+def _norm_maps(model, images:Tensor, neurons:list, layer:int=-1)->Tensor:
     "Norms of patches before and after the shift."
     before = patch_norms(model, images)[:, layer]
     with test_time_register(model, neurons): after = patch_norms(model, images)[:, layer]
     return _layout_of(_find_timm_vit(model)).to_grid(torch.stack([before, after], 1))
 
 def show_norm_maps(
-    pictures,      # uint8 pictures, as `token_overlays` takes them
+    pictures,      # uint8 images, as `token_overlays` takes them
     maps:Tensor,   # Of `_norm_maps` (B, 2, rows, columns)
     note:str='',   # Which model, block and number of neurons
-)->Plot:           # A row per picture
+)->Plot:           # A row per image
     "Norms of patches before and after, on one scale."
     return token_overlays(pictures, maps.numpy(), names=['before', 'with a register'], note=note,
                           label='norm of the patch', title='Patches before and after a test-time register')

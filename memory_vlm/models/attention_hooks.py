@@ -16,12 +16,7 @@ from ..core import UserError
 from ..memory import in_backward
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #6dc3d2eb
-def _attention_with_lse(
-    q:Tensor,           # Queries (B, H, N, d)
-    k:Tensor,           # Keys (B, H, K, d)
-    v:Tensor,           # Values (B, H, K, d)
-    dropout_p:float=0., # Share of the weights to drop
-)->tuple|None:          # Output (B, H, N, d) and log-sum-exp (B, H, N); None if torch would not use a fused kernel here
+def _attention_with_lse(q:Tensor, k:Tensor, v:Tensor, dropout_p:float=0.)->tuple|None:
     "What `F.scaled_dot_product_attention` returns, by the operator that it would choose, and that one's log-sum-exp."
     if q.device.type not in ('cpu', 'cuda'): return None
     aten, choice = torch.ops.aten, SDPBackend(torch._fused_sdp_choice(q, k, v, dropout_p=dropout_p))
@@ -37,14 +32,8 @@ def _attention_with_lse(
     return found[0], found[1].detach().reshape(*q.shape[:2], -1)[..., :q.shape[2]] # some kernels pad the queries
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #785b6a2c
-def _weights_from_lse(
-    q:Tensor,   # Queries (B, H, N, d)
-    k:Tensor,   # Keys (B, H, K, d)
-    lse:Tensor, # Log-sum-exp of every query's logits (B, H, N)
-    rows:slice=slice(None),    # Queries wanted
-    columns:slice=slice(None), # Keys wanted
-    out:Tensor=None,           # Where to put them, of any precision (B, H, rows, columns)
-)->Tensor:      # Attention weights (B, H, rows, columns), fp32 or as `out`
+def _weights_from_lse(q:Tensor, k:Tensor, lse:Tensor, rows:slice=slice(None), columns:slice=slice(None),
+        out:Tensor=None)->Tensor:
     "Some of the attention weights, without the others."
     q, k, lse = q[:, :, rows], k[:, :, columns], lse[:, :, rows].unsqueeze(-1) # (B,H,i,d), (B,H,j,d), (B,H,i,1)
     if out is None: out = q.new_empty(*q.shape[:3], k.shape[2], dtype=torch.float32)
@@ -54,10 +43,7 @@ def _weights_from_lse(
         out[some] = w.unflatten(0, (-1, q.shape[1]))
     return out
 
-def _image_chunk_size(
-    q:Tensor, k:Tensor, # Queries (B, H, i, d) and keys (B, H, j, d)
-    limit:int=2**18,    # Numbers that a CPU's cache holds beside others (count)
-)->int:                 # Images
+def _image_chunk_size(q:Tensor, k:Tensor, limit:int=2**18)->int:
     "How many images to compute together: on a CPU as many as fit into its cache, elsewhere all."
     (_, H, i, d), j = q.shape, k.shape[2]
     return len(q) if not q.is_cpu else max(1, limit // max(1, H * max(i * d, j * d, i * j)))
@@ -77,10 +63,7 @@ def explicit_attention(
     return (logits + attn_mask).softmax(-1)
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #06dbc8e3
-def _attend(
-    q:Tensor, k:Tensor, v:Tensor, # (B, H, N, d), (B, H, K, d), (B, H, K, d)
-    attn_mask:Tensor=None, dropout_p:float=0., is_causal:bool=False, # As F.scaled_dot_product_attention takes them
-)->tuple: # Its output, bit for bit, and a function: rows, columns[, out] -> weights before dropout (B, H, rows, columns)
+def _attend(q:Tensor, k:Tensor, v:Tensor, attn_mask:Tensor=None, dropout_p:float=0., is_causal:bool=False)->tuple:
     "`F.scaled_dot_product_attention`, and a way to ask for any of its weights."
     if torch.is_autocast_enabled(q.device.type): # as torch's own call does, which autocast knows by name
         q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))

@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 # %% ../../nbs/models/04_card.ipynb #b438acb2
-def _model_summary(
-    cfg, # `cfg.model`, or a mapping of its keys
-)->str:
+def _model_summary(cfg)->str:
     "Architecture and memory, in one sentence."
     m = cfg['memory']
-    tower = (f"A CLIP-style dual encoder: a vision transformer {cfg['embed_dim']} wide and {cfg['depth']} deep on pictures of "
+    tower = (f"A CLIP-style dual encoder: a vision transformer {cfg['embed_dim']} wide and {cfg['depth']} deep on images of "
              f"{cfg['image_size']} x {cfg['image_size']} pixels in patches of {cfg['patch_size']}, and open_clip's text transformer "
              f"{cfg['text']['embed_dim']} wide and {cfg['text']['depth']} deep.")
     if not m['enabled']: return f'{tower} It carries no memory tokens.'
@@ -32,11 +30,7 @@ image_features = model.encode_image(images, normalize=True) # uint8 (B, 3, {size
 text_features = model.encode_text(model.tokenize(['a caption']), normalize=True)
 ```'''
 
-def _metric_table(
-    metrics:Mapping,      # Value by name, 0..1 for shares
-    chance:Mapping={},    # What guessing gives, by the same names
-    intervals:Mapping={}, # (low, high) by the same names
-)->str:                   # Markdown
+def _metric_table(metrics:Mapping, chance:Mapping={}, intervals:Mapping={})->str:
     "Metrics with what they are to be compared with."
     def text(name, v): return f'{v:.1%}' if 0 <= v <= 1 and '/' in name else f'{v:.4g}'
     columns = ['metric', 'value'] + ['95 % interval'] * bool(intervals) + ['chance'] * bool(chance)

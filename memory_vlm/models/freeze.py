@@ -14,19 +14,13 @@ from ..core import UserError, closest
 _PARTS = dict(none=(), all=('*',), vision=('visual.*',), text=('text.*',), head=('visual.head.*', 'text.text_projection*', 'logit_*'),
              memory=MEMORY_NAMES)
 
-def _last_blocks(
-    model:MemoryCLIP, # A model
-    num:int,          # Blocks of each tower (count)
-)->tuple:             # Patterns of names
+def _last_blocks(model:MemoryCLIP, num:int)->tuple:
     "The last blocks of both towers, and what stands between them and the head."
     towers = {'visual.blocks': len(model.visual.blocks), 'text.transformer.resblocks': len(model.text.transformer.resblocks)}
     blocks = [f'{name}.{i}.*' for name, depth in towers.items() for i in range(max(0, depth - num), depth)]
     return (*blocks, 'visual.norm.*', 'visual.fc_norm.*', 'visual.attn_pool.*', 'text.ln_final.*')
 
-def _part_names(
-    model:MemoryCLIP, # A model
-    part:str,         # A word, last_N, or a pattern of names
-)->set:               # Names of parameters
+def _part_names(model:MemoryCLIP, part:str)->set:
     "The parameters that a part of `training.freeze` means. Raises `UserError` for a pattern that fits none."
     if last := re.fullmatch(r'last_(\d+)', part): return model.matching(_last_blocks(model, int(last[1])))
     found = model.matching(_PARTS.get(part, (part,)))

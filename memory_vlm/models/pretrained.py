@@ -32,9 +32,7 @@ from .pretrained_config import clip_config, vit_config
 from ..vision import MemoryViT
 
 # %% ../../nbs/models/03_pretrained.ipynb #8ab9fd61
-def _read_weights(
-    path, # A .safetensors, .pt, .pth or .bin file
-)->dict:  # Tensors by name
+def _read_weights(path)->dict:
     "The weights in a file. Raises `UserError` if reading them would run code, or if there are none."
     if not Path(path).is_file(): raise UserError(f"there is no file '{path}'")
     if Path(path).suffix in ('.npz', '.npy'):
@@ -49,18 +47,12 @@ def _read_weights(
     return clean_state_dict(weights.get('state_dict', weights))
 
 # %% ../../nbs/models/03_pretrained.ipynb #6ac453d8
-def _resize_positions(
-    weights:dict,    # Names as `MemoryViT` has them; changed in place
-    vit:MemoryViT,   # Of the wanted size
-):
-    "Interpolate the positions of a square picture to the grid of `vit`."
+def _resize_positions(weights:dict, vit:MemoryViT):
+    "Interpolate the positions of a square image to the grid of `vit`."
     pos, num_cls = weights['pos_embed'], 0 if vit.no_embed_class else vit.layout.num_cls # (1,cls+P,D)
     weights['pos_embed'] = resample_abs_pos_embed(pos, vit.layout.grid, num_prefix_tokens=num_cls)
 
-def _vision_weights(
-    weights:dict,  # Of a model of timm's or open_clip's
-    vit:MemoryViT, # Without memory, of the wanted size
-)->dict:           # Names as `vit` has them
+def _vision_weights(weights:dict, vit:MemoryViT)->dict:
     "The vision part of foreign weights, its positions resized."
     out = {k.replace('.ls_', '.ls'): v for k, v in checkpoint_filter_fn(weights, vit).items()}
     if isinstance(vit.fc_norm, nn.LayerNorm): out = {re.sub('^norm[.]', 'fc_norm.', k): v for k, v in out.items()}
@@ -68,10 +60,7 @@ def _vision_weights(
     if isinstance(vit.head, nn.Identity): out.pop('head.weight', None)
     return out
 
-def _clip_weights(
-    weights:dict,     # Of an open_clip model
-    model:MemoryCLIP, # Without memory, of the wanted size
-)->dict:              # Names as `model` has them
+def _clip_weights(weights:dict, model:MemoryCLIP)->dict:
     "The weights of an open_clip model under our names."
     weights = convert_to_custom_text_state_dict(weights)
     rest = {k: v for k, v in weights.items() if k.startswith('text.')}
@@ -117,10 +106,7 @@ def hub_errors(
         raise UserError(f"{name} is not in {hub_cache_dir()} and could not be fetched from {where} ({type(e).__name__}): "
                         f"is there a network? {local}") from e
 
-def _fetch_file(
-    place:str,  # A folder, or a repository of the hub
-    *names:str, # File names in order of preference
-)->Path|None:   # Where the file lies now
+def _fetch_file(place:str, *names:str)->Path|None:
     "The first of some files that a place has."
     if Path(place).is_dir(): return next((Path(place)/n for n in names if (Path(place)/n).exists()), None)
     for name in names:
@@ -129,9 +115,7 @@ def _fetch_file(
 
 # %% ../../nbs/models/03_pretrained.ipynb #41f3b4b7
 @pretrained_source('open_clip')
-def _open_clip_spec(
-    rest:str, # NAME/TAG or NAME/FILE
-)->PretrainedSpec:
+def _open_clip_spec(rest:str)->PretrainedSpec:
     "A model that open_clip knows."
     name, _, tag = rest.partition('/')
     whole, names, tags = f'open_clip:{rest}', open_clip.list_models(), list_pretrained_tags_by_model(name)
@@ -150,9 +134,7 @@ def _open_clip_spec(
 
 # %% ../../nbs/models/03_pretrained.ipynb #f976c600
 @pretrained_source('timm')
-def _timm_spec(
-    rest:str, # NAME.TAG or NAME/FILE
-)->PretrainedSpec:
+def _timm_spec(rest:str)->PretrainedSpec:
     "A vision tower that timm knows."
     whole, (name, _, path), names = f'timm:{rest}', rest.partition('/'), timm.list_models(pretrained=True)
     arch, _, tag = name.partition('.')
@@ -186,9 +168,7 @@ def _memory_clip_spec(place, stored): # Our own: `stored` is its config.json
     return PretrainedSpec(place, cfg, lambda: _read_weights(_fetch_file(place, 'model.safetensors')), rename)
 
 @pretrained_source('hf-hub')
-def _repository_spec(
-    place:str, # OWNER/NAME on the hub, or a folder
-)->PretrainedSpec:
+def _repository_spec(place:str)->PretrainedSpec:
     "A model in a folder or a repository."
     if path := _fetch_file(place, 'open_clip_config.json'):
         found, name = json.loads(path.read_text()), Path(place).name
@@ -222,11 +202,7 @@ def find_pretrained(
 _MAY_DIFFER = ('model.name', 'model.image_size', 'model.contrastive.loss_type', 'model.text.tokenizer')
 _MAY_ADD = {'drop_path_rate'} # to the keyword arguments of a tower
 
-def _fill_config(
-    cfg:DictConfig,    # A whole configuration
-    original:PretrainedSpec, # Where its sizes come from
-    given=(),          # Keys that are set even where they have the default
-)->DictConfig:         # A copy with the sizes of `original`
+def _fill_config(cfg:DictConfig, original:PretrainedSpec, given=())->DictConfig:
     "Take over what a model that exists fixes. Raises `UserError` for the first key that disagrees."
     cfg, theirs, schema = cfg.copy(), OmegaConf.create(dict(model=original.cfg)), schema_fields()
     if cfg.model.proj_dim and 'proj_dim' not in original.cfg: del theirs.model.proj # a projection of its own
@@ -252,10 +228,7 @@ def with_pretrained(
     return cfg if cfg.model.pretrained is None else _fill_config(cfg, find_pretrained(cfg.model.pretrained))
 
 # %% ../../nbs/models/03_pretrained.ipynb #01850d80
-def _load_pretrained_weights(
-    model:MemoryCLIP,  # Of the sizes of `original`
-    original:PretrainedSpec, # Whose weights it gets
-):
+def _load_pretrained_weights(model:MemoryCLIP, original:PretrainedSpec):
     "Fill a model. Raises `UserError` unless the weights are exactly those of the model."
     weights = original.rename(original.weights(), model)
     mine = model.state_dict()
@@ -267,11 +240,7 @@ def _load_pretrained_weights(
                         f"{' (such as ' + wrong[0] + ')' if wrong else ''}")
     model.load_state_dict(weights, strict=False)
 
-def _build_pretrained(
-    cls:type,          # MemoryCLIP
-    cfg:DictConfig,    # `cfg.model`, filled in
-    original:PretrainedSpec, # Where the weights come from
-)->MemoryCLIP:         # On the CPU, in training mode
+def _build_pretrained(cls:type, cfg:DictConfig, original:PretrainedSpec)->MemoryCLIP:
     "A model with the weights of one that exists, and the memory of a configuration."
     cfg = OmegaConf.to_container(cfg, resolve=True)
     later = cfg['memory']['enabled'] and 'memory' not in original.cfg
@@ -288,12 +257,7 @@ def make_model(
     return _build_pretrained(MemoryCLIP, cfg, find_pretrained(cfg.pretrained))
 
 # %% ../../nbs/models/03_pretrained.ipynb #07646be8
-def _open_pretrained(
-    cls:type,    # MemoryCLIP
-    name:str,    # As `find_pretrained` takes it
-    memory=None, # A preset by name, keys of `cfg.model.memory`, or None
-    **changes,   # Further keys of `cfg.model`, such as image_size
-)->MemoryCLIP:   # In evaluation mode
+def _open_pretrained(cls:type, name:str, memory=None, **changes)->MemoryCLIP:
     "What `MemoryCLIP.from_pretrained` does for models that are not its own."
     original = find_pretrained(name)
     root = OmegaConf.structured(Config)

@@ -20,19 +20,14 @@ from .text import TEXT_KWARGS
 from ..vision import ACTIVATIONS
 
 # %% ../../nbs/models/02_pretrained_config.ipynb #fa22d2d8
-def _square_side(
-    size,      # A side (pixels), or two
-    what:str,  # Whose
-)->int:
+def _square_side(size, what:str)->int:
     "The side of a square. Raises `UserError` for two different sides."
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     if height != width: raise UserError(f'{what} of {height} x {width} pixels are not square, which is not supported')
     return height
 
 # %% ../../nbs/models/02_pretrained_config.ipynb #7a85105d
-def _unsupported_features(
-    vit:VisionTransformer, # A model of timm's
-)->dict:                   # What `MemoryViT` lacks, in words: whether this model has it
+def _unsupported_features(vit:VisionTransformer)->dict:
     "What keeps a model of timm's from carrying memory."
     block = next(iter(getattr(vit, 'blocks', [])), None)
     if type(vit) is not VisionTransformer or type(block) is not Block:
@@ -47,20 +42,14 @@ def _unsupported_features(
             'its pooling is of another kind': type(vit.attn_pool) not in (type(None), AttentionPoolLatent)}
 
 # %% ../../nbs/models/02_pretrained_config.ipynb #43c46562
-def _activation(
-    act:nn.Module, # Of an MLP
-    name:str,      # Of the model
-)->str:            # One of `ACTIVATIONS`
+def _activation(act:nn.Module, name:str)->str:
     "The name of an activation. Raises `UserError` for one that has none here."
     if type(act) is nn.GELU: return 'gelu' if act.approximate == 'none' else 'gelu_tanh'
     found = [n for n, kind in ACTIVATIONS.items() if type(act) is kind]
     if not found: raise UserError(f"{name} uses {type(act).__name__}; known activations: {', '.join(ACTIVATIONS)}")
     return found[0]
 
-def _ratio(
-    hidden:int, # Hidden width of an MLP
-    width:int,  # Width around it
-)->float:       # `mlp_ratio` for which `int(width * mlp_ratio)` is `hidden`, whatever the rounding
+def _ratio(hidden:int, width:int)->float:
     return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 
 # %% ../../nbs/models/02_pretrained_config.ipynb #55b6cfc8
@@ -81,7 +70,7 @@ def vit_config(
         norm_eps=block.norm1.eps, act_layer=_activation(block.mlp.act, name))
     usual = {k: p.default for k, p in inspect.signature(VisionTransformer).parameters.items()}
     usual |= dict(norm_eps=1e-6, act_layer='gelu', fc_norm=vit.global_pool in ('avg', 'avgmax', 'max'))
-    return dict(image_size=_square_side(vit.patch_embed.img_size, f'{name}: pictures'), embed_dim=vit.embed_dim, depth=len(vit.blocks),
+    return dict(image_size=_square_side(vit.patch_embed.img_size, f'{name}: images'), embed_dim=vit.embed_dim, depth=len(vit.blocks),
                 patch_size=_square_side(vit.patch_embed.patch_size, f'{name}: patches'), num_heads=attn.num_heads,
                 mlp_ratio=_ratio(block.mlp.fc1.out_features, vit.embed_dim),
                 vit_kwargs={k: v for k, v in found.items() if v != usual[k]})
@@ -93,20 +82,12 @@ _KNOWN_VISION_KEYS = ('layers', 'width', 'head_width', 'mlp_ratio', 'patch_size'
 _KNOWN_TEXT_KEYS = ('context_length', 'vocab_size', 'width', 'heads', 'layers', 'mlp_ratio', 'act_kwargs', 'norm_kwargs', 'output_tokens',
              'hf_tokenizer_name', 'tokenizer_mode', 'tokenizer_kwargs', *TEXT_KWARGS)
 
-def _check_known_keys(
-    cfg,   # An open_clip configuration of a tower
-    seen,  # Names of the settings that we heed
-    name:str, # For the message
-):
+def _check_known_keys(cfg, seen, name:str):
     "Raise `UserError` for a setting that is changed and not heeded."
     other = [f.name for f in fields(cfg) if f.name not in seen and getattr(cfg, f.name) != f.default and not f.name.startswith('timm_')]
     if other: raise UserError(f"{name} cannot be opened: {', '.join(f'{k}={getattr(cfg, k)}' for k in other)} has no counterpart here")
 
-def _layer_kwargs(
-    cfg,          # An open_clip configuration of a tower
-    quick:bool,   # Whether the model uses quick-gelu
-    name:str,     # For messages
-)->dict:          # `act_layer` and `norm_eps`
+def _layer_kwargs(cfg, quick:bool, name:str)->dict:
     "The activation and the norms of an open_clip tower."
     act, norm = cfg.act_kwargs or {}, cfg.norm_kwargs or {}
     if act not in ({}, dict(approximate='tanh')) or set(norm) - {'eps'}:
@@ -115,11 +96,7 @@ def _layer_kwargs(
     return dict(norm_eps=norm.get('eps', 1e-5)) | (dict(act_layer=act) if act else {})
 
 # %% ../../nbs/models/02_pretrained_config.ipynb #3963e5b1
-def _open_clip_vit_config(
-    cfg:CLIPVisionCfg, # open_clip's configuration of the tower
-    quick:bool,        # Whether the model uses quick-gelu
-    name:str,          # For messages
-)->dict:               # Keys of `cfg.model`
+def _open_clip_vit_config(cfg:CLIPVisionCfg, quick:bool, name:str)->dict:
     "The configuration of a ViT of open_clip's own."
     if isinstance(cfg.layers, (list, tuple)): raise UserError(f'{name} cannot be opened: its vision tower is a ResNet, which has no tokens')
     _check_known_keys(cfg, _KNOWN_VISION_KEYS, name)
@@ -127,15 +104,11 @@ def _open_clip_vit_config(
     kwargs = _layer_kwargs(cfg, quick, name) | (dict(patch_bias=False) if cfg.no_ln_pre else dict(pre_norm=True))
     if cfg.pool_type == 'avg': kwargs |= dict(global_pool='avg', fc_norm=cfg.final_ln_after_pool)
     if cfg.ls_init_value is not None: kwargs |= dict(init_values=cfg.ls_init_value)
-    return dict(image_size=_square_side(cfg.image_size, f'{name}: pictures'), patch_size=_square_side(cfg.patch_size, f'{name}: patches'),
+    return dict(image_size=_square_side(cfg.image_size, f'{name}: images'), patch_size=_square_side(cfg.patch_size, f'{name}: patches'),
                 embed_dim=cfg.width, depth=cfg.layers, num_heads=cfg.width // cfg.head_width, mlp_ratio=cfg.mlp_ratio,
                 vit_kwargs=kwargs, proj='linear')
 
-def _timm_tower_config(
-    cfg:CLIPVisionCfg, # open_clip's configuration of the tower
-    width:int,         # Of the joint space
-    name:str,          # For messages
-)->dict:               # Keys of `cfg.model`
+def _timm_tower_config(cfg:CLIPVisionCfg, width:int, name:str)->dict:
     "The configuration of a timm model in open_clip's wrapping."
     with torch.device('meta'):
         tower = TimmModel(cfg.timm_model_name, width, cfg.image_size, cfg.timm_pool, cfg.timm_proj, cfg.timm_proj_bias)
@@ -148,7 +121,7 @@ def _timm_tower_config(
 def clip_config(
     name:str,      # Of the model
     cfg:dict,      # open_clip's configuration of the model
-    pictures:dict, # `mean` and `std` of its pictures, where they are not OpenAI's
+    pictures:dict, # `mean` and `std` of its images, where they are not OpenAI's
 )->dict:           # Keys of `cfg.model`
     "The configuration of an open_clip model. Raises `UserError` for what cannot be expressed."
     if 'multimodal_cfg' in cfg: raise UserError(f'{name} cannot be opened: it is a CoCa, whose text tower also writes')

@@ -20,32 +20,24 @@ from ..core import pick, UserError
 from ..distributed import gather_objects, rank, world_size
 
 # %% ../../nbs/training/02_checkpoint.ipynb #cc26f2da
-def _fsync_path(
-    path:Path, # File or folder
-):
+def _fsync_path(path:Path):
     "Push a file or a folder's entries from memory to the disk."
     handle = os.open(path, os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
 
-def _checksum(
-    path:Path, # File
-)->str:        # SHA-256 in hexadecimal
+def _checksum(path:Path)->str:
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../../nbs/training/02_checkpoint.ipynb #6aa757de
 UNFINISHED_PREFIX = '.unfinished-' # Start of the name of a folder that is being written or removed
 
-def _unique_path(
-    folder:Path, # Where something is to stand
-)->Path:         # The same, with a number where that name is taken
+def _unique_path(folder:Path)->Path:
     "A name that nothing has yet: replacing a folder takes two renames, and a kill between them would leave none."
     names = (folder if i == 1 else folder.with_name(f'{folder.name}-{i}') for i in range(1, 10_000))
     return next(f for f in names if not f.exists())
 
-def _remove_checkpoint(
-    folder:Path, # A checkpoint
-):
+def _remove_checkpoint(folder:Path):
     "Take a checkpoint away whole: what is left of an interrupted removal is not taken for one."
     away = _unique_path(folder.with_name(UNFINISHED_PREFIX + folder.name))
     folder.rename(away)
@@ -91,9 +83,7 @@ def read_manifest(
     except (OSError, ValueError): return None
 
 # %% ../../nbs/training/02_checkpoint.ipynb #c4084609
-def _verify_checkpoint(
-    folder:Path, # A checkpoint
-)->str:          # What is wrong with it, in words; empty if it is whole
+def _verify_checkpoint(folder:Path)->str:
     "Compare the files of a checkpoint with its manifest."
     manifest = read_manifest(folder)
     if manifest is None: return 'it has no manifest.json'
@@ -195,16 +185,13 @@ def prune_checkpoints(
         if p not in keep: _remove_checkpoint(p)
 
 # %% ../../nbs/training/02_checkpoint.ipynb #cfb20cd7
-def _random_state(
-)->dict: # Plain tensors and tuples, as a checkpoint may hold
+def _random_state()->dict:
     "The states of Python's, numpy's and torch's generators, that of this process's CUDA device too."
     kind, keys, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return dict(python=random.getstate(), numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest), torch=torch.get_rng_state(), cuda=cuda)
 
-def _set_random_state(
-    state:dict, # Of `_random_state`
-):
+def _set_random_state(state:dict):
     "Put the generators back to where they were."
     kind, keys, *rest = state['numpy']
     random.setstate(state['python'])
@@ -213,9 +200,7 @@ def _set_random_state(
     if state['cuda'] is not None and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
 
 # %% ../../nbs/training/02_checkpoint.ipynb #579c8cc8
-def _rng_to_tensors(
-    learn, # A fastai Learner in a fit
-)->dict:
+def _rng_to_tensors(learn)->dict:
     "What fastai's recorder and schedulers have gathered."
     r = learn.recorder
     losses = torch.stack(r.losses) if r.losses else torch.zeros(0)
@@ -223,10 +208,7 @@ def _rng_to_tensors(
                 smooth=(r.smooth_loss.val, r.smooth_loss.count),
                 hps=[dict(cb.hps) for cb in learn.cbs if isinstance(cb, ParamScheduler)])
 
-def _rng_from_tensors(
-    learn,      # A fastai Learner after `before_fit`
-    state:dict, # Of `_rng_to_tensors`
-):
+def _rng_from_tensors(learn, state:dict):
     "Put back what was recorded."
     r = learn.recorder
     r.lrs, r.iters, r.losses = list(state['lrs']), list(state['iters']), list(state['losses'])
@@ -236,9 +218,7 @@ def _rng_from_tensors(
     for cb, hps in zip(schedulers, state['hps']): cb.hps = {k: list(v) for k, v in hps.items()}
 
 # %% ../../nbs/training/02_checkpoint.ipynb #41a98039
-def _stateful_callbacks(
-    learn, # A fastai Learner
-)->dict:   # Callbacks by name
+def _stateful_callbacks(learn)->dict:
     "The callbacks that have a state to be kept."
     return {cb.name: cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
 

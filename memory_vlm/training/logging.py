@@ -64,17 +64,13 @@ class TensorBoardWriter:
     def close(self): self.writer.close()
 
 # %% ../../nbs/training/05_logging.ipynb #4fcbccc1
-def _has_wandb_key(
-    host:str, # Server, such as 'api.wandb.ai'
-)->bool:
+def _has_wandb_key(host:str)->bool:
     "Whether there is a key for `host`: in WANDB_API_KEY, or where `wandb login` puts it."
     if os.environ.get('WANDB_API_KEY'): return True
     try: return netrc.netrc(os.environ.get('NETRC')).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError): return False
 
-def _wandb_mode(
-    timeout:float=3., # Longest wait for the network (seconds)
-)->tuple[str, str]:   # Mode for `wandb.init`, and why it is not online (empty if it is)
+def _wandb_mode(timeout:float=3.)->tuple[str, str]:
     "Whether W&B can be online. `WANDB_MODE` is obeyed."
     if mode := os.environ.get('WANDB_MODE'): return mode, '' if mode == 'online' else f'WANDB_MODE={mode}'
     server = urlsplit(os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai'))
@@ -99,7 +95,7 @@ class WandbWriter:
                               tags=list(cfg.project.tags), config=OmegaConf.to_container(cfg, resolve=True),
                               settings=wandb.Settings(silent=True))
     def add(self, step:int, values:dict): self.run.log(values, step=step)
-    def add_picture(self, step:int, name:str, pixels): self.run.log({name: require('wandb', 'log pictures').Image(pixels)}, step=step)
+    def add_picture(self, step:int, name:str, pixels): self.run.log({name: require('wandb', 'log images').Image(pixels)}, step=step)
     def close(self): self.run.finish()
 
 # %% ../../nbs/training/05_logging.ipynb #f9f6ceca
@@ -130,7 +126,7 @@ class MetricLog:
     ):
         self._each(lambda w: w.add(step, values))
     @property
-    def shows(self)->bool: # Whether a picture would be seen anywhere
+    def shows(self)->bool: # Whether an image would be seen anywhere
         return any(hasattr(w, 'add_picture') for w in self.writers)
     def add_picture(
         self,
@@ -138,6 +134,6 @@ class MetricLog:
         name:str,    # Such as 'memory/maps'
         pixels,      # uint8 array (height, width, 3)
     ):
-        "Give a picture to the writers that show pictures."
+        "Give an image to the writers that show images."
         self._each(lambda w: w.add_picture(step, name, pixels) if hasattr(w, 'add_picture') else None)
     def close(self): self._each(lambda w: w.close())

@@ -37,11 +37,7 @@ def optimizer_kwargs(
     return (dict(fused=True) if 'fused' in known else {}) | mine
 
 # %% ../../nbs/training/01_optim.ipynb #63db5e1a
-def _lr_scales(
-    model:MemoryCLIP,         # A model
-    layer_decay:float=1.,     # Factor with each block away from a tower's end
-    memory_lr_scale:float=1., # Factor for memory, wherever it stands
-)->dict:                      # Factors on the learning rate by parameter name
+def _lr_scales(model:MemoryCLIP, layer_decay:float=1., memory_lr_scale:float=1.)->dict:
     "What each parameter's learning rate is multiplied by."
     memory, scales = model.matching(MEMORY_NAMES), {n: 1. for n, _ in model.named_parameters()}
     for prefix, tower in (('visual', model.visual), ('text', model.text)):
@@ -50,11 +46,7 @@ def _lr_scales(
         scales |= {n: layer_decay ** (max(layers.values()) - i) for n, i in layers.items()}
     return scales | dict.fromkeys(memory, memory_lr_scale)
 
-def _parameter_groups(
-    model:MemoryCLIP,   # A model
-    weight_decay:float, # Of weight matrices
-    **scales,           # Of `_lr_scales`
-)->list:                # Groups for an optimizer, each with its `weight_decay` and `lr_scale`
+def _parameter_groups(model:MemoryCLIP, weight_decay:float, **scales)->list:
     "What trains, by how it trains."
     groups, scales, spared = {}, _lr_scales(model, **scales), model.no_weight_decay()
     for name, p in model.named_parameters():

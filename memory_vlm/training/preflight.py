@@ -20,40 +20,28 @@ from ..distributed import max_over_ranks
 from .optim import schedule_kwargs
 
 # %% ../../nbs/training/06_preflight.ipynb #c8b3b8bc
-def _sample_images(
-    source:Source,     # Pictures and captions
-    most:int=32,       # Largest number of pictures
-    seconds:float=3.,  # Time after which no further picture is begun
-)->tuple:              # Pictures with their captions, what is wrong with others, and the seconds that each took
-    "Decode some pictures of a source. Raises `UserError` if none can be used."
+def _sample_images(source:Source, most:int=32, seconds:float=3.)->tuple:
+    "Decode some images of a source. Raises `UserError` if none can be used."
     start, seen, bad = time.perf_counter(), [], []
     for i in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
         try: seen.append((source.pixels(i), source.captions(i)))
         except UserError as e: bad.append(str(e))
         if time.perf_counter() - start > seconds: break
-    if not seen: raise UserError(f'None of {len(bad)} pictures of {source.name} that were looked at can be used: {bad[0]}')
+    if not seen: raise UserError(f'None of {len(bad)} images of {source.name} that were looked at can be used: {bad[0]}')
     return seen, bad, (time.perf_counter() - start) / len(seen + bad)
 
-def _data_problems(
-    seen:list, # Of `_sample_images`
-    bad:list,  # The same
-    name:str,  # What the source is called
-)->list[str]:  # Empty: none was found
+def _data_problems(seen:list, bad:list, name:str)->list[str]:
     "What cannot be learned from such data, one line each."
     captions, lines = {c for _, several in seen for c in several}, []
-    if bad: lines.append(f'{name}: {len(bad)} of {len(seen) + len(bad)} pictures looked at cannot be used, such as {bad[0]}')
+    if bad: lines.append(f'{name}: {len(bad)} of {len(seen) + len(bad)} images looked at cannot be used, such as {bad[0]}')
     if len(seen) > 1 and len(captions) == 1:
-        lines.append(f"{name}: the captions of all {len(seen)} pictures looked at are '{min(captions)}', so no picture can be told from another")
+        lines.append(f"{name}: the captions of all {len(seen)} images looked at are '{min(captions)}', so no image can be told from another")
     if all((p == p[:1, :1]).all() for p, _ in seen):
-        lines.append(f'{name}: each of {len(seen)} pictures looked at is of one color only')
+        lines.append(f'{name}: each of {len(seen)} images looked at is of one color only')
     return lines
 
 # %% ../../nbs/training/06_preflight.ipynb #22127df6
-def _try_step(
-    learn,             # A Learner of `make_learner`
-    most:int=32,       # Largest number of pairs
-    seconds:float=1.,  # A trial that takes so long is the last; few pairs say little of the time of many
-)->tuple:              # Seconds and bytes of activations of a pair
+def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
     "What a pair costs in training. All ranks do it together."
     model, loss, pairs = deepcopy(learn.model).train(), LOSSES[learn.cfg.model.contrastive.loss_type], 2
     most, device, dtype = min(most, learn.cfg.training.batch_size), learn.dls.device, PRECISIONS[learn.precision]
@@ -75,25 +63,18 @@ def _try_step(
             pairs *= 4
     return took / min(pairs, len(batch[0])), size
 
-def _memory_needed(
-    learn,                # A Learner of `make_learner`
-    bytes_of_pair:float,  # Of `_try_step`
-)->float:                 # Bytes
+def _memory_needed(learn, bytes_of_pair:float)->float:
     "About what training takes: weights, gradients and two moments of each, and the activations of one batch."
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in learn.model.parameters()]
     return sum(size * (4 if trains else 1) for size, trains in sizes) + bytes_of_pair * learn.cfg.training.batch_size
 
-def _memory_available(
-    device:torch.device, # Where a model trains
-)->float:                # Bytes; infinite where nobody says
+def _memory_available(device:torch.device)->float:
     "All the memory of a device."
     if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
     try: return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     except (AttributeError, ValueError, OSError): return float('inf')
 
-def _format_duration(
-    seconds:float, # A duration
-)->str:            # Such as '3.1 min'
+def _format_duration(seconds:float)->str:
     unit, size = next(u for u in (('s', 1), ('min', 60), ('h', 3600), ('days', 86400)) if seconds < 100 * u[1] or u[0] == 'days')
     return f'{seconds / size:.2g} {unit}'
 
@@ -119,6 +100,6 @@ def preflight(
         mistakes.append(f'training.batch_size={t.batch_size} takes about {needs / 1e9:.2g} GB, and {learn.dls.device} has {there / 1e9:.2g}; '
                         'accumulate_grad_batches makes as large a batch of smaller ones, grad_checkpointing keeps less of each')
     summary = [f'Before the fit: {steps:,} steps in an epoch, warm-up for {warmup:.0%} of the run; '
-               f'a picture is read in {times[0]}, for evaluation in {times[1]}',
+               f'an image is read in {times[0]}, for evaluation in {times[1]}',
                f'An epoch takes about {_format_duration(each * pairs * steps)} on {learn.dls.device}, training about {needs / 1e9:.2g} GB']
     return [*summary, *(f'Look at this: {m}' for m in mistakes)]

@@ -28,19 +28,13 @@ from ..vision import MemoryViT
 # %% ../../nbs/training/04_resets.ipynb #0f965eac
 MIN_SAMPLES = 8 # Steps of a window in which usage is measured
 
-def _is_sampled_step(
-    step:int,  # Optimizer step, from 1
-    every:int, # Length of a window (steps)
-)->bool:
+def _is_sampled_step(step:int, every:int)->bool:
     "Whether usage is measured in a step: in 8 of a window, in all of a window that is shorter."
     place = (step - 1) % every + 1
     return place * MIN_SAMPLES // every > (place - 1) * MIN_SAMPLES // every
 
 # %% ../../nbs/training/04_resets.ipynb #53d5a65a
-def _reading_tokens(
-    layout:TokenLayout, # Where the tokens stand
-    num_queries:int,    # Queries of a call of attention
-)->list:                # Slices of queries that are no memory
+def _reading_tokens(layout:TokenLayout, num_queries:int)->list:
     "Who of the queries counts. In `kv_protected` the new CLS asks alone, and only it can see memory."
     return [layout.cls, layout.patches] if num_queries == layout.num_tokens else [slice(None)]
 
@@ -75,23 +69,13 @@ class Usage:
         return (mean_over_ranks(usage) * self.num_keys).cpu()
 
 # %% ../../nbs/training/04_resets.ipynb #9b079382
-def _optimizer_rows(
-    memory:MemoryTokens, # A group of stored tokens
-    ids:Tensor,          # Tokens of it
-    num_memory:int,      # Its number of tokens M
-)->Tensor:               # Rows of `memory.tokens`
+def _optimizer_rows(memory:MemoryTokens, ids:Tensor, num_memory:int)->Tensor:
     "Where the numbers of some tokens stand."
     each = len(memory.tokens) // num_memory # 2 with `kv_head`
     return (ids[:, None] * each + torch.arange(each)).flatten()
 
 @torch.no_grad()
-def _reinit_rows(
-    vit:MemoryViT,    # With memory
-    group:int,        # Which of `vit.memory_tokens()`
-    ids:Tensor,       # Tokens of it
-    seed:int,         # Of the draw
-    images:Tensor,    # Normalized pictures for `patches` (B, 3, height, width)
-)->Tensor:            # The rows that were changed
+def _reinit_rows(vit:MemoryViT, group:int, ids:Tensor, seed:int, images:Tensor)->Tensor:
     "Draw some tokens anew by their `memory_init`."
     memory = vit.memory_tokens()[group]
     rows = _optimizer_rows(memory, ids, vit.layout.num_memory).to(memory.tokens.device)
@@ -104,11 +88,7 @@ def _reinit_rows(
     return rows
 
 # %% ../../nbs/training/04_resets.ipynb #f6de3dc6
-def _clear_moments(
-    opt:torch.optim.Optimizer, # What trains the parameter
-    param:nn.Parameter,        # The parameter
-    rows:Tensor,               # Rows of it
-):
+def _clear_moments(opt:torch.optim.Optimizer, param:nn.Parameter, rows:Tensor):
     "Set to zero what an optimizer remembers of some rows."
     for value in opt.state.get(param, {}).values():
         if torch.is_tensor(value) and value.shape == param.shape: value[rows] = 0
@@ -116,7 +96,7 @@ def _clear_moments(
 # %% ../../nbs/training/04_resets.ipynb #f818dbbc
 class MemoryResetCallback(Callback):
     "At the end of each window of `every` optimizer steps, give dead memory tokens a new start."
-    of_this_rank = True # the pictures it has seen in a window
+    of_this_rank = True # the images it has seen in a window
     run_valid, order = False, 60 # after the step; before evaluation, log and checkpoint, which then see the new tokens
     def __init__(
         self,
@@ -190,7 +170,7 @@ def end_window(self:MemoryResetCallback):
 # %% ../../nbs/training/04_resets.ipynb #82e696dc
 @patch(as_prop=True)
 def num_images(self:MemoryResetCallback)->int:
-    "Pictures of a batch that k-means looks at: k-means of a large batch would take longer than its step."
+    "Images of a batch that k-means looks at: k-means of a large batch would take longer than its step."
     return max(8, -(-2 * self.vit.layout.num_memory // self.vit.layout.num_patches))
 
 @patch

@@ -23,22 +23,17 @@ from ..overrides import command_words
 from .checkpoint import best_checkpoints, checkpoint_folder, list_checkpoints, read_manifest
 
 # %% ../../nbs/training/07_run_dir.ipynb #81cd3a79
-def _config_hash(
-    cfg:DictConfig, # A configuration
-)->str:             # Four hexadecimal digits
+def _config_hash(cfg:DictConfig)->str:
     "A short mark of what a configuration says."
     return hashlib.sha256(OmegaConf.to_yaml(cfg, resolve=True, sort_keys=True).encode()).hexdigest()[:4]
 
-def _job_number(
-)->str: # '-3' in the fourth job of a Hydra multirun, else empty
+def _job_number()->str:
     "The job's place in a sweep, which joins the name of its run."
     from hydra.core.hydra_config import HydraConfig
     if not HydraConfig.initialized() or HydraConfig.get().mode.name != 'MULTIRUN': return ''
     return f'-{HydraConfig.get().job.num}'
 
-def _list_runs(
-    cfg:DictConfig, # A configuration
-)->Path:            # `runs/<name>`
+def _list_runs(cfg:DictConfig)->Path:
     "Where the runs of a name lie."
     return Path('runs')/f'{cfg.training.logging.name}{_job_number()}'
 
@@ -93,9 +88,7 @@ _RESUMABLE_KEYS = ('training.resume', 'training.run_dir', 'training.preflight', 
         'training.data.pin_memory', 'training.data.persistent_workers', 'training.data.cache_mb', 'training.data.max_bad_fraction', 'project.') # Keys, or their beginnings, that change no step
 _SCHEDULE_KEYS = {'training.epochs', 'training.max_steps'} # Keys that set the course of the learning rate
 
-def _compared_settings(
-    cfg:DictConfig, # A configuration
-)->dict:            # Plain values by dotted key
+def _compared_settings(cfg:DictConfig)->dict:
     "What decides the steps of a run."
     plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     def value(key):
@@ -111,10 +104,7 @@ def config_differences(
     here, there = _compared_settings(cfg), _compared_settings(OmegaConf.load(folder/'config.yaml'))
     return {k: (there[k], here[k]) for k in here if there[k] != here[k]}
 
-def _raise_config_mismatch(
-    cfg:DictConfig, # A configuration
-    folder:Path,    # The run it cannot go on with
-):
+def _raise_config_mismatch(cfg:DictConfig, folder:Path):
     "Raise `UserError` that says where they differ."
     found = config_differences(cfg, folder)
     what = ', '.join(f'{k}={there} there and {here} here' for k, (there, here) in list(found.items())[:3])
@@ -126,9 +116,7 @@ def _raise_config_mismatch(
                     'For a new run: training.resume=null training.run_dir=null')
 
 # %% ../../nbs/training/07_run_dir.ipynb #4b5da5ad
-def _is_unfinished(
-    folder:Path, # A folder
-)->bool:
+def _is_unfinished(folder:Path)->bool:
     "Whether there is a run in it that has not come to its end."
     return (folder/'config.yaml').exists() and not (folder/'DONE').exists()
 
@@ -138,9 +126,7 @@ def unfinished_runs(
     "Runs of this name that have not come to their end and that nobody is fitting."
     return [f for f in sorted(_list_runs(cfg).glob('*'), reverse=True) if _is_unfinished(f) and not is_locked(f)]
 
-def _read_run_dir(
-    path:Path, # A run folder, or the newest checkpoint in one
-)->Path:       # The run folder
+def _read_run_dir(path:Path)->Path:
     "The run that `training.resume` names. Raises `UserError` if there is none."
     given = f"training.resume='{path}'"
     if path.is_file(): raise UserError(f'{given} is a file; a run goes on from its folder. Files of other programs are not opened')

@@ -20,24 +20,20 @@ from .style import to_svg
 from .plots import token_overlays, training_curves, usage_through_training
 
 # %% ../../nbs/viz/03_html.ipynb #7642c40f
-def _config_summary(
-    metrics:dict, # The last evaluation
-    gallery:int,  # Pictures that were searched
-    epochs:float, # Epochs done
-)->str:
+def _config_summary(metrics:dict, gallery:int, epochs:float)->str:
     "One sentence on how a run went."
     if not metrics: return f'The run ended after {epochs:.3g} epochs, before its first evaluation.'
     found = metrics['i2t/R@1']
-    return (f'After {epochs:.3g} epochs the right caption came first for {found:.1%} of {gallery:,} pictures '
+    return (f'After {epochs:.3g} epochs the right caption came first for {found:.1%} of {gallery:,} images '
             f'it had not been trained on; chance is {1 / gallery:.1%}.')
 
 # %% ../../nbs/viz/03_html.ipynb #8050297c
 def memory_figures(
     learn,         # A learner
-    num:int=4,     # Pictures
+    num:int=4,     # Images
     tokens:int=6,  # Memory tokens shown, evenly spread over all of them
 ):                 # Figure; None without memory
-    "Maps of some memory tokens over the first pictures of the validation data."
+    "Maps of some memory tokens over the first images of the validation data."
     memory = learn.model.visual.layout.num_memory
     if not memory: return None
     images, ids, owner = learn.dls.valid.one_batch()
@@ -51,9 +47,7 @@ def memory_figures(
                           note=f'Layer {layer}, the last whose memory is read; mean over heads. {len(shown)} of {memory} tokens.',
                           uniform=1 / learn.model.visual.layout.num_keys)
 
-def _memory_usage(
-    learn, # A learner
-):         # Figure; None if usage was not watched
+def _memory_usage(learn):
     "How much each memory token was read in training, and when it was reset."
     watched = getattr(learn, 'memory_reset', None)
     if watched is None or not watched.window_steps: return None
@@ -84,10 +78,7 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem;
 '''
 
 # %% ../../nbs/viz/03_html.ipynb #f91286c6
-def _metric_cards(
-    metrics:dict, # The last evaluation
-    gallery:int,  # Pictures that were searched
-)->str:           # HTML
+def _metric_cards(metrics:dict, gallery:int)->str:
     "The figures of a run, recall beside chance."
     cards = []
     for name, v in metrics.items():
@@ -97,12 +88,7 @@ def _metric_cards(
     return ''.join(f'<div class="card"><b>{v}</b><span>{html.escape(label)}</span></div>' for v, label in cards)
 
 # %% ../../nbs/viz/03_html.ipynb #7e6d94f6
-def _page_html(
-    title:str,     # What the page is about
-    lead:str,      # The first sentence
-    body:str,      # HTML
-    footer:str,    # Text
-)->str:            # A whole HTML document
+def _page_html(title:str, lead:str, body:str, footer:str)->str:
     "A page in our style, with nothing to load."
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body><main><h1>{html.escape(title)}</h1>'
@@ -142,7 +128,7 @@ def write_report_page(
                    for k, v in changed_keys(cfg).items())
     note = ('A map shows what a token reads, not what the model does with it: whether it matters is measured by ablation. '
             'Compare with an untrained model before reading anything into it.')
-    ways = 'i2t: the caption found for a picture. t2i: the picture found for a caption. R@k: the share found among the first k.'
+    ways = 'i2t: the caption found for an image. t2i: the image found for a caption. R@k: the share found among the first k.'
     body = (f'<div class="cards">{_metric_cards(metrics, len(source))}</div><p class="soft">{ways}</p>' + section('How it went', figure(curves))
             + section('Where memory looks', figure(memory_figures(learn)), note)
             + section('How much memory was read', figure(_memory_usage(learn)))

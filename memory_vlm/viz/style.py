@@ -31,10 +31,7 @@ class Plot(Figure):
         return to_png(self, dpi=128), dict(width=int(width),
                                            height=int(height)) # more pixels than its size, for sharp screens
 
-def _restyle(
-    fig:Figure,        # Any figure of this module
-    theme:str='light', # One of `_THEMES`
-)->Figure:             # The same figure
+def _restyle(fig:Figure, theme:str='light')->Figure:
     "Exchange ink and background. Raises KeyError for an unknown theme."
     old, (ink, page) = getattr(fig, 'ink', INK), _THEMES[theme]
     for x in fig.findobj(lambda a: isinstance(a, (Text, Line2D, Patch))):
@@ -73,7 +70,7 @@ def to_svg(
 # %% ../../nbs/viz/01_style.ipynb #9e2b4d90
 def make_figure(
     title:str,        # What is shown, in the words of a reader
-    note:str='',      # What the colors and lines mean, below the picture
+    note:str='',      # What the colors and lines mean, below the image
     size:tuple=(7, 4), # Width and height (inches)
 )->Plot:
     "An empty figure with its title and note."
@@ -122,7 +119,7 @@ def image_axes(
     ax,          # Axes
     title:str='', ylabel:str='', # Above, and at the left
 ):
-    "Axes for a picture: no ticks, no frame."
+    "Axes for an image: no ticks, no frame."
     style(ax, title, ylabel=ylabel)
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values(): spine.set_visible(False)

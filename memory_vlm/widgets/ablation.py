@@ -26,12 +26,12 @@ from .html import maps_page, image_data
 
 # %% ../../nbs/widgets/08_ablation.ipynb #5a9d899b
 class _Retrieval:
-    "Recall of a model over some pictures, with tokens on and off. Captions are encoded once."
+    "Recall of a model over some images, with tokens on and off. Captions are encoded once."
     def __init__(
         self,
         model:nn.Module,    # A MemoryCLIP
         pictures:ImageSet,  # With captions
-        num:int=128,        # Pictures, the first ones
+        num:int=128,        # Images, the first ones
     ):
         if not hasattr(model, 'encode_text'):
             raise UserError('This model reads no captions, so there is no retrieval to ablate: it is a vision tower '
@@ -39,7 +39,7 @@ class _Retrieval:
         self.model, self.n = model, min(num, len(pictures))
         self.images = pictures.batch(range(self.n))
         captions = [(i, c) for i in range(self.n) for c in pictures.captions(i)]
-        if not captions: raise UserError('These pictures have no captions, so there is no retrieval to ablate.')
+        if not captions: raise UserError('These images have no captions, so there is no retrieval to ablate.')
         self.owner = torch.tensor([i for i, _ in captions])
         device = next(model.parameters()).device
         with training_paused(model), record_states(model) as self.states:
@@ -74,7 +74,7 @@ class _Retrieval:
         kind:str='mask', # One of `KINDS`
         off=(),          # Memory tokens that are off; empty: untouched
         picture:int=0,   # Index
-    )->AttentionMaps:    # Of that picture
+    )->AttentionMaps:    # Of that image
         "Attention with some tokens off."
         others = [i for i in range(min(self.n, 8))
                   if i != picture] if kind == 'shuffle' else [] # company to shuffle with
@@ -86,10 +86,10 @@ class _Retrieval:
 # %% ../../nbs/widgets/08_ablation.ipynb #2189f0b4
 _KIND_HELP = dict(mask='masked: nobody can attend to it', zero='set to zeros', noise='replaced by noise of its size',
                 reinit='drawn anew',
-                mean='held at its mean over pictures', shuffle='taken from another picture')
+                mean='held at its mean over images', shuffle='taken from another image')
 
 class AblationPanel(Panel):
-    "Switch memory tokens off and see R@1 and the picture change."
+    "Switch memory tokens off and see R@1 and the image change."
     off = T.Tuple()             # Memory tokens that are off, ascending
     kind = T.Unicode('mask')    # What off means: one of `KINDS`
     picture = T.Int(0)          # Whose CLS map is shown
@@ -97,9 +97,9 @@ class AblationPanel(Panel):
     def __init__(
         self,
         learn,          # A Learner, or a model with memory tokens
-        data=None,      # Pairs: a loader, a source, or a list of (picture, caption); None: the Learner's
-        num:int=128,    # Pictures that are searched, the first ones
-        width:int=240,  # Of a picture (pixels)
+        data=None,      # Pairs: a loader, a source, or a list of (image, caption); None: the Learner's
+        num:int=128,    # Images that are searched, the first ones
+        width:int=240,  # Of an image (pixels)
     ):
         super().__init__()
         self.model, self.width, self.data = find_model(learn), width, learn if data is None else data
@@ -125,7 +125,7 @@ class AblationPanel(Panel):
     @T.validate('picture')
     def _picture(self, proposal):
         if not 0 <= proposal.value < self.retrieval.n:
-            raise UserError(f'There is no picture {proposal.value}: there are {self.retrieval.n}, from 0 to '
+            raise UserError(f'There is no image {proposal.value}: there are {self.retrieval.n}, from 0 to '
                             f'{self.retrieval.n - 1}.')
         return proposal.value
 
@@ -165,7 +165,7 @@ class AblationPanel(Panel):
     drawing = False # Whether the panel sets its switches itself
 
     def cls_maps(self)->np.ndarray: # (2, h, w): untouched, and with the tokens off
-        "Where CLS looks in the chosen picture, in the last block."
+        "Where CLS looks in the chosen image, in the last block."
         return np.stack([self.retrieval.look(self.kind, off, self.picture).heatmap(-1, token='cls')[0].numpy()
                          for off in ((), self.off)])
 
@@ -198,7 +198,7 @@ class AblationPanel(Panel):
                         if n in self.before)
         one = 100 / self.retrieval.n
         return (f'<div style="line-height:1.4;font-size:13px"><table><tr>{head}</tr>{rows}</table>{self.retrieval.n} '
-                'pictures: one picture more or less is '
+                'images: one image more or less is '
                 f'{one:.1f} points. Small changes say nothing without an interval.</div>')
 
     def measure(self):
@@ -221,27 +221,27 @@ class AblationPanel(Panel):
         "Once measured, the intervals of all kinds; before, the CLS map with and without the tokens that are off."
         if self.result is not None:
             return ablation_bars(*self.result.bars(),
-                                 note=f'{self.result.num_images} pictures. Whiskers: 95 % interval. Hollow: the '
+                                 note=f'{self.result.num_images} images. Whiskers: 95 % interval. Hollow: the '
                                       f'interval holds 0. Verdict: {self.result.verdict}.')
         off = ', '.join(map(str, self.off)) or 'none'
         return token_overlays(self.pictures[self.picture].numpy(), self.cls_maps(), ['untouched', 'tokens off'],
                               title='Where CLS looks, with memory tokens off',
-                              note=f'Picture {self.picture}, last layer, mean of heads. Off ({self.kind}): {off}.',
+                              note=f'Image {self.picture}, last layer, mean of heads. Off ({self.kind}): {off}.',
                               uniform=1 / self.tokens.num_keys)
 
     def export_html(
         self,
         path, # File to write
     ):        # The path
-        "Save a page that works without a kernel and a network: the chosen picture, untouched and with the tokens off."
+        "Save a page that works without a kernel and a network: the chosen image, untouched and with the tokens off."
         off = ', '.join(map(str, self.off)) or 'none'
         changes = '; '.join(f'{n} {self.before[n]:.1%} to {self.after[n]:.1%}' for n in ('i2t/R@1', 't2i/R@1'))
         measured = f'\n{self.result.sentence}' if self.result else ''
-        words = f'Off ({_KIND_HELP[self.kind]}): {off}. Over {self.retrieval.n} pictures: {changes}.{measured}'
+        words = f'Off ({_KIND_HELP[self.kind]}): {off}. Over {self.retrieval.n} images: {changes}.{measured}'
         maps = {name: self.retrieval.look(self.kind, off, self.picture) for name,
                 off in (('untouched', ()), ('tokens off', self.off))}
         shown = image_data(self.picture, self.pictures[self.picture].numpy(), maps,
                              self.pictures.captions(self.picture), words)
         return maps_page(path, 'With memory tokens off',
-                         'The same picture and the same weights, untouched and with some memory tokens off.', [shown],
+                         'The same image and the same weights, untouched and with some memory tokens off.', [shown],
                          len(find_vit(self.model).blocks) - 1, footer=self.pictures.attribution)

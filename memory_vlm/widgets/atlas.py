@@ -30,17 +30,11 @@ class _Card:
     token:int          # Index
     usage:float        # Attention it gets from tokens that are no memory, mean
     even:float         # The same if all keys got as much
-    patches:list       # (picture, patch, attention), strongest first
+    patches:list       # (image, patch, attention), strongest first
     words:list         # (word, cosine) nearest to it, a probe; empty without a text tower
     reset:int|None     # Optimizer step of its last reset; None: never
 
-def _most_read_patches(
-    model:nn.Module,    # With memory tokens
-    pictures:ImageSet,  # What to look at
-    layer:int=-1,       # Block
-    num:int=256,        # Pictures, the first ones
-    batch:int=32,       # Pictures at once
-)->tuple:               # Usage (M,); each token's strongest patch: attention, index (n, M); mean state (M, D) or None
+def _most_read_patches(model:nn.Module, pictures:ImageSet, layer:int=-1, num:int=256, batch:int=32)->tuple:
     "What each token reads, and how much it is read, over a data set."
     layout, usage, values, patches, states = find_vit(model).layout, [], [], [], []
     n = min(num, len(pictures))
@@ -59,23 +53,14 @@ def _most_read_patches(
     return torch.cat(usage).mean(0), torch.cat(values), torch.cat(patches), state
 
 # %% ../../nbs/widgets/07_atlas.ipynb #8fd276cf
-def _vocabulary_words(
-    pictures:ImageSet, # With captions
-    num:int=256,       # Pictures, the first ones
-    most:int=400,      # Words
-)->list:
+def _vocabulary_words(pictures:ImageSet, num:int=256, most:int=400)->list:
     "The words of the captions, most frequent first, without those of one or two letters."
     found = {}
     for i in range(min(num, len(pictures))):
         for word in re.findall(r'\w{3,}', ' '.join(pictures.captions(i)).lower()): found[word] = found.get(word, 0) + 1
     return sorted(found, key=lambda w: -found[w])[:most]
 
-def _nearest_words(
-    model:nn.Module, # A MemoryCLIP
-    states:Tensor,   # One state per token (M, D), behind any block
-    words:list,      # Words to choose from
-    num:int=3,       # Words per token
-)->list:             # For each token a list of (word, cosine)
+def _nearest_words(model:nn.Module, states:Tensor, words:list, num:int=3)->list:
     "The words whose features are nearest to projected memory tokens."
     if not words: return [[] for _ in states]
     vit, device = find_vit(model), next(model.parameters()).device
@@ -87,14 +72,7 @@ def _nearest_words(
             row in enumerate(cosine.argsort(1, descending=True).tolist())]
 
 # %% ../../nbs/widgets/07_atlas.ipynb #65a45d11
-def _make_cards(
-    model:nn.Module,    # With memory tokens
-    pictures:ImageSet,  # What to look at
-    layer:int=-1,       # Block
-    num:int=256,        # Pictures, the first ones
-    top:int=6,          # Patches per token
-    resets:dict=None,   # Step of the last reset by token
-)->list:                # Of `_Card`
+def _make_cards(model:nn.Module, pictures:ImageSet, layer:int=-1, num:int=256, top:int=6, resets:dict=None)->list:
     "A card for each memory token."
     vit = find_vit(model)
     usage, values, patches, states = _most_read_patches(model, pictures, layer, num)
@@ -105,12 +83,7 @@ def _make_cards(
                  [(i, patches[i, m].item(), values[i, m].item()) for i in best[:, m].tolist()],
                  words[m], (resets or {}).get(m)) for m in range(len(usage))]
 
-def _patch_crop(
-    picture:Tensor, # uint8 (3, height, width)
-    grid:tuple,     # Rows and columns of patches
-    patch:int,      # Patch, counted along rows
-    size:int=64,    # Side of the crop (pixels)
-)->np.ndarray:      # uint8 (size, size, 3)
+def _patch_crop(picture:Tensor, grid:tuple, patch:int, size:int=64)->np.ndarray:
     "A patch in a white frame, with one patch of context on each side."
     (high, wide), (row, col) = (picture.shape[1] // grid[0], picture.shape[2] // grid[1]), divmod(patch, grid[1])
     padded = np.pad(picture.permute(1, 2, 0).numpy(), ((high, high), (wide, wide), (0, 0)), constant_values=128)
@@ -125,10 +98,7 @@ def _patch_crop(
 # %% ../../nbs/widgets/07_atlas.ipynb #1b71402f
 _ORDERS = dict(token='number', usage='usage, most first', unused='usage, least first', reset='last reset, newest first')
 
-def _sorted_cards(
-    cards:list, # Of `_Card`
-    order:str,  # Key of `_ORDERS`
-)->list:
+def _sorted_cards(cards:list, order:str)->list:
     "Cards in another order."
     keys = dict(token=lambda c: c.token, usage=lambda c: -c.usage, unused=lambda c: c.usage,
                 reset=lambda c: -(-1 if c.reset is None else c.reset))
@@ -142,8 +112,8 @@ class MemoryAtlas(Panel):
     def __init__(
         self,
         learn,            # A Learner, or a model with memory tokens
-        data=None,        # A loader, a source, or a list of pictures or (picture, caption); None: the Learner's
-        num:int=256,      # Pictures looked at, the first ones
+        data=None,        # A loader, a source, or a list of images or (image, caption); None: the Learner's
+        num:int=256,      # Images looked at, the first ones
         top:int=6,        # Patches per token
         resets:dict=None, # Step of the last reset by token; None: what the Learner knows
     ):
@@ -159,7 +129,7 @@ class MemoryAtlas(Panel):
                                        layout=wide), 'order'),
             layer=self.bind(W.IntSlider(description='layer', max=self.depth - 1, style=style, layout=wide,
                                         continuous_update=False), 'layer'),
-            again=W.Button(description='look again', tooltip='Go through the pictures with the weights of now',
+            again=W.Button(description='look again', tooltip='Go through the images with the weights of now',
                            layout=W.Layout(width='110px')))
         self.controls['again'].on_click(self.guarded(lambda _: self.refresh()))
         self.observe(self.guarded(lambda _: self.show()), 'order')
@@ -186,11 +156,11 @@ class MemoryAtlas(Panel):
         probed = any(c.words for c in self.cards)
         words = ' Words: a probe, memory was not trained to be read this way.' if probed else ''
         way = 'it reads' if find_vit(self.model).layout.in_sequence else 'that read it'
-        return f'Layer {self.layer}, {n} pictures, mean of heads. Patches {way} most, one of each picture.{words}'
+        return f'Layer {self.layer}, {n} images, mean of heads. Patches {way} most, one of each image.{words}'
 
     def refresh(self):
-        "Go through the pictures again, with the weights of now."
-        self.say(f'Looking at {min(self.num, len(self.pictures))} pictures …')
+        "Go through the images again, with the weights of now."
+        self.say(f'Looking at {min(self.num, len(self.pictures))} images …')
         self.cards = _make_cards(self.model, self.pictures, self.layer, self.num, self.top, self.resets)
         self.crops = {(i, p): _patch_crop(self.pictures[i], self.grid, p) for c in self.cards for i, p, _ in c.patches}
         self.say()
@@ -206,8 +176,8 @@ class MemoryAtlas(Panel):
 
     def _html(self, card):
         facts = _card_facts(card)
-        crops = ''.join(f'<img src="{image_url(self.crops[i, p])}" width="64" height="64" title="picture {i}, '
-                        f'attention {format_number(v)}" alt="patch {p} of picture {i}">'
+        crops = ''.join(f'<img src="{image_url(self.crops[i, p])}" width="64" height="64" title="image {i}, '
+                        f'attention {format_number(v)}" alt="patch {p} of image {i}">'
                         for i, p, v in card.patches)
         return (f'<div style="border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px;line-height:1.4;'
                 'font-size:12px">'
@@ -235,9 +205,7 @@ class MemoryAtlas(Panel):
         return widget_page(path, 'Memory atlas', self.note, dict(cards=cards, orders=orders), 'atlas.js',
                            self.pictures.attribution)
 
-def _card_facts(
-    card:_Card, # A card
-)->dict:       # Its texts
+def _card_facts(card:_Card)->dict:
     "A card in words."
     usage = f'read {card.usage / card.even:.2f} times as much as even ({format_number(card.usage)})'
     return dict(title=f'token {card.token}', usage=usage,

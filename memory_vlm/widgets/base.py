@@ -40,7 +40,7 @@ def enlarge(
     image,         # As `to_image` takes it
     width:int=320, # Of the result (pixels)
 )->np.ndarray:     # uint8 (height, width, 3)
-    "A picture at the size of the page, so that cells have sharp edges."
+    "An image at the size of the page, so that cells have sharp edges."
     picture = Image.fromarray(np.ascontiguousarray(to_image(image)))
     return np.asarray(picture.resize((width, max(1, round(width * picture.height / picture.width))),
                                      Image.Resampling.LANCZOS))
@@ -84,7 +84,7 @@ def format_number(
 
 def scale_html(
     norm:Normalize,     # Scale
-    image,              # Picture below the map, whose brightness mixes into the colors
+    image,              # Image below the map, whose brightness mixes into the colors
     label:str,          # What is measured
     even:float=None,    # Attention to one key if all keys got the same
     width:int=320,      # Of the result (pixels)
@@ -177,7 +177,7 @@ def image_features(
     model:nn.Module, # A MemoryCLIP or a MemoryViT
     images:Tensor,   # uint8 (B, 3, height, width)
 )->Tensor:           # (B, dim), of unit length
-    "Encode pictures as the model was trained to see them."
+    "Encode images as the model was trained to see them."
     parameter = next(model.parameters())
     images = images.to(parameter.device)
     if hasattr(model, 'encode_image'): x = model.encode_image(images)
@@ -188,33 +188,33 @@ def image_features(
 
 # %% ../../nbs/widgets/01_base.ipynb #a809d647
 class ImageSet:
-    "Pictures and captions for a model: those of a Learner, a loader, a source, or a list."
+    "Images and captions for a model: those of a Learner, a loader, a source, or a list."
     def __init__(
         self,
-        data,           # A Learner, a loader with `.source`, a source, or a list of pictures or (picture, caption)
+        data,           # A Learner, a loader with `.source`, a source, or a list of images or (image, caption)
         model:nn.Module, # The model that will see them
     ):
         dls = getattr(data, 'dls', None)
         data = dls.valid if dls is not None else data
         self.source = getattr(data, 'source', data)
         if data is None or not hasattr(self.source, '__len__'):
-            raise UserError('There are no pictures: give a Learner, a loader, or a list of pictures beside the model.')
-        if not len(self.source): raise UserError('There are no pictures: the data set is empty.')
+            raise UserError('There are no images: give a Learner, a loader, or a list of images beside the model.')
+        if not len(self.source): raise UserError('There are no images: the data set is empty.')
         self.size = find_vit(model).patch_embed.img_size
         self.attribution = getattr(self.source, 'attribution', '')
 
     def __len__(self): return len(self.source)
 
-    def check(self, i:int): # Index of a picture
-        "Raise `UserError` unless there is a picture `i`."
+    def check(self, i:int): # Index of an image
+        "Raise `UserError` unless there is an image `i`."
         if not 0 <= i < len(self):
-            raise UserError(f'There is no picture {i}: there are {len(self)}, from 0 to {len(self) - 1}.')
+            raise UserError(f'There is no image {i}: there are {len(self)}, from 0 to {len(self) - 1}.')
 
-    def _given(self, i): # What the user gave as picture `i`
+    def _given(self, i): # What the user gave as image `i`
         item = self.source[i] if isinstance(self.source, (list, tuple, Tensor, np.ndarray)) else self.source.pixels(i)
         return item[0] if isinstance(item, tuple) else item
 
-    def captions(self, i:int)->list: # Index of a picture -> its captions
+    def captions(self, i:int)->list: # Index of an image -> its captions
         self.check(i)
         if hasattr(self.source, 'captions'): return list(self.source.captions(i))
         item = self.source[i]
@@ -226,10 +226,10 @@ class ImageSet:
         x = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
         if x.dim() == 3 and x.shape[0] != 3: x = x.permute(2, 0, 1)
         if x.dim() != 3 or x.shape[0] != 3 or x.dtype != torch.uint8:
-            raise UserError(f'Picture {i} is {x.dtype} {tuple(x.shape)}; a picture is uint8 with three colors.')
+            raise UserError(f'Image {i} is {x.dtype} {tuple(x.shape)}; an image is uint8 with three colors.')
         if tuple(x.shape[1:]) == tuple(self.size): return x
         if self.size[0] != self.size[1]:
-            raise UserError(f'Picture {i} is {x.shape[1]} x {x.shape[2]} pixels, and the model takes {self.size[0]} x '
+            raise UserError(f'Image {i} is {x.shape[1]} x {x.shape[2]} pixels, and the model takes {self.size[0]} x '
                             f'{self.size[1]}: resize it first.')
         return center_crop(x, self.size[0])
 
@@ -283,18 +283,18 @@ class Panel(W.VBox):
 
 # %% ../../nbs/widgets/01_base.ipynb #1f45e3f7
 def png_bytes(
-    image, # uint8 array (height, width, 3) or a PIL picture
+    image, # uint8 array (height, width, 3) or a PIL image
 )->bytes:
-    "A picture as PNG, compressed fast rather than well."
+    "An image as PNG, compressed fast rather than well."
     out = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
     picture.save(out, 'PNG', compress_level=1)
     return out.getvalue()
 
 class CellPicture(anywidget.AnyWidget):
-    "A picture of rows and columns of cells, one of which can be chosen by mouse or keyboard."
+    "An image of rows and columns of cells, one of which can be chosen by mouse or keyboard."
     _esm = asset('picture.js')
-    png = T.Bytes().tag(sync=True)              # The picture, a PNG file
+    png = T.Bytes().tag(sync=True)              # The image, a PNG file
     rows = T.Int(1).tag(sync=True)              # Rows of cells
     cols = T.Int(1).tag(sync=True)              # Columns of cells
     chosen = T.Int(-1).tag(sync=True)           # Chosen cell, counted along rows; -1: none
@@ -302,8 +302,8 @@ class CellPicture(anywidget.AnyWidget):
     width = T.Int(320).tag(sync=True)           # Width on the page (pixels)
     hint = T.Unicode('').tag(sync=True)         # What it shows, for the tooltip and for screen readers
 
-    def show(self, image): # uint8 (height, width, 3), or a PIL picture
-        "Show another picture."
+    def show(self, image): # uint8 (height, width, 3), or a PIL image
+        "Show another image."
         self.png = png_bytes(image)
 
     def pixels(self)->np.ndarray: # uint8 (height, width, 3)

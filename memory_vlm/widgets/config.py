@@ -28,9 +28,7 @@ from pathlib import Path
 from timm.optim import list_optimizers
 
 # %% ../../nbs/widgets/05_config.ipynb #c4ffc532
-def _validation_error(
-    cfg:DictConfig, # A configuration
-)->str:             # What is wrong with it; empty: nothing
+def _validation_error(cfg:DictConfig)->str:
     "The first mistake that a fit would report."
     try:
         validate(cfg)
@@ -41,17 +39,12 @@ def _validation_error(
     return ''
 
 # %% ../../nbs/widgets/05_config.ipynb #cfd04c65
-def _field_text(
-    value, # A plain value
-)->str:
+def _field_text(value)->str:
     "A value as a field shows it."
     if isinstance(value, (dict, list)): return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip()
     return '' if value is None else str(value)
 
-def _field_value(
-    key:str,  # Dotted key
-    text:str, # What a field holds
-):            # What to set; its type is checked when it is set
+def _field_value(key:str, text:str):
     "What the text of a field means. Raises `UserError` for keyword arguments or lists that are no YAML."
     kind = str(schema_fields()[key].type)
     if 'None' in kind and text.strip() in ('', 'null'): return None
@@ -63,9 +56,7 @@ def _field_value(
     return value
 
 # %% ../../nbs/widgets/05_config.ipynb #e5ca1a8f
-def _parse_value(
-    cfg:DictConfig, # A configuration, or a part of one
-)->DictConfig:      # A copy of its own
+def _parse_value(cfg:DictConfig)->DictConfig:
     "Make a configuration whole and typed. Raises `UserError` for a key or a value that the schema does not have."
     try:
         cfg = OmegaConf.merge(OmegaConf.structured(Config), cfg)
@@ -73,11 +64,7 @@ def _parse_value(
     except OmegaConfBaseException as e: raise explain_error(e) from e
     return cfg
 
-def _with_value(
-    cfg:DictConfig, # A typed configuration, left alone
-    key:str,        # Dotted key
-    value,          # Its new value, or a text that can be converted to one
-)->DictConfig:
+def _with_value(cfg:DictConfig, key:str, value)->DictConfig:
     "A copy with one value changed. Raises `UserError` for an unknown key, or a value that the key cannot have."
     cfg = cfg.copy()
     try:
@@ -162,11 +149,7 @@ class ConfigEditor(Panel):
         self._refresh()
 
 # %% ../../nbs/widgets/05_config.ipynb #7020f67f
-def _make_field(
-    key:str,      # Dotted key
-    value,        # Its plain value
-    **kwargs,     # Of the widget
-):                # A widget with `value`
+def _make_field(key:str, value, **kwargs):
     "The field that suits a key."
     f = schema_fields()[key]
     if f.type is bool: return W.Checkbox(value, indent=False, **kwargs)
@@ -177,12 +160,7 @@ def _make_field(
     kind = W.Textarea if long else W.Text
     return kind(value=_field_text(value), placeholder='null' if 'None' in str(f.type) else '', **kwargs)
 
-def _row_html(
-    key:str, meaning:str, kind:str, # Dotted key, its help, and what it may be
-    value, default, # Plain values, as written
-    now='',         # Where the value follows another: what it is now
-    mistake:str='', # What is wrong with it
-)->str:
+def _row_html(key:str, meaning:str, kind:str, value, default, now='', mistake:str='')->str:
     "The left side of a row."
     marks = [f'default {escape(_field_text(default)) or "empty"}'] if value != default else []
     marks += [f'now {escape(str(now))}'] if now != '' else []
@@ -190,12 +168,7 @@ def _row_html(
     return (f'<div class="about {"changed" if value != default else ""}"><div class="key"><span class="soft">{block}.</span>{name} <span class="soft">{", ".join(marks)}</span></div>'
             f'<div class="soft">{meaning} <i>({escape(kind)})</i></div>' + (f'<div class="mistake">{escape(mistake)}</div>' if mistake else '') + '</div>')
 
-def _summary_html(
-    mistake:str,   # What is wrong; empty: nothing
-    changes:dict,  # Values by dotted key
-    costs:dict,    # Sentences by heading
-    command:str,   # For a shell
-)->str:
+def _summary_html(mistake:str, changes:dict, costs:dict, command:str)->str:
     "What the form amounts to."
     verdict = f'<div class="mistake" role="alert">{escape(mistake)}</div>' if mistake else f'<h4>The command</h4><pre>{escape(command)}</pre>'
     costs = ''.join(f'<div><span class="soft">{escape(k)}</span> {escape(v)}</div>' for k, v in costs.items())

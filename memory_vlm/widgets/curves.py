@@ -54,10 +54,7 @@ CURVES = {'Loss': {'train_loss': 'train', 'val_loss': 'valid'}, 'Recall at 1': {
           'Temperature': {'temperature': ''}, 'Gradient norm': {'grad_norm': ''}, 'Learning rate': {'lr': ''}, 'Waiting for data': {'data_wait': ''}}
 _SHARES = ('Recall at 1', 'Waiting for data') # Shown in percent, from 0
 
-def _short_number(
-    v:float,           # A number
-    share:bool=False,  # Whether it is a share of 1, for percent
-)->str:
+def _short_number(v:float, share:bool=False)->str:
     "A number in few letters."
     if share: return f'{v:.0%}'
     return f'{v:.3g}' if v == 0 or abs(v) >= 1e-3 else f'{v:.1e}'.replace('e-0', 'e-')
@@ -86,9 +83,7 @@ def panel_of_metric(
     bottom = max(low - pad, 0) if low >= 0 else low - pad
     return _Lines(f'{name}  {_short_number(lines[0][3][-1], share)}', lines, (0, x.max() * 1.03), (bottom, high + pad), share)
 
-def _ticks(
-    low:float, high:float, # Ends of an axis
-)->list:
+def _ticks(low:float, high:float)->list:
     "Two to four round numbers between them."
     return [v for v in MaxNLocator(3).tick_values(low, high) if low <= v <= high]
 
@@ -136,13 +131,13 @@ def draw_panel(
 
 # %% ../../nbs/widgets/03_curves.ipynb #1368b224
 def map_sheet(
-    images,          # Pictures (P), as `to_image` takes them
+    images,          # Images (P), as `to_image` takes them
     maps:np.ndarray, # Attention of each token to each patch (P, T, h, w)
     norm,            # Scale of all
     names:list,      # A word per token (T)
-    width:int=120,   # Of a picture (pixels)
-)->np.ndarray:       # uint8 (height, width, 4), transparent between the pictures
-    "A row per picture: the picture, then where each token looks."
+    width:int=120,   # Of an image (pixels)
+)->np.ndarray:       # uint8 (height, width, 4), transparent between the images
+    "A row per image: the image, then where each token looks."
     small = [enlarge(image, width) for image in images]
     height, gap, head = small[0].shape[0], 4, 24
     sheet = Image.new('RGBA', ((width + gap) * (maps.shape[1] + 1) - gap, head + (height + gap) * len(small) - gap))

@@ -30,11 +30,11 @@ from pathlib import Path
 
 # %% ../../nbs/widgets/06_fit.ipynb #b23ada3d
 class _FitState:
-    "A few fixed pictures, and where some memory tokens of a model look on them."
+    "A few fixed images, and where some memory tokens of a model look on them."
     def __init__(
         self,
         learn,             # A Learner
-        pictures:tuple,    # Indices of validation pictures
+        pictures:tuple,    # Indices of validation images
         tokens:int,        # Memory tokens, evenly spread over all
         layer:int,         # Block; negative from the last; None: the last whose memory is read
     ):
@@ -110,7 +110,7 @@ class FitDashboard(Panel):
         learn,                    # A Learner, as of `make_learner`
         every:float=5.,           # Time between redraws (seconds); longer where redrawing is slow
         steps:int=None,           # Steps between redraws, in place of `every`
-        pictures:tuple=(0, 1, 2), # Validation pictures whose maps are shown
+        pictures:tuple=(0, 1, 2), # Validation images whose maps are shown
         tokens:int=6,             # Memory tokens shown, evenly spread over all
         layer:int=None,           # Block whose attention is shown; None: the last whose memory is read
         folder:Path=None,         # Where a stopped fit leaves its checkpoint; None: a new folder under the learner's path
@@ -132,7 +132,7 @@ class FitDashboard(Panel):
         self.text = W.HTML()
         self.panels = {name: W.HTML() for name in CURVES}
         self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='100%')), W.HTML()
-        if self.watch.images is None: self.scale.value = 'No maps: the model has no memory tokens, or no picture was chosen.'
+        if self.watch.images is None: self.scale.value = 'No maps: the model has no memory tokens, or no image was chosen.'
         row = W.Layout(flex_flow='row wrap', align_items='center', grid_gap='2px 10px')
         self.children = [W.Box([self.button, self.text], layout=row), self.status, W.GridBox([*self.panels.values()], layout=W.Layout(grid_template_columns='repeat(auto-fit, minmax(max(165px, 30%), 1fr))')), self.maps, self.scale]
 

@@ -18,9 +18,7 @@ from ..viz.plots import HEAT, to_image, to_gray
 from .base import asset, mosaic_cols
 
 # %% ../../nbs/widgets/02_html.ipynb #94772544
-def _pack_bytes(
-    values:np.ndarray, # Numbers from 0, (L, ...)
-)->dict:               # `data` base64 of a byte each, `max` the largest value of each of the L
+def _pack_bytes(values:np.ndarray)->dict:
     "Numbers for a page: value = max (byte / 255)^2."
     values = np.asarray(values, np.float32)
     top = values.reshape(len(values), -1).max(1)
@@ -40,26 +38,21 @@ def unpack_bytes(
 def image_url(
     image, # As `to_image` takes it
 )->str:
-    "A picture as a data URL: PNG where it is small, else JPEG."
+    "An image as a data URL: PNG where it is small, else JPEG."
     picture, out = Image.fromarray(np.ascontiguousarray(to_image(image))), io.BytesIO()
     kind, options = ('png', {}) if max(picture.size) <= 128 else ('jpeg', dict(quality=90))
     picture.save(out, kind, **options)
     return f'data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}'
 
-def _heat_colors(
-)->str: # Base64 of 256 x RGB
+def _heat_colors()->str:
     "The colors of the scale for a page's script."
     return base64.b64encode((colormaps[HEAT](np.arange(256))[:, :3] * 255).round().astype(np.uint8).tobytes()).decode()
 
 # %% ../../nbs/widgets/02_html.ipynb #e0969c5a
-_MAX_PAGE_BYTES = 1_400_000 # Bytes of maps per picture: less than 2 MB as base64, with the picture
+_MAX_PAGE_BYTES = 1_400_000 # Bytes of maps per image: less than 2 MB as base64, with the image
 
-def _thin_out(
-    layers:int, heads:int, tokens:int, patches:int, # Of the model (count)
-    maps:int=2,          # Maps of each token
-    budget:int=_MAX_PAGE_BYTES,   # Bytes
-)->tuple:                # Whether heads are kept; indices of the tokens kept; a sentence on what is left out, or ''
-    "Choose what to keep of the maps of one picture."
+def _thin_out(layers:int, heads:int, tokens:int, patches:int, maps:int=2, budget:int=_MAX_PAGE_BYTES)->tuple:
+    "Choose what to keep of the maps of one image."
     keep_heads = layers * heads * tokens * patches * maps <= budget
     room = max(1, budget // (layers * (heads if keep_heads else 1) * patches * maps))
     kept = np.unique(np.linspace(0, tokens - 1, min(tokens, room)).round().astype(int)).tolist()
@@ -85,11 +78,7 @@ def widget_page(
     return save_html(path, title, lead, body, f'{footer}Made by Memory-VLM, {date.today()}.')
 
 # %% ../../nbs/widgets/02_html.ipynb #2554dbc4
-def _pack_maps(
-    maps:AttentionMaps, # All layers and heads of one picture, the first
-    name:str,           # Of the model
-    budget:int=_MAX_PAGE_BYTES,  # Bytes of maps
-)->dict:                # For static/explorer.js
+def _pack_maps(maps:AttentionMaps, name:str, budget:int=_MAX_PAGE_BYTES)->dict:
     "What CLS and memory read, and who reads memory, as far as it fits."
     layout, cls = maps.layout, bool(maps.layout.num_cls)
     columns = maps.to_memory[0][:, :, layout.patches].mT.float().numpy() # (L,H,M,P)
@@ -105,13 +94,13 @@ def _pack_maps(
                 left=left)
 
 def image_data(
-    index:int,        # Of the picture
+    index:int,        # Of the image
     image,            # As `to_image` takes it
     sides:dict,       # AttentionMaps by the name of the model
-    captions:list=(), # Of the picture
+    captions:list=(), # Of the image
     words:str='',     # What is to be said about it
 )->dict:              # For static/explorer.js
-    "A picture with the maps of one or more models."
+    "An image with the maps of one or more models."
     return dict(index=index, src=image_url(image), captions=list(captions), words=words,
                 gray=float(to_gray(image).mean()),
                 height=to_image(image).shape[0], width=to_image(image).shape[1],
