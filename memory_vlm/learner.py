@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from .training.callbacks import GradientClipCallback, EpochCallback, EvaluateEveryCallback, TemperatureCallback, set_precision
 from .training.callbacks import WeightAverageCallback, DivergedError, DivergenceCallback, DistributedCallback, is_probing, choose_precision
 from .training.checkpoint import check_name
-from .clip import normalize_images
+from .clip import make_model, normalize_images
 from .config import validate
 from .core import UserError, pick, seed_everything
 from .data.base import make_cache
@@ -31,7 +31,7 @@ from .distributed import Interrupts
 from .loss import LOSSES
 from .memory import check_memory
 from .training.optim import make_optimizer, optimizer_kwargs
-from .models.pretrained import make_model, with_pretrained
+from .models.pretrained import with_pretrained
 from .distributed import broadcast_from_main, is_main, detect_lost_ranks, rank, world_size
 from .training.resets import make_resets
 from .training.optim import StepScheduler, make_schedule, schedule_kwargs

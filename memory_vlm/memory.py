@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INITS', 'UPDATES', 'MemoryTokens', 'patch_centers', 'memory_update', 'MemoryUpdate', 'AttentionUpdate',
-           'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'in_backward', 'ema_step',
+           'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'in_backward', 'ema_step', 'is_dead',
            'check_memory']
 
 # %% ../nbs/10_memory.ipynb #059b6f2b
@@ -153,6 +153,15 @@ def ema_step(
     "`bank <- (1 - alpha) bank + alpha scale LN(mean of written)`, the mean over all ranks."
     mean = mean_over_ranks(written.float().mean(0)) # (M,D)
     bank.lerp_((scale * F.layer_norm(mean, mean.shape[-1:])).to(bank.dtype), alpha)
+
+# %% ../nbs/10_memory.ipynb #f5644e82
+def is_dead(
+    usage:Tensor,         # Attention that each token gets, averaged over queries (..., M)
+    num_keys:int,         # Keys K that a query can see (count)
+    threshold:float=0.05, # Share of even attention, 0..1
+)->Tensor:                # bool (..., M)
+    "Which tokens get next to no attention."
+    return usage < threshold / num_keys
 
 # %% ../nbs/10_memory.ipynb #2a04273e
 def _memory_conflict(m:dict, width:int)->str|None:

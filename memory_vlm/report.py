@@ -16,7 +16,8 @@ from .clip import MemoryCLIP
 from .core import pick, UserError
 from .interp.features import map_layer, memory_features
 from .interp.stats import bootstrap_weights, effective_number, effective_rank, percentile_interval, inverse_simpson
-from .interp.stats import is_dead, largest_cosine, lift, usage_information, variance_share, weighted_means
+from .memory import is_dead
+from .interp.stats import largest_cosine, lift, usage_information, variance_share, weighted_means
 from .tokens import TokenLayout
 from .vision import MemoryViT
 

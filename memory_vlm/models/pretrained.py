@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PretrainedSpec', 'pretrained_source', 'hub_cache_dir', 'hub_errors', 'find_pretrained', 'with_pretrained',
-           'make_model']
+           'build_pretrained', 'open_pretrained']
 
 # %% ../../nbs/models/03_pretrained.ipynb #6d10255b
 import json, os, pickle, re
@@ -25,7 +25,6 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import clean_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
-from ..clip import MemoryCLIP
 from ..config import Config, check_sizes, default_value, leaf_keys, schema_fields
 from ..core import UserError, closest, pick
 from .pretrained_config import clip_config, vit_config
@@ -60,7 +59,7 @@ def _vision_weights(weights:dict, vit:MemoryViT)->dict:
     if isinstance(vit.head, nn.Identity): out.pop('head.weight', None)
     return out
 
-def _clip_weights(weights:dict, model:MemoryCLIP)->dict:
+def _clip_weights(weights:dict, model:nn.Module)->dict:
     "The weights of an open_clip model under our names."
     weights = convert_to_custom_text_state_dict(weights)
     rest = {k: v for k, v in weights.items() if k.startswith('text.')}
@@ -228,7 +227,7 @@ def with_pretrained(
     return cfg if cfg.model.pretrained is None else _fill_config(cfg, find_pretrained(cfg.model.pretrained))
 
 # %% ../../nbs/models/03_pretrained.ipynb #01850d80
-def _load_pretrained_weights(model:MemoryCLIP, original:PretrainedSpec):
+def _load_pretrained_weights(model:nn.Module, original:PretrainedSpec):
     "Fill a model. Raises `UserError` unless the weights are exactly those of the model."
     weights = original.rename(original.weights(), model)
     mine = model.state_dict()
@@ -240,7 +239,7 @@ def _load_pretrained_weights(model:MemoryCLIP, original:PretrainedSpec):
                         f"{' (such as ' + wrong[0] + ')' if wrong else ''}")
     model.load_state_dict(weights, strict=False)
 
-def _build_pretrained(cls:type, cfg:DictConfig, original:PretrainedSpec)->MemoryCLIP:
+def build_pretrained(cls:type, cfg:DictConfig, original:PretrainedSpec)->nn.Module:
     "A model with the weights of one that exists, and the memory of a configuration."
     cfg = OmegaConf.to_container(cfg, resolve=True)
     later = cfg['memory']['enabled'] and 'memory' not in original.cfg
@@ -249,15 +248,9 @@ def _build_pretrained(cls:type, cfg:DictConfig, original:PretrainedSpec)->Memory
     if later: model.add_memory(cfg['memory'])
     return model
 
-def make_model(
-    cfg:DictConfig, # `cfg.model` of what `with_pretrained` gives
-)->MemoryCLIP:
-    "The model of a configuration: with fresh weights, or with those of `pretrained`."
-    if cfg.pretrained is None: return MemoryCLIP.from_config(cfg)
-    return _build_pretrained(MemoryCLIP, cfg, find_pretrained(cfg.pretrained))
 
 # %% ../../nbs/models/03_pretrained.ipynb #07646be8
-def _open_pretrained(cls:type, name:str, memory=None, **changes)->MemoryCLIP:
+def open_pretrained(cls:type, name:str, memory=None, **changes)->nn.Module:
     "What `MemoryCLIP.from_pretrained` does for models that are not its own."
     original = find_pretrained(name)
     root = OmegaConf.structured(Config)
@@ -265,6 +258,6 @@ def _open_pretrained(cls:type, name:str, memory=None, **changes)->MemoryCLIP:
     root.model.memory.enabled = 'memory' in original.cfg
     for key in changes: pick(root.model, key, 'MemoryCLIP.from_pretrained: the argument')
     root.model.merge_with(changes)
-    model = _build_pretrained(cls, _fill_config(root, original, [f'model.{k}' for k in changes]).model, original)
+    model = build_pretrained(cls, _fill_config(root, original, [f'model.{k}' for k in changes]).model, original)
     if memory is not None: model.add_memory(memory)
     return model.eval()

@@ -19,8 +19,7 @@ from ..clip import MemoryCLIP, normalize_images
 from ..config import default_value, schema_fields
 from ..core import pick, sample_rng
 from ..models.attention_hooks import EAGER, attention_hooks
-from ..interp.stats import is_dead
-from ..memory import MemoryTokens
+from ..memory import MemoryTokens, is_dead
 from ..distributed import mean_over_ranks, world_size
 from ..tokens import TokenLayout
 from ..vision import MemoryViT

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_image', 'to_gray', 'overlay', 'mixed_cmap', 'token_overlays', 'patch_gallery', 'head_grid', 'head_maps',
            'usage_bars', 'norm_histograms', 'usage_through_training', 'mass_by_layer', 'token_evolution',
-           'ablation_bars', 'training_curves']
+           'norm_map_figure', 'ablation_bars', 'training_curves']
 
 # %% ../../nbs/viz/02_plots.ipynb #ea29dece
 import re, textwrap
@@ -286,6 +286,16 @@ def token_evolution(
         _show_map(ax, maps[m, keep[s]], norm, image)
     colorbar(fig, list(axes.flat), norm, label, uniform, HEAT if image is None else mixed_cmap([image]))
     return fig
+
+# %% ../../nbs/viz/02_plots.ipynb #eba715d0
+def norm_map_figure(
+    images,      # uint8 images, as `token_overlays` takes them
+    maps,        # Norms of patches without and with a test-time register (B, 2, rows, columns)
+    note:str='', # Which model, block and number of neurons
+)->Plot:         # A row per image
+    "Draw norms of patches before and after a test-time register on one scale."
+    return token_overlays(images, np.asarray(maps), names=['before', 'with a register'], note=note,
+                          label='norm of the patch', title='Patches before and after a test-time register')
 
 # %% ../../nbs/viz/02_plots.ipynb #fe24d0c3
 def ablation_bars(
