@@ -19,6 +19,7 @@ from .core import UserError, pick
 from .evaluation.validation import encode, evaluation_mode
 from .interp.intervene import KINDS, MemoryStates, memory_positions, checked_tokens, intervene, find_memory_vit, record_states
 from .evaluation.retrieval import chance_recall, retrieval_ranks
+from .training.run_dir import as_model
 
 # %% ../nbs/32_ablation.ipynb #43e3b1b4
 _RECALLS = tuple(f'{way}/R@{k}' for way in ('i2t', 't2i') for k in (1, 5, 10))
@@ -197,7 +198,7 @@ def _inapplicable_kinds(vit:nn.Module, states:MemoryStates, layers:list)->dict:
     return notes
 
 def ablate(
-    learn_or_model,            # A fastai Learner or a MemoryCLIP
+    model,                     # A run folder, a Learner, a MemoryCLIP, or another thing that `as_model` takes
     dl=None,                   # Evaluation batches (images, ids, image_index); None: the Learner's validation data
     kinds=KINDS,               # Some of `KINDS`; a verdict needs all that apply
     leave_one_out:bool=False,  # Also each token by itself: M times the work
@@ -206,10 +207,10 @@ def ablate(
     seed:int=0,                # Of interventions and intervals
 )->Ablation:
     "Does the model use its memory? Raises `UserError` for a model without memory and for an empty data set."
-    model, vit = find_clip(learn_or_model), find_memory_vit(learn_or_model)
-    dls = getattr(learn_or_model, 'dls', None)
-    if dl is None and dls is None: raise UserError('a model alone has no data: call ablate(model, dl)')
-    dl = dls.valid if dl is None else dl
+    loaded = as_model(model, dl)
+    model, vit = find_clip(loaded.model), find_memory_vit(loaded.model)
+    if loaded.loader is None and loaded.cfg is None: raise UserError('a model alone has no data: call ablate(model, dl)')
+    dl = loaded.valid_dl
     layers, asked = checked_tokens(layers, len(vit.blocks), 'layer'), [pick(KINDS, kind, 'kinds') for kind in kinds]
     with record_states(model) as states: images, texts, image_index = encode(model, dl)
     notes = {kind: why for kind, why in _inapplicable_kinds(vit, states, layers).items() if kind in asked}
@@ -221,5 +222,4 @@ def ablate(
     if features[None].shape != images.shape or not torch.allclose(features[None], images, atol=1e-4):
         raise UserError('the data changes from pass to pass; pass an evaluation loader, which always gives the same')
     hits = {run: _hits_per_image(f, texts, image_index) for run, f in features.items()}
-    found, cfg = _summarize(hits, image_index, notes, draws, seed), getattr(learn_or_model, 'cfg', None)
-    return replace(found, cfg=cfg if cfg is not None and 'training' in cfg else None)
+    return replace(_summarize(hits, image_index, notes, draws, seed), cfg=loaded.cfg)

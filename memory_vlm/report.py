@@ -20,6 +20,7 @@ from .memory import is_dead
 from .interp.stats import largest_cosine, lift, usage_information, variance_share, weighted_means
 from .tokens import TokenLayout
 from .vision import MemoryViT
+from .training.run_dir import as_model
 
 # %% ../nbs/31_report.ipynb #aa6d9471
 class _Metric(NamedTuple):
@@ -243,19 +244,19 @@ def untrained_twin(
 
 # %% ../nbs/31_report.ipynb #0b6906ab
 def memory_report(
-    learn_or_model,           # A fastai Learner, a MemoryCLIP, or a MemoryViT
+    model,                    # A run folder, a Learner, a MemoryCLIP, a MemoryViT, or another thing that `as_model` takes
     dl:Iterable=None,         # Evaluation batches, images first; None: the Learner's validation data
     num_images:int=512,       # Most images to look at (the first)
     draws:int=1000,           # Of the bootstrap (count)
     absolute_norm:float=150., # Length above which a patch is an outlier in any model
 )->MemoryReport:
     "What a model's memory does, in numbers and words. Raises `UserError` without memory or data, or if sizes differ."
-    learn, vit = (None if isinstance(learn_or_model, nn.Module) else learn_or_model), find_vit(learn_or_model)
-    model = learn_or_model if learn is None else learn.model
+    loaded = as_model(model, dl)
+    model, vit, cfg = loaded.model, find_vit(loaded.model), loaded.cfg
     if not vit.layout.num_memory:
         raise UserError('this model has no memory tokens, so there is nothing to report: train with memory')
-    if dl is None and learn is None: raise UserError('memory_report of a model needs data: memory_report(model, dl)')
-    dl, cfg = (learn.dls.valid if dl is None else dl), getattr(learn, 'cfg', None)
+    if loaded.loader is None and cfg is None: raise UserError('memory_report of a model needs data: memory_report(model, dl)')
+    dl = loaded.valid_dl
     twin = untrained_twin(model, cfg.training.seed if cfg else 0)
     features = memory_features(model, dl, num_images, absolute_norm)
     untrained = twin and memory_features(twin, dl, num_images, absolute_norm)

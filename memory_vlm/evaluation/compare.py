@@ -28,7 +28,7 @@ from .validation import encode, evaluation_mode
 from ..interp.features import memory_features
 from .classification import knn_classes, probe_classes
 from .retrieval import bootstrap_interval, chance_recall, retrieval_ranks
-from ..training.run_dir import open_trained
+from ..training.run_dir import as_model
 from .classification import Prompts, TEMPLATES, class_balance, class_features, class_ranks, read_prompts
 
 # %% ../../nbs/evaluation/06_compare.ipynb #35a8e8d3
@@ -142,7 +142,7 @@ def _open_eval_model(name:str|Path)->EvalModel:
     if text.startswith('open_clip:'): return open_clip_eval_model(text.removeprefix('open_clip:'))
     if (Path(text)/'open_clip_config.json').exists(): return open_clip_eval_model(f'local-dir:{text}')
     if not Path(text).exists() and text.partition('/')[0] in open_clip.list_models(): return open_clip_eval_model(text)
-    trained = open_trained(name)
+    trained = as_model(name)
     found = memory_clip_eval_model(trained.model, text)
     if trained.cfg is not None: found.trained_on = path_text(trained.cfg.training.data.train_path, COLUMN_KEYS['train'])
     return found
@@ -227,6 +227,6 @@ def eval_models(
         found[one.name], *counts = _score_model(one, source, prompts, known, (batch_size, num_workers, max_bad_fraction))
         one.model.cpu() # room for the next
     versions = {p: version(p) for p in ('torch', 'timm', 'open_clip_torch')}
-    about = dict(pictures=counts[0], texts=counts[1], date=str(date.today()), machine=f'{device}, {platform.machine()}', versions=versions)
+    about = dict(images=counts[0], texts=counts[1], date=str(date.today()), machine=f'{device}, {platform.machine()}', versions=versions)
     if seen: about['seen'] = f"{', '.join(seen)} was trained on these: `memory_vlm report` has what was held out"
     return Comparison(str(data), found, about)

@@ -18,6 +18,8 @@ from ..evaluation.validation import evaluation_mode
 from ..interp.features import map_layer
 from .style import to_svg
 from .plots import token_overlays, training_curves, usage_through_training
+from ..training.resets import ResetHistory
+from ..training.run_dir import as_model
 
 # %% ../../nbs/viz/03_html.ipynb #7642c40f
 def _config_summary(metrics:dict, gallery:int, epochs:float)->str:
@@ -29,33 +31,33 @@ def _config_summary(metrics:dict, gallery:int, epochs:float)->str:
 
 # %% ../../nbs/viz/03_html.ipynb #8050297c
 def memory_figures(
-    learn,         # A learner
+    model,         # A run folder, a Learner, or another thing that `as_model` takes
     num:int=4,     # Images
     tokens:int=6,  # Memory tokens shown, evenly spread over all of them
 ):                 # Figure; None without memory
     "Maps of some memory tokens over the first images of the validation data."
-    memory = learn.model.visual.layout.num_memory
+    loaded = as_model(model)
+    memory = loaded.model.visual.layout.num_memory
     if not memory: return None
-    images, ids, owner = learn.dls.valid.one_batch()
+    images, ids, owner = loaded.valid_dl.one_batch()
     images = images[:num]
-    layer = map_layer(len(learn.model.visual.blocks))
-    with evaluation_mode(learn.model), capture(learn.model, layer) as maps: learn.model.encode_image(images.to(learn.dls.device))
+    layer = map_layer(len(loaded.model.visual.blocks))
+    with evaluation_mode(loaded.model), capture(loaded.model, layer) as maps: loaded.model.encode_image(images.to(loaded.device))
     shown = torch.linspace(0, memory - 1, min(tokens, memory)).round().int().tolist()
     values = torch.stack([maps.heatmap(layer, token=m) for m in shown], 1).numpy() # (B,m,h,w)
-    titles = [learn.dls.valid.source.captions(i)[0] for i in owner.unique_consecutive()[:num].tolist()]
+    titles = [loaded.valid_dl.source.captions(i)[0] for i in owner.unique_consecutive()[:num].tolist()]
     return token_overlays(images.cpu(), values, names=[f'token {m}' for m in shown], titles=titles,
                           note=f'Layer {layer}, the last whose memory is read; mean over heads. {len(shown)} of {memory} tokens.',
-                          uniform=1 / learn.model.visual.layout.num_keys)
+                          uniform=1 / loaded.model.visual.layout.num_keys)
 
-def _memory_usage(learn):
+def _memory_usage(resets:ResetHistory|None):
     "How much each memory token was read in training, and when it was reset."
-    watched = getattr(learn, 'memory_reset', None)
-    if watched is None or not watched.window_steps: return None
-    usage, reset = (torch.stack(x) for x in (watched.usages, watched.was_reset)) # (S,G,M)
+    if resets is None or not resets.window_steps: return None
+    usage, reset = (torch.stack(x) for x in (resets.usages, resets.was_reset)) # (S,G,M)
     groups, tokens = usage.shape[1:]
     names = [f'{g}:{m}' for g in range(groups) for m in range(tokens)] if groups > 1 else None
     note = 'Names are block:token. ' * (groups > 1) + 'A cross: reset at the end of this window.' * bool(reset.any())
-    return usage_through_training(usage.flatten(1), watched.window_steps, reset.flatten(1), names, title='', note=note)
+    return usage_through_training(usage.flatten(1), resets.window_steps, reset.flatten(1), names, title='', note=note)
 
 # %% ../../nbs/viz/03_html.ipynb #0d3e9ec8
 _STYLE = '''
@@ -116,11 +118,12 @@ def section(
 # %% ../../nbs/viz/03_html.ipynb #9703361b
 def write_report_page(
     folder:Path, # Run folder, with `metrics.csv`
-    learn,       # Its learner
+    model,       # Its Learner, or another thing that `as_model` takes
 )->Path:         # `report.html` in the folder
     "Write the report of a run."
-    source, cfg = learn.dls.valid.source, learn.cfg
-    metrics = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
+    loaded = as_model(model)
+    source, cfg = loaded.valid_dl.source, loaded.cfg
+    metrics = {k: v for k, v in loaded.metrics.items() if k not in ('step', 'epoch')}
     table = pd.read_csv(folder/'metrics.csv')
     figure = lambda fig: '' if fig is None else f'<figure>{to_svg(fig)}</figure>'
     curves = training_curves(table, gallery=len(source), title='') if len(table) else None
@@ -130,12 +133,12 @@ def write_report_page(
             'Compare with an untrained model before reading anything into it.')
     ways = 'i2t: the caption found for an image. t2i: the image found for a caption. R@k: the share found among the first k.'
     body = (f'<div class="cards">{_metric_cards(metrics, len(source))}</div><p class="soft">{ways}</p>' + section('How it went', figure(curves))
-            + section('Where memory looks', figure(memory_figures(learn)), note)
-            + section('How much memory was read', figure(_memory_usage(learn)))
+            + section('Where memory looks', figure(memory_figures(loaded)), note)
+            + section('How much memory was read', figure(_memory_usage(loaded.resets)))
             + section('What was set', f'<table>{rows}</table>', 'Keys that differ from the defaults; config.yaml has them all.')
             + section('Run it again', f'<pre>{html.escape(command_line(cfg))}</pre>'))
     versions = ', '.join(f'{p} {version(p)}' for p in ('torch', 'timm', 'open_clip_torch', 'fastai'))
     footer = f'{cfg.project.name}, {date.today()}. {cfg.project.license}. {versions}. {getattr(source, "attribution", "")}'
     path = folder/'report.html'
-    path.write_text(_page_html(cfg.training.logging.name, _config_summary(metrics, len(source), learn.epochs_done), body, footer))
+    path.write_text(_page_html(cfg.training.logging.name, _config_summary(metrics, len(source), loaded.epochs), body, footer))
     return path

@@ -23,6 +23,7 @@ from ..evaluation.retrieval import retrieval_metrics
 from .base import CellPicture, Panel, ImageSet, training_paused, find_model, image_features
 from .base import enlarge, scale_html
 from .html import maps_page, image_data
+from ..training.run_dir import as_model
 
 # %% ../../nbs/widgets/08_ablation.ipynb #5a9d899b
 class _Retrieval:
@@ -96,13 +97,14 @@ class AblationPanel(Panel):
 
     def __init__(
         self,
-        learn,          # A Learner, or a model with memory tokens
+        model,          # A run folder, a Learner, a model with memory tokens, or another thing that `as_model` takes
         data=None,      # Pairs: a loader, a source, or a list of (image, caption); None: the Learner's
         num:int=128,    # Images that are searched, the first ones
         width:int=240,  # Of an image (pixels)
     ):
         super().__init__()
-        self.model, self.width, self.data = find_model(learn), width, learn if data is None else data
+        loaded = as_model(model)
+        self.model, self.width, self.data = find_model(loaded), width, loaded.valid_dl if data is None else data
         self.tokens = find_vit(self.model).layout
         self.pictures = ImageSet(self.data, self.model)
         self.retrieval, self.result, self.before = _Retrieval(self.model, self.pictures, num), None, {}
@@ -203,8 +205,7 @@ class AblationPanel(Panel):
 
     def measure(self):
         "Every kind of ablation for all tokens, with intervals and a verdict."
-        dls = getattr(self.data, 'dls', None)
-        loader = dls.valid if dls is not None else self.data
+        loader = self.data
         if not hasattr(loader, 'one_batch'): loader = [(self.retrieval.images, *self._pairs())]
         self.say('Measuring every kind …')
         with training_paused(self.model): self.result = ablate(self.model, loader)

@@ -22,6 +22,7 @@ from ..viz.plots import patch_gallery
 from .base import Panel, ImageSet, training_paused, find_model, image_features
 from .base import format_number
 from .html import image_url, widget_page
+from ..training.run_dir import as_model
 
 # %% ../../nbs/widgets/07_atlas.ipynb #3d716337
 @dataclass
@@ -111,15 +112,16 @@ class MemoryAtlas(Panel):
 
     def __init__(
         self,
-        learn,            # A Learner, or a model with memory tokens
+        model,            # A run folder, a Learner, a model with memory tokens, or another thing that `as_model` takes
         data=None,        # A loader, a source, or a list of images or (image, caption); None: the Learner's
         num:int=256,      # Images looked at, the first ones
         top:int=6,        # Patches per token
         resets:dict=None, # Step of the last reset by token; None: what the Learner knows
     ):
         super().__init__()
-        self.learn, self.model, self.num, self.top, self.given = learn, find_model(learn), num, top, resets
-        self.pictures = ImageSet(learn if data is None else data, self.model)
+        self.loaded, self.live = as_model(model), getattr(model, 'memory_reset', None) # a fit may go on while this is open
+        self.model, self.num, self.top, self.given = find_model(self.loaded), num, top, resets
+        self.pictures = ImageSet(self.loaded if data is None else data, self.model)
         self.grid = find_vit(self.model).layout.grid
         self.depth, self.cards, self.crops, self.body = len(find_vit(self.model).blocks), [], {}, W.HTML()
         self.layer = map_layer(self.depth)
@@ -147,8 +149,9 @@ class MemoryAtlas(Panel):
     @property
     def resets(self)->dict:
         "Step of the last reset by token, in this layer where each has its own tokens."
-        if self.given is not None or not hasattr(self.learn, 'memory_reset'): return self.given or {}
-        return self.learn.memory_reset.last_resets(0 if find_vit(self.model).layout.in_sequence else self.layer)
+        history = self.live.history if self.live else self.loaded.resets
+        if self.given is not None or history is None: return self.given or {}
+        return history.last_resets(0 if find_vit(self.model).layout.in_sequence else self.layer)
 
     @property
     def note(self)->str:

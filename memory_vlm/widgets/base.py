@@ -22,11 +22,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn, Tensor
 from ..attention import find_vit
-from ..clip import MemoryCLIP, normalize_images
+from ..clip import normalize_images
 from ..core import UserError
 from ..data.transforms import center_crop
 from ..evaluation.validation import evaluation_mode
 from ..viz.plots import to_image, mixed_cmap, overlay
+from ..training.run_dir import LoadedModel, as_model
 
 # %% ../../nbs/widgets/01_base.ipynb #19a67287
 def asset(
@@ -164,11 +165,10 @@ def weights_version(
 
 # %% ../../nbs/widgets/01_base.ipynb #807b42a6
 def find_model(
-    learn,      # A fastai Learner, a model, or the folder of a checkpoint
+    model,      # A run folder, a Learner, a model, or another thing that `as_model` takes
 )->nn.Module:   # With memory tokens
     "The model to look into. Raises `UserError` if it has no memory."
-    if isinstance(learn, (str, Path)): learn = MemoryCLIP.from_pretrained(learn)
-    model = learn if isinstance(learn, nn.Module) else getattr(learn, 'model', learn)
+    model = as_model(model).model
     if not find_vit(model).layout.num_memory:
         raise UserError('This model has no memory tokens to look at: it was made with model.memory.enabled=false.')
     return model
@@ -194,8 +194,7 @@ class ImageSet:
         data,           # A Learner, a loader with `.source`, a source, or a list of images or (image, caption)
         model:nn.Module, # The model that will see them
     ):
-        dls = getattr(data, 'dls', None)
-        data = dls.valid if dls is not None else data
+        if isinstance(data, (str, Path, LoadedModel)) or hasattr(data, 'dls'): data = as_model(data).valid_dl
         self.source = getattr(data, 'source', data)
         if data is None or not hasattr(self.source, '__len__'):
             raise UserError('There are no images: give a Learner, a loader, or a list of images beside the model.')

@@ -22,6 +22,7 @@ from .base import CellPicture, Panel, ImageSet, training_paused, find_model, ima
 from .base import png_bytes, weights_version
 from .base import bars_html, enlarge, mosaic, mosaic_cols, format_number, scale_html
 from .html import maps_page, image_data
+from ..training.run_dir import as_model
 
 # %% ../../nbs/widgets/04_explorer.ipynb #e6d32ebf
 _DIRECTIONS = dict(reads='what it reads', read_by='who reads it')
@@ -50,12 +51,12 @@ class _ModelView:
     "One model beside others: its attention and its caption scores, remembered until its weights change."
     def __init__(
         self,
-        learn,              # A Learner, or a model
+        model,              # As `as_model` takes it
         pictures:ImageSet,  # What it looks at
         name:str,           # For titles
         keep:int=8,         # Images remembered
     ):
-        self.model, self.pictures, self.name, self.keep = find_model(learn), pictures, name, keep
+        self.model, self.pictures, self.name, self.keep = find_model(model), pictures, name, keep
         self.layout, self.layers = find_vit(self.model).layout, len(find_vit(self.model).blocks)
         self.heads = find_vit(self.model).blocks[0].attn.num_heads
         self.seen, self.version, self.resting = {}, weights_version(self.model), False
@@ -129,16 +130,17 @@ class AttentionExplorer(Panel):
 
     def __init__(
         self,
-        learn,                # A Learner, a model with memory tokens, or a checkpoint folder
+        model,                # A run folder, a Learner, a model with memory tokens, or another thing that `as_model` takes
         data=None,            # A loader, a source, or a list of images or (image, caption); None: the Learner's
-        other=None,           # A second Learner, model or checkpoint folder to compare with
+        other=None,           # A second run, Learner or model to compare with
         names:tuple=('model', 'other'), # Names of the two
         width:int=288,        # Of an image (pixels); two columns of this width fit beside each other on a narrow page
     ):
         super().__init__()
         self.width, self.drawing, self.turning = width, False, False
-        model = find_model(learn)
-        self.pictures = ImageSet(learn if data is None else data, model)
+        loaded = as_model(model)
+        model = find_model(loaded)
+        self.pictures = ImageSet(loaded if data is None else data, model)
         shown = [model] if other is None else [model, other]
         self.sides = [_ModelView(m, self.pictures, name) for m, name in zip(shown, names)]
         self.main = self.sides[0]

@@ -20,6 +20,7 @@ from ..search import best_rows, check_text_tower, text_feature
 from .base import Panel, ImageSet, training_paused, find_model, image_features, weights_version
 from .base import enlarge, scale_html
 from .html import maps_page, image_data, image_url
+from ..training.run_dir import as_model
 
 # %% ../../nbs/widgets/09_search.ipynb #6a8b7cb4
 class _IndexView:
@@ -64,16 +65,17 @@ class ImageSearch(Panel):
 
     def __init__(
         self,
-        learn,           # A Learner, or a model with memory tokens
+        model,           # A run folder, a Learner, a model with memory tokens, or another thing that `as_model` takes
         data=None,       # A loader, a source, or a list of images or (image, caption); None: the Learner's
         num:int=512,     # Images that are searched, the first ones
         top:int=6,       # Images shown
         width:int=150,   # Of an image (pixels)
     ):
         super().__init__()
-        self.model, self.top, self.width, self.found = find_model(learn), top, width, []
+        loaded = as_model(model)
+        self.model, self.top, self.width, self.found = find_model(loaded), top, width, []
         self.tokens = find_vit(self.model).layout
-        self.pictures = ImageSet(learn if data is None else data, self.model)
+        self.pictures = ImageSet(loaded if data is None else data, self.model)
         self.index, self.body, self.scale = _IndexView(self.model, self.pictures, num), W.HTML(), W.HTML()
         examples = list(dict.fromkeys(c for i in range(min(self.index.n, 50)) for c in self.pictures.captions(i)[:1]))
         style = dict(description_width='64px')
