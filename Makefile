@@ -14,10 +14,11 @@ TEST := env -u WANDB_API_KEY NETRC=/dev/null HF_HUB_OFFLINE=1
 # pytest exits with 5 when it finds no test of the kind asked for.
 NO_TESTS := || test $$? -eq 5
 
-.PHONY: help demo test test-slow docs bench
+.PHONY: help demo check test test-slow docs bench
 
 help:
 	@echo "make demo       train a small memory-CLIP and its twin without memory, and compare them (minutes)"
+	@echo "make check      exported, clean, linted, and no import cycle? (seconds)"
 	@echo "make test       check the notebooks, run them all, run the quick tests (minutes)"
 	@echo "make test-slow  run the tests that take long"
 	@echo "make docs       build the documentation into _docs/"
@@ -31,13 +32,17 @@ demo: $(INSTALLED)
 	@echo "== 3 of 3: the two side by side"
 	@$(PY) tools/compare.py runs/quickstart runs/quickstart_no_memory
 
+check: $(INSTALLED_DEV)
+	@$(PY) -m ruff check --quiet
+	@$(PY) tools/check.py
+
 test: $(INSTALLED_DEV)
 	@echo "== 1 of 3: is everything exported, clean and in order?"
-	@$(PY) tools/check.py
+	@$(MAKE) -s check
 	@echo "== 2 of 3: every notebook, from its first cell to its last"
 	@$(TEST) OMP_NUM_THREADS=1 $(ENV)/bin/nbdev-test --n-workers 2 --timing
 	@echo "== 3 of 3: what a notebook cannot test"
-	@$(TEST) $(PY) -m pytest $(NO_TESTS)
+	@$(TEST) $(PY) -m pytest --durations=10 $(NO_TESTS)
 
 test-slow: $(INSTALLED_DEV)
 	@echo "== 1 of 2: notebooks with slow cells"

@@ -29,6 +29,6 @@ setup(
     extras_require={key.removesuffix("_requirements"): lines(key) for key in settings if key.endswith("_requirements")},
     packages=[*find_packages(include=[lib, f"{lib}.*"]), *configs],
     package_dir={f"{lib}.configs": "configs"},
-    package_data={"": ["*.yaml", "static/*"]},
+    package_data={"": ["*.yaml", "static/*", "py.typed"]},
     entry_points={"nbdev": [f"{lib}={lib}._modidx:d"], "console_scripts": lines("console_scripts")},
 )

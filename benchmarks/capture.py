@@ -16,7 +16,9 @@ rounds of the ratios within a round. The first round is not counted.
 On a machine that others use too, `--clock cpu --threads 1` counts the time this process spends on a processor instead
 of the time that passes.
 """
-import argparse, statistics, time
+import argparse
+import statistics
+import time
 import torch
 from memory_vlm.attention import capture
 from memory_vlm.config import compose

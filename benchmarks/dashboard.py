@@ -9,8 +9,10 @@ dashboard it draws once, `every` seconds after the block began, and the block en
 with its callback switched off. So a machine that is busy for a while slows both. The ratio is the median of the
 ratios of neighboring blocks; its interval is from resampling them.
 """
-import argparse, asyncio, time
+import argparse
+import asyncio
 import numpy as np
+import time
 from fastai.callback.core import Callback, CancelFitException
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner

@@ -15,7 +15,8 @@
 - Memory: on CUDA the allocator's peak in a step; on a CPU what `model_cost` counts for weights, gradients, Adam and
   activations, since a process that has trained one model cannot tell what the next one needs.
 """
-import argparse, statistics
+import argparse
+import statistics
 import torch
 from memory_vlm.config import compose, config_dir
 from memory_vlm.models.cost import model_cost

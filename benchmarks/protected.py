@@ -10,14 +10,15 @@ All get the same steps, batches and seeds, and each the learning rate of its own
 `change` is the largest difference of the answers to the first vocabulary, images and captions, from those of before.
 nbs/tutorials/6_protected_memory.ipynb reads the file.
 """
-import argparse, tempfile
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+import argparse
 import pandas as pd
+import tempfile
 import torch
+from contextlib import contextmanager, nullcontext
 from memory_vlm.config import compose
 from memory_vlm.evaluation.validation import encode, score
 from memory_vlm.learner import make_learner
+from pathlib import Path
 from results import store
 from study import SMALL
 

@@ -1,10 +1,19 @@
 """The package's metadata says one thing once, and what is installed works away from this repository."""
-import ast, json, os, re, subprocess, sys, tomllib, venv, zipfile
+import ast
+import json
+import os
+import pytest
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import yaml
+import zipfile
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
-import pytest, yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,12 +1,17 @@
 """Models that exist, at their full size and on the command line. Nothing is downloaded: weights are random, built by open_clip."""
-import json, subprocess, sys
-from pathlib import Path
-import open_clip, pytest, timm, torch
-from omegaconf import OmegaConf
-from safetensors.torch import save_file
+import json
+import open_clip
+import pytest
+import subprocess
+import sys
+import timm
+import torch
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.core import UserError
 from memory_vlm.models.pretrained_config import clip_config
+from omegaconf import OmegaConf
+from pathlib import Path
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
 

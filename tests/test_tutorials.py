@@ -1,8 +1,11 @@
 """Every tutorial in a real JupyterLab, from its first cell to its last, its fits cut short."""
-import re, shutil, subprocess, sys
-from pathlib import Path
 import pytest
+import re
+import shutil
+import subprocess
+import sys
 from fastcore.nbio import read_nb
+from pathlib import Path
 from playwright.sync_api import expect
 
 NBS = Path(__file__).parent.parent/'nbs'

@@ -1,6 +1,6 @@
 """The widgets in a real JupyterLab: operated by mouse and keyboard, and judged by what they then show."""
-import re
 import pytest
+import re
 from playwright.sync_api import expect
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,13 @@
 
 Prints one line for each thing to mend and exits with 1 if there is any. Changes nothing: exporter and cleaner run on a
 copy, so work in progress is safe, and an exported file edited by hand is found rather than overwritten."""
-import ast, json, re, shutil, subprocess, sys, tempfile
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from readme import readme_text
 
