@@ -13,12 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from torch import Tensor, nn
-from ..ablation import find_clip
-from ..attention import checked_index
+from ..attention import checked_index, find_clip, find_memory_vit
 from ..core import UserError
 from ..evaluation.validation import evaluation_mode
-from .intervene import find_memory_vit
-from ..models.attention_hooks import attention_hooks
+from ..models.attention_hooks import EAGER, attention_hooks
 from ..memory import AttentionUpdate, StaticUpdate
 from ..tokens import TokenLayout
 
@@ -89,7 +87,7 @@ def _record_readout(vit):
     def last(norm, args): record['last'] = args[0][:, row].float()
     def mlp(layer, module, args, out): record['mlp'][layer] = out[:, row].float()
     with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance('force_eager')) # compiled code hears no hooks
+        stack.enter_context(EAGER) # compiled code calls no hooks
         stack.callback(vit.blocks[0].register_forward_pre_hook(first).remove)
         stack.callback(vit.norm.register_forward_pre_hook(last).remove)
         for i, block in enumerate(vit.blocks):
