@@ -37,7 +37,8 @@ def _read_templates(given, where:str)->Sequence:
     "Return prompt templates from the name of a set or a list of texts."
     if isinstance(given, str): return pick(TEMPLATES, given, f'{where}: templates')
     if not isinstance(given, list | tuple | None):
-        raise UserError(f'{where}: got templates={given!r}; allowed is a list of texts, or one of {", ".join(TEMPLATES)}')
+        allowed = f'a list of texts, or one of {", ".join(TEMPLATES)}'
+        raise UserError(f'{where}: got templates={given!r}; allowed is {allowed}')
     wrong = [t for t in given or [] if not isinstance(t, str) or t.count('{}') != 1]
     if wrong: raise UserError(f'{where}: got {wrong[0]!r}; each template is a text with one {{}} for the class')
     if not given: raise UserError(f'{where}: templates is empty; give at least one text with one {{}}')
@@ -58,7 +59,8 @@ def read_prompts(
     if not isinstance(classes, (dict, list)):
         raise UserError(f"'{path}': got classes={classes!r}; allowed is a list of names, or folder: name")
     if isinstance(classes, dict): folders, classes = [str(k) for k in classes], list(classes.values())
-    return Prompts([str(c) for c in classes], _read_templates(content.get('templates', 'imagenet'), str(path)), folders)
+    templates = _read_templates(content.get('templates', 'imagenet'), str(path))
+    return Prompts([str(c) for c in classes], templates, folders)
 
 # %% ../../nbs/evaluation/02_classification.ipynb #9eea69c7
 def class_features(
@@ -106,7 +108,8 @@ def knn_classes(
         votes.append(torch.zeros(len(x), classes).scatter_add_(1, labels[index], weights).argmax(1))
     return torch.cat(votes)
 
-def _linear_probe(train:Tensor, labels:Tensor, strengths:Sequence[float]=tuple(10. ** e for e in range(-2, 5)), seed:int=0):
+def _linear_probe(train:Tensor, labels:Tensor, strengths:Sequence[float]=tuple(10. ** e for e in range(-2, 5)),
+        seed:int=0):
     "Return scikit-learn's logistic regression, its strength `C` chosen on a held-out fifth of the images."
     from sklearn.linear_model import LogisticRegression
     x, y = train.numpy(), labels.numpy()

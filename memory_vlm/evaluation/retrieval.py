@@ -19,7 +19,7 @@ def rank_of_best(
 )->Tensor:        # Wrong targets before the best right one, int64 (Q,)
     "Return the rank of each query's best right target. Ties and NaN count against the query."
     best = sim.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-    before = (sim < best).logical_or_(right).logical_not_()                      # NaN < x is false, so NaN ranks before
+    before = (sim < best).logical_or_(right).logical_not_()                  # NaN < x is false, so NaN ranks before
     return before.sum(dim=1, dtype=torch.int32).long()                           # int32: a third of the time of int64
 
 def _match_ranks(queries:Tensor, targets:Tensor, query_owner:Tensor, target_owner:Tensor, chunk:int=1024)->Tensor:

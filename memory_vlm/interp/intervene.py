@@ -206,8 +206,8 @@ def intervene(
     states:MemoryStates=None, # From `record_states`; needed by `mean`, `noise` and `shuffle`
     seed:int=0,   # Seed of `noise`, `shuffle` and `reinit`
 ):
-    """Replace or mask the memory of a model inside the `with` block. Raises `UserError` for a kind, token or layer that does
-    not exist, for missing `states`, and for a kind that would change nothing."""
+    """Replace or mask the memory of a model inside the `with` block. Raises `UserError` for a kind, token or layer that
+    does not exist, for missing `states`, and for a kind that would change nothing."""
     vit, kind = find_memory_vit(model), pick(KINDS, kind, 'kind')
     tokens = checked_tokens(tokens, vit.layout.num_memory, 'memory token')
     layers, rows = checked_tokens(layers, len(vit.blocks), 'layer'), _rows(vit.layout, tokens)
