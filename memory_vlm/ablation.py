@@ -202,8 +202,8 @@ def ablate(
     draws:int=1000,            # Bootstrap samples for the intervals (count)
     seed:int=0,                # Seed of interventions and bootstrap
 )->Ablation:
-    """Measure whether the model uses its memory. Raises `UserError` for a model without memory, for data that is missing,
-    empty or random, and if no kind applies."""
+    """Measure whether the model uses its memory. Raises `UserError` for a model without memory, for data that is
+    missing, empty or random, and if no kind applies."""
     model, vit = find_clip(learn_or_model), find_memory_vit(learn_or_model)
     dls = getattr(learn_or_model, 'dls', None)
     if dl is None and dls is None: raise UserError('got a model without data; call ablate(model, dl)')

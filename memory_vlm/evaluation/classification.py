@@ -70,7 +70,8 @@ def class_features(
 )->Tensor:              # L2-normalized, float32 (C, D), on the CPU
     "Return the mean text feature of each class."
     device = next(model.parameters()).device
-    return build_zero_shot_classifier(model, tokenize, prompts.classes, prompts.templates, device=device).T.float().cpu()
+    features = build_zero_shot_classifier(model, tokenize, prompts.classes, prompts.templates, device=device) # (D,C)
+    return features.T.float().cpu()
 
 # %% ../../nbs/evaluation/02_classification.ipynb #8fc8c6ab
 def class_ranks(

@@ -37,8 +37,8 @@ def retrieval_ranks(
     "Return the ranks in both directions. Raises ValueError if an image has no text, or a text no image."
     images = torch.arange(len(image_features), device=image_index.device)
     if len(image_index) != len(text_features) or not torch.equal(image_index.unique(), images):
-        raise ValueError(f'image_index has {len(image_index)} entries for {len(image_index.unique())} images; it must map each of '
-            f'{len(text_features)} texts to one of {len(images)} images and leave no image out')
+        raise ValueError(f'image_index has {len(image_index)} entries for {len(image_index.unique())} images; it must '
+            f'map each of {len(text_features)} texts to one of {len(images)} images and leave no image out')
     return (_match_ranks(image_features, text_features, images, image_index, chunk),
             _match_ranks(text_features, image_features, image_index, images, chunk))
 
