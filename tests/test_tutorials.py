@@ -42,4 +42,4 @@ def test_a_mechanism_in_a_file_is_a_command(tmp_path):
     for words in ([*fit, *short], ablate):
         done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert 'untouched' in done.stdout and 'shuffle' in done.stdout
+    assert 'no ablation' in done.stdout and 'shuffle' in done.stdout
