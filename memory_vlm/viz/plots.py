@@ -94,7 +94,7 @@ def token_overlays(
     panels = axes.reshape(1, -1) if alone else axes
     for i, row in enumerate(panels):
         for j, ax in enumerate(row):
-            image_axes(ax, (['picture'] + names)[j] if i == 0 and j <= M else '')
+            image_axes(ax, (['image'] + names)[j] if i == 0 and j <= M else '')
             if j <= M: ax.imshow(images[i] if j == 0 else overlay(images[i], maps[i, j - 1], norm))
             else: ax.set_visible(False)
         if titles: row[0].set_ylabel(textwrap.fill(titles[i], round(17 * height)), fontsize=7.5, color=INK)
