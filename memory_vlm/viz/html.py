@@ -42,7 +42,8 @@ def memory_figures(
     images, ids, owner = loaded.valid_dl.one_batch()
     images = images[:num]
     layer = map_layer(len(loaded.model.visual.blocks))
-    with evaluation_mode(loaded.model), capture(loaded.model, layer) as maps: loaded.model.encode_image(images.to(loaded.device))
+    with evaluation_mode(loaded.model), capture(loaded.model, layer) as maps:
+        loaded.model.encode_image(images.to(loaded.device))
     shown = torch.linspace(0, memory - 1, min(tokens, memory)).round().int().tolist()
     values = torch.stack([maps.heatmap(layer, token=m) for m in shown], 1).numpy() # (B,m,h,w)
     titles = [loaded.valid_dl.source.captions(i)[0] for i in owner.unique_consecutive()[:num].tolist()]
@@ -132,13 +133,16 @@ def write_report_page(
     note = ('A map shows what a token reads, not what the model does with it: whether it matters is measured by ablation. '
             'Compare with an untrained model before reading anything into it.')
     ways = 'i2t: the caption found for an image. t2i: the image found for a caption. R@k: the share found among the first k.'
-    body = (f'<div class="cards">{_metric_cards(metrics, len(source))}</div><p class="soft">{ways}</p>' + section('How it went', figure(curves))
+    body = (f'<div class="cards">{_metric_cards(metrics, len(source))}</div><p class="soft">{ways}</p>'
+            + section('How it went', figure(curves))
             + section('Where memory looks', figure(memory_figures(loaded)), note)
             + section('How much memory was read', figure(_memory_usage(loaded.resets)))
-            + section('What was set', f'<table>{rows}</table>', 'Keys that differ from the defaults; config.yaml has them all.')
+            + section('What was set', f'<table>{rows}</table>',
+                      'Keys that differ from the defaults; config.yaml has them all.')
             + section('Run it again', f'<pre>{html.escape(command_line(cfg))}</pre>'))
     versions = ', '.join(f'{p} {version(p)}' for p in ('torch', 'timm', 'open_clip_torch', 'fastai'))
     footer = f'{cfg.project.name}, {date.today()}. {cfg.project.license}. {versions}. {getattr(source, "attribution", "")}'
     path = folder/'report.html'
-    path.write_text(_page_html(cfg.training.logging.name, _config_summary(metrics, len(source), loaded.epochs), body, footer))
+    path.write_text(_page_html(cfg.training.logging.name, _config_summary(metrics, len(source), loaded.epochs), body,
+                               footer))
     return path

@@ -33,7 +33,7 @@ class Plot(Figure):
 
     def _repr_png_(self):
         width, height = self.get_size_inches() * 80
-        return to_png(self, dpi=100), dict(width=int(width), height=int(height)) # 100/80 pixels per CSS pixel: sharp on dense screens
+        return to_png(self, dpi=128), dict(width=int(width), height=int(height)) # 1.6 pixels per CSS pixel
 
 def _restyle(fig:Figure, theme:str='light')->Figure:
     "Replace ink and background by those of `theme`."
