@@ -15,7 +15,8 @@ from torch import Tensor
 from ..clip import MemoryCLIP
 from ..core import UserError
 from ..data.tokenizer import text_tokenizer
-from ..vision import MemoryViT, vit_arguments, vit_name
+from ..models.registry import vit_name
+from ..vision import MemoryViT, vit_arguments
 
 # %% ../../nbs/hub/01_open_clip.ipynb #4e9f90f7
 _OPEN_CLIP_DEFAULTS = dict(act_layer='gelu', norm_eps=1e-6, pre_norm=False, final_norm=True, fc_norm=None, global_pool='token', class_token=True,

@@ -27,6 +27,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 from ..config import Config, check_sizes, default_value, leaf_keys, schema_fields
 from ..core import UserError, closest, pick
+from ..memory import rename_old_weights
 from .pretrained_config import clip_config, vit_config
 from ..vision import MemoryViT
 
@@ -161,6 +162,7 @@ def _memory_clip_spec(place, stored): # Our own: `stored` is its config.json
     if not cfg['memory']['enabled']: cfg.pop('memory')
     if _fetch_file(place, 'tokenizer_config.json'): cfg['text'] = cfg['text'] | dict(tokenizer=place)
     def rename(weights, model):
+        rename_old_weights(weights)
         visual = {k.removeprefix('visual.'): v for k, v in weights.items() if k.startswith('visual.')}
         _resize_positions(visual, model.visual)
         return {k: v for k, v in weights.items() if not k.startswith('visual.')} | {f'visual.{k}': v for k, v in visual.items()}
