@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from typing import Annotated
 from .config import allow_new_kwargs, compose, config_dir, explain_error, register_schema, schema_fields
-from .core import Progress, UserError, closest, pick
+from .core import Progress, UserError, pick, suggest
 from .overrides import allowed_values, base_values, help_texts, written_values
 
 # %% ../nbs/50_cli.ipynb #f56471ff
@@ -86,7 +86,7 @@ def _find_keys(word:str)->list[str]:
     "The dotted keys that a key, its last part, or a block name. Raises `UserError` if there are none."
     keys = schema_fields()
     found = [k for k in keys if k == word or k.startswith(f'{word}.')] or [k for k in keys if k.endswith(f'.{word}')]
-    if not found: raise UserError(f"'{word}' is no configuration key{closest(word, keys)}; the blocks are model, training and project")
+    if not found: raise UserError(f"'{word}' is no configuration key{suggest(word, keys, limit=3)}; the blocks are model, training and project")
     return found
 
 def _explain_keys(cfg:DictConfig, keys:Sequence[str])->dict:
