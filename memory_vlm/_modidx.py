@@ -162,6 +162,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'memory_vlm.config.compose': ('config.html#compose', 'memory_vlm/config.py'),
                                    'memory_vlm.config.config_dir': ('config.html#config_dir', 'memory_vlm/config.py'),
                                    'memory_vlm.config.default_value': ('config.html#default_value', 'memory_vlm/config.py'),
+                                   'memory_vlm.config.explain_arguments': ('config.html#explain_arguments', 'memory_vlm/config.py'),
                                    'memory_vlm.config.explain_error': ('config.html#explain_error', 'memory_vlm/config.py'),
                                    'memory_vlm.config.leaf_keys': ('config.html#leaf_keys', 'memory_vlm/config.py'),
                                    'memory_vlm.config.register_schema': ('config.html#register_schema', 'memory_vlm/config.py'),

@@ -20,7 +20,7 @@ from json import dumps
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from typing import Annotated
-from .config import allow_new_kwargs, compose, config_dir, explain_error, register_schema, schema_fields
+from .config import allow_new_kwargs, compose, config_dir, explain_arguments, register_schema, schema_fields
 from .core import Progress, UserError, pick, suggest
 from .overrides import allowed_values, base_values, help_texts, written_values
 
@@ -79,7 +79,7 @@ def fit_main(
     try:
         with _arguments(allow_new_kwargs(words)):
             hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')(fit_task)()
-    except HydraException as e: _exit_with(explain_error(e)) if os.environ.get('RANK', '0') == '0' else sys.exit(2)
+    except HydraException as e: _exit_with(explain_arguments(words, e)) if os.environ.get('RANK', '0') == '0' else sys.exit(2)
 
 # %% ../nbs/50_cli.ipynb #e2cfacb2
 def _find_keys(word:str)->list[str]:

@@ -6,7 +6,7 @@
 __all__ = ['MemoryConfig', 'TextConfig', 'ContrastiveConfig', 'ModelConfig', 'DataConfig', 'LoggingConfig', 'CheckpointConfig',
            'TrainingConfig', 'ProjectConfig', 'Config', 'schema_fields', 'default_value', 'add_choice', 'config_dir',
            'explain_error', 'check_range', 'run_checks', 'check_sizes', 'leaf_keys', 'validate', 'allow_new_kwargs',
-           'register_schema', 'compose']
+           'register_schema', 'explain_arguments', 'compose']
 
 # %% ../nbs/01_config.ipynb #ac8a51e9
 import re
@@ -455,6 +455,16 @@ def _override_errors(overrides:list[str], config_name:str, first:UserError)->Use
         try: compose([o for o in overrides if o not in wrong], config_name)
         except UserError as e: mistakes += str(e).splitlines()
     return UserError('\n'.join(dict.fromkeys(mistakes)))
+
+def explain_arguments(
+    words:list[str], # Arguments of the command line
+    e:Exception,     # What Hydra raised for them
+)->UserError:        # With a line per mistake
+    "Return all mistakes in the arguments of a command of which Hydra reported only the first."
+    flags = [w for w in words if w.startswith('-')]
+    name = next((w.partition('=')[2] for w in flags if w.startswith('--config-name=')), 'default')
+    if len(flags) > any(w.startswith('--config-name=') for w in flags): return explain_error(e) # such as a sweep
+    return _override_errors([w for w in words if w not in flags], name, explain_error(e))
 
 def compose(
     overrides:list[str]=(),       # Changes, such as ['training.epochs=3', 'model=tiny']
