@@ -667,7 +667,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'memory_vlm/distributed.py'),
                                         'memory_vlm.distributed.LostRankError': ( 'distributed.html#lostrankerror',
                                                                                   'memory_vlm/distributed.py'),
-                                        'memory_vlm.distributed._channel': ('distributed.html#_channel', 'memory_vlm/distributed.py'),
+                                        'memory_vlm.distributed._cpu_group': ('distributed.html#_cpu_group', 'memory_vlm/distributed.py'),
                                         'memory_vlm.distributed._silence_nonmain': ( 'distributed.html#_silence_nonmain',
                                                                                      'memory_vlm/distributed.py'),
                                         'memory_vlm.distributed.broadcast_from_main': ( 'distributed.html#broadcast_from_main',
