@@ -36,7 +36,7 @@ def _silence_nonmain()->Iterator[None]:
 
 @contextmanager
 def process_group()->Iterator[None]:
-    "Join the processes that were started together. Raises `UserError` if this machine has fewer devices than processes."
+    "Join the processes that were started together. Raises `UserError` if this machine has too few CUDA devices."
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -112,7 +112,7 @@ def detect_lost_ranks()->Iterator[None]:
 
 # %% ../nbs/04_distributed.ipynb #ea8962cb
 class Interrupts:
-    "Context that stores SIGINT and SIGTERM in `caught`. It does nothing outside the main thread, where Python has no signals."
+    "Context that stores SIGINT and SIGTERM in `caught`; only in the main thread, as others get no signals."
     def __init__(self): self.caught, self.at_once, self.before, self.pid = None, False, {}, os.getpid()
 
     def __enter__(self):
@@ -129,7 +129,7 @@ class Interrupts:
         again, self.caught = self.caught is not None, number
         if os.getpid() != self.pid: return # a loader worker, which its parent process ends
         if self.at_once or again: raise KeyboardInterrupt
-        # torch raises an error at any point when a loader worker ends, here by the same signal: ignore that until `__exit__`
+        # torch raises an error at any point when a worker ends, here by the same signal: ignored until `__exit__`
         if hasattr(signal, 'SIGCHLD'):
             self.before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
         with suppress(RuntimeError): # raised if the signal interrupts another print
@@ -143,7 +143,7 @@ class Interrupts:
 
     @contextmanager
     def interruptible(self):
-        "Let a signal stop this block at once; the block must not change what is saved. With several ranks signals wait."
+        "Let a signal stop this block at once; it must not change what is saved. With several ranks signals wait."
         self.at_once = world_size() == 1
         try: yield
         finally: self.at_once = False
