@@ -20,8 +20,8 @@ from json import dumps
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from typing import Annotated
-from .config import allow_new_kwargs, compose, config_dir, explain_error, register_schema, schema_fields
-from .core import Progress, UserError, closest, pick
+from .config import allow_new_kwargs, compose, config_dir, explain_arguments, register_schema, schema_fields
+from .core import Progress, UserError, pick, suggest
 from .overrides import allowed_values, base_values, help_texts, written_values
 
 # %% ../nbs/50_cli.ipynb #f56471ff
@@ -79,14 +79,14 @@ def fit_main(
     try:
         with _arguments(allow_new_kwargs(words)):
             hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')(fit_task)()
-    except HydraException as e: _exit_with(explain_error(e)) if os.environ.get('RANK', '0') == '0' else sys.exit(2)
+    except HydraException as e: _exit_with(explain_arguments(words, e)) if os.environ.get('RANK', '0') == '0' else sys.exit(2)
 
 # %% ../nbs/50_cli.ipynb #e2cfacb2
 def _find_keys(word:str)->list[str]:
     "The dotted keys that a key, its last part, or a block name. Raises `UserError` if there are none."
     keys = schema_fields()
     found = [k for k in keys if k == word or k.startswith(f'{word}.')] or [k for k in keys if k.endswith(f'.{word}')]
-    if not found: raise UserError(f"'{word}' is no configuration key{closest(word, keys)}; the blocks are model, training and project")
+    if not found: raise UserError(f"'{word}' is no configuration key{suggest(word, keys, limit=3)}; the blocks are model, training and project")
     return found
 
 def _explain_keys(cfg:DictConfig, keys:Sequence[str])->dict:

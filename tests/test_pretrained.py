@@ -87,10 +87,10 @@ def test_a_frozen_model_gets_memory(folder, tmp_path):
 
 MISTAKES = {
     'model.depth=5': 'model.depth=5 disagrees with',
-    'training.freeze=all-memry': 'nearest: memory',
+    'training.freeze=all-memry': "did you mean 'memory'",
     'training.freeze=all': 'leaves nothing to train',
     'model.image_size=60': 'model.image_size=60 is not a multiple of model.patch_size=16',
-    'model.pretrained=open_clip:ViT-B16/openai': 'nearest: ViT-B-16',
+    'model.pretrained=open_clip:ViT-B16/openai': "did you mean 'ViT-B-16'",
 }
 
 

@@ -15,7 +15,7 @@ from open_clip.pretrained import list_pretrained_tags_by_model
 from pathlib import Path
 from torch import nn
 from ..clip import MemoryCLIP
-from ..core import UserError, closest, missing_package
+from ..core import UserError, missing_package, suggest
 from ..data.base import Source
 from ..data.loaders import EpochSampler, PairDataset, PairLoader, make_loader, worker_settings
 from ..data.tokenizer import text_tokenizer
@@ -62,9 +62,9 @@ def open_clip_eval_model(
     arch, tag = (name, None) if ':' in name else name.partition('/')[::2]
     if ':' not in name:
         tags = list_pretrained_tags_by_model(arch)
-        if arch not in open_clip.list_models(): raise UserError(f"open_clip has no model '{arch}'{closest(arch, open_clip.list_models())}")
+        if arch not in open_clip.list_models(): raise UserError(f"open_clip has no model '{arch}'{suggest(arch, open_clip.list_models(), limit=3)}")
         if tag not in tags and not Path(tag).is_file():
-            raise UserError(f"open_clip has no weights '{tag}' for {arch}{closest(tag, tags)}; give {arch}/TAG, one of: {', '.join(tags) or 'none'}")
+            raise UserError(f"open_clip has no weights '{tag}' for {arch}{suggest(tag, tags, limit=3)}; give {arch}/TAG, one of: {', '.join(tags) or 'none'}")
     with hub_errors(name, name), _explain_load_error(name):
         model, _, transform = open_clip.create_model_and_transforms(arch, pretrained=tag, cache_dir=hub_cache_dir())
         tokenizer = open_clip.get_tokenizer(arch)

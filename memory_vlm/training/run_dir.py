@@ -17,7 +17,7 @@ from pathlib import Path
 from yaml import YAMLError
 from ..clip import MemoryCLIP
 from ..config import Config, schema_fields
-from ..core import closest, UserError
+from ..core import suggest, UserError
 from ..models.pretrained import hub_errors
 from ..overrides import command_words, restore_references
 from .checkpoint import best_checkpoints, checkpoint_folder, list_checkpoints, read_manifest, read_state
@@ -231,7 +231,7 @@ def open_trained(
     def alone(): return LoadedModel(MemoryCLIP.from_pretrained(name), Path(str(name)))
     if run is None and Path(name).exists(): return alone()
     if run is None and '/' in str(name) and Path(name).parent.is_dir(): # a slip, for which the hub need not be asked
-        if near := closest(Path(name).name, [p.name for p in Path(name).parent.iterdir()]): raise UserError(f"'{name}' is not there{near}")
+        if near := suggest(Path(name).name, [p.name for p in Path(name).parent.iterdir()], limit=3): raise UserError(f"'{name}' is not there{near}")
     if run is None:
         with hub_errors(str(name), str(name)): return alone()
     try: cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
