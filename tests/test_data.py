@@ -172,7 +172,7 @@ def test_a_fit_runs_from_the_command_line(tmp_path):
     assert '20 images for training' in done.stdout
 
 
-ROWS = re.findall(r'^\| ([^|]+) \| `("?training\.data\.train_path=[^|]+)` \|$', ''.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/explain/data.ipynb').read_text())['cells']), re.M) # what you have, what to give
+ROWS = re.findall(r'^\| ([^|]+) \| `("?training\.data\.train_path=[^|]+)` \|$', '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/explain/data.ipynb').read_text())['cells']), re.M) # what you have, what to give
 
 
 def as_readme(line):
