@@ -148,7 +148,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'memory_vlm.config._check_channels': ('config.html#_check_channels', 'memory_vlm/config.py'),
                                    'memory_vlm.config._check_data_size': ('config.html#_check_data_size', 'memory_vlm/config.py'),
                                    'memory_vlm.config._check_divisible': ('config.html#_check_divisible', 'memory_vlm/config.py'),
-                                   'memory_vlm.config._check_key': ('config.html#_check_key', 'memory_vlm/config.py'),
                                    'memory_vlm.config._check_proj': ('config.html#_check_proj', 'memory_vlm/config.py'),
                                    'memory_vlm.config._check_value': ('config.html#_check_value', 'memory_vlm/config.py'),
                                    'memory_vlm.config._choice_field': ('config.html#_choice_field', 'memory_vlm/config.py'),

@@ -387,18 +387,15 @@ def leaf_keys(
     prefix:str='',  # Dotted name of the block, with a dot at its end
 )->list[str]:
     "Return the dotted keys of all values; a dict of keyword arguments counts as one value."
-    keys = []
+    keys, schema = [], schema_fields()
     for name in cfg:
         key, node = f'{prefix}{name}', cfg._get_node(name)
-        inner = isinstance(node, DictConfig) and not (key in schema_fields() or node._is_none())
+        inner = isinstance(node, DictConfig) and not (key in schema or node._is_none())
         keys += leaf_keys(node, f'{key}.') if inner else [key]
     return keys
 
 # %% ../nbs/01_config.ipynb #a7fc75ae
-def _check_key(cfg:DictConfig, key:str):
-    if key not in schema_fields(): raise UserError(_unknown_key(key))
-
-def _check_value(cfg:DictConfig, key:str): check_range(key, OmegaConf.select(cfg, key), schema_fields()[key])
+def _check_value(cfg:DictConfig, key:str, f): check_range(key, OmegaConf.select(cfg, key), f)
 
 def validate(
     cfg:DictConfig,               # A composed configuration
@@ -407,10 +404,13 @@ def validate(
     "Check interpolations, keys, ranges, allowed names and relations. Raises one `UserError` with a line per mistake."
     try: OmegaConf.resolve(cfg.copy())
     except OmegaConfBaseException as e: raise explain_error(e) from e
-    known = [partial(_check_key, key=k) for k in leaf_keys(cfg)] # Hydra's + adds any key
-    values = [partial(_check_value, key=k) for k in schema_fields()]
+    schema = schema_fields()
+    def check_keys(cfg):
+        unknown = [_unknown_key(k) for k in leaf_keys(cfg) if k not in schema] # Hydra's + adds any key
+        if unknown: raise UserError('\n'.join(unknown))
+    values = [partial(_check_value, key=k, f=f) for k, f in schema.items()]
     sizes = _SIZE_CHECKS if cfg.model.pretrained is None else () # else they are filled in later, and checked then
-    return run_checks(cfg, [*known, *values, *sizes, _check_data_size, *checks])
+    return run_checks(cfg, [check_keys, *values, *sizes, _check_data_size, *checks])
 
 # %% ../nbs/01_config.ipynb #5e312545
 def allow_new_kwargs(
