@@ -20,7 +20,8 @@ from json import dumps
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from typing import Annotated
-from .config import allow_new_kwargs, compose, config_dir, explain_arguments, register_schema, schema_fields
+from .config import allow_new_kwargs, compose, config_dir, explain_arguments, register_schema
+from .schema import schema_fields
 from .core import Progress, UserError, pick, suggest
 from .overrides import allowed_values, base_values, help_texts, written_values
 

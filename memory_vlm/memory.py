@@ -12,7 +12,7 @@ import itertools, math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .config import add_choice
+from .schema import add_choice
 from .core import UserError, pick
 from .distributed import mean_over_ranks
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from memory_vlm.clip import MemoryCLIP
-from memory_vlm.config import Config
+from memory_vlm.schema import Config
 from memory_vlm.learner import make_learner
 from memory_vlm.training.callbacks import ResumeCallback
 from memory_vlm.training.run_dir import open_trained

@@ -23,7 +23,7 @@ TEXTS = ('.py', '.yaml', '.toml', '.ini', '.md', '.sh', '.ipynb')
 # Stages in order: a module imports its own stage and earlier ones. A name is a module, or a folder with all its modules;
 # the longest one that fits decides. evaluation.compare opens runs and looks inside models, so it comes after both.
 STAGES = {
-    'base': ('core', 'config', 'tokens', 'overrides', 'distributed'),
+    'base': ('core', 'schema', 'config', 'tokens', 'overrides', 'distributed'),
     'data': ('data',),
     'model': ('memory', 'vision', 'clip', 'loss', 'models'),
     'evaluation': ('evaluation.retrieval', 'evaluation.classification', 'evaluation.localization', 'evaluation.validation'),

@@ -25,7 +25,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import clean_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
-from ..config import Config, check_sizes, default_value, leaf_keys, schema_fields
+from ..config import check_sizes, leaf_keys
+from ..schema import Config, default_value, schema_fields
 from ..core import UserError, pick, suggest
 from ..memory import rename_old_weights
 from .pretrained_config import clip_config, vit_config

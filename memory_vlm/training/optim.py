@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from ..clip import MEMORY_NAMES, MemoryCLIP
-from ..config import default_value, schema_fields
+from ..schema import default_value, schema_fields
 from ..core import pick, suggest, UserError
 
 # %% ../../nbs/training/01_optim.ipynb #d0029d19

@@ -16,7 +16,7 @@ from functools import partial
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from ..clip import MemoryCLIP, normalize_images
-from ..config import default_value, schema_fields
+from ..schema import default_value, schema_fields
 from ..core import pick, sample_rng
 from ..models.attention_hooks import EAGER, attention_hooks
 from ..memory import MemoryTokens

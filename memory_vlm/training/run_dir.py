@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pathlib import Path
 from yaml import YAMLError
 from ..clip import MemoryCLIP
-from ..config import Config, schema_fields
+from ..schema import Config, schema_fields
 from ..core import suggest, UserError
 from ..models.pretrained import hub_errors
 from ..overrides import command_words, restore_references

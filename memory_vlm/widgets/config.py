@@ -13,7 +13,8 @@ from fastcore.basics import patch
 from html import escape
 from IPython.display import HTML
 from ..overrides import allowed_values, changed_keys, command_line, help_texts, base_values, written_values
-from ..config import Config, check_range, compose, explain_error, schema_fields, validate
+from ..config import check_range, compose, explain_error, validate
+from ..schema import Config, schema_fields
 from ..core import UserError
 from ..models.cost import cost_lines, model_cost
 from ..data.sources import BUILT_IN
