@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_image', 'to_gray', 'overlay', 'mixed_cmap', 'token_overlays', 'patch_gallery', 'head_grid', 'head_maps',
            'usage_bars', 'norm_histograms', 'usage_through_training', 'mass_by_layer', 'token_evolution',
-           'ablation_bars', 'training_curves']
+           'ablation_bars', 'training_curves', 'show_norm_maps']
 
 # %% ../../nbs/viz/02_plots.ipynb #ea29dece
 import re, textwrap
@@ -362,3 +362,13 @@ def _chance(ax, names, gallery): # Lines at k / gallery
     for i, k in enumerate(ks):
         label = f'chance, of {gallery}' if i == 0 else None
         ax.axhline(min(k / gallery, 1), color=INK, linestyle=(0, (1, 3)), linewidth=1.4, label=label)
+
+# %% ../../nbs/viz/02_plots.ipynb #657f2340
+def show_norm_maps(
+    images,          # uint8 images, as `token_overlays` takes them
+    maps:np.ndarray, # Patch norms before and with a register (B, 2, rows, columns), as from `norm_maps`
+    note:str='',     # Model, block and number of neurons
+)->Plot:             # A row per image
+    "Draw the norms of patches before and with a test-time register, on one scale."
+    return token_overlays(images, np.asarray(maps), names=['before', 'with a register'], note=note,
+                          label='norm of the patch', title='Patches before and after a test-time register')
