@@ -100,8 +100,8 @@ def register_neurons(
     where = is_outlier[:, layer] # (B,P)
     if not where.any():
         contrast = (norms / norms.median(-1, keepdim=True).values).max()
-        raise UserError(f'no patch is an outlier in these {len(images)} images (the largest norm is {contrast:.1f} times the '
-                        'median); try more images or a lower threshold')
+        raise UserError(f'no patch is an outlier in these {len(images)} images (the largest norm is {contrast:.1f} '
+                        'times the median); try more images or a lower threshold')
     if layers is None: # the first in which half of the patches `where` are outliers
         share = (is_outlier & where[:, None]).sum((0, 2)) / where.sum() # (L)
         layers = list(range(int((share >= 0.5).nonzero()[0]) + 1))
