@@ -22,7 +22,7 @@ class AttentionMaps:
     "What `capture` recorded. B images, L captured layers, H heads, N queries, K keys, M memory tokens, D width."
     def __init__(
         self,
-        layout:TokenLayout, # Where the tokens stand
+        layout:TokenLayout, # Token layout of the model
         layers:list,        # Captured blocks, ascending
         depth:int,          # Blocks of the model
         device='cpu',       # Device of the record; None: the device of the model
