@@ -54,7 +54,8 @@ class _Retrieval:
             with self.under(kind, off, images): out.append(image_features(self.model, images))
         return torch.cat(out).float().cpu()
 
-    def under(self, kind, off, images): # A context in which tokens are off; shuffling needs the memory of this very batch
+    def under(self, kind, off,
+              images): # A context in which tokens are off; shuffling needs the memory of this very batch
         if not off: return nullcontext()
         states = self.states
         if kind == 'shuffle':
@@ -97,8 +98,8 @@ class AblationPanel(Panel):
 
     def __init__(
         self,
-        model,          # A run folder, a Learner, a model with memory tokens, or another thing that `as_model` takes
-        data=None,      # Pairs: a loader, a source, or a list of (image, caption); None: the Learner's
+        model,          # A run folder, a Learner, a model with memory tokens, or anything that `as_model` takes
+        data=None,      # Pairs: a loader, a source, or a list of (image, caption); None: the Learner's validation data
         num:int=128,    # Images that are searched, the first ones
         width:int=240,  # Of an image (pixels)
     ):
@@ -145,7 +146,8 @@ class AblationPanel(Panel):
                         button('all kinds, with intervals', self.measure,
                                'Every meaning of off, on all the data, with a verdict')]
         self.controls = dict(
-            kind=self.bind(W.Dropdown(description='off is', options=[(v, k) for k, v in _KIND_HELP.items()], style=style,
+            kind=self.bind(W.Dropdown(description='off is', options=[(v, k) for k, v in _KIND_HELP.items()],
+                                      style=style,
                                       layout=W.Layout(width='330px')), 'kind'),
             image=self.bind(W.BoundedIntText(description='image', max=self.retrieval.n - 1, style=style,
                                                layout=W.Layout(width='150px')), 'image'))
@@ -179,7 +181,7 @@ class AblationPanel(Panel):
                 switch.value = m not in self.off
                 switch.button_style = 'info' if switch.value else ''
         finally: self.drawing = False
-        self.say()
+        self.show_message()
         self.before, self.after = self.retrieval.score(), self.retrieval.score(self.kind, self.off)
         maps = self.cls_maps()
         image, even = self.images[self.image].numpy(), 1 / self.tokens.num_keys
@@ -207,9 +209,9 @@ class AblationPanel(Panel):
         "Every kind of ablation for all tokens, with intervals and a verdict."
         loader = self.data
         if not hasattr(loader, 'one_batch'): loader = [(self.retrieval.images, *self._pairs())]
-        self.say('Measuring every kind …')
+        self.show_message('Measuring every kind …')
         with training_paused(self.model): self.result = ablate(self.model, loader)
-        self.say()
+        self.show_message()
         style = 'line-height:1.4;font-size:13px;max-width:720px'
         self.verdict.value = f'<div style="{style}">{self.result._repr_html_()}</div>'
         return self.result
@@ -233,8 +235,8 @@ class AblationPanel(Panel):
     def export_html(
         self,
         path, # File to write
-    ):        # The path
-        "Save a page that works without a kernel and a network: the chosen image, untouched and with the tokens off."
+    ):        # `path`
+        "Save a page that works without a kernel or a network: the chosen image, untouched and with the tokens off."
         off = ', '.join(map(str, self.off)) or 'none'
         changes = '; '.join(f'{n} {self.before[n]:.1%} to {self.after[n]:.1%}' for n in ('i2t/R@1', 't2i/R@1'))
         measured = f'\n{self.result.sentence}' if self.result else ''

@@ -112,14 +112,15 @@ class MemoryAtlas(Panel):
 
     def __init__(
         self,
-        model,            # A run folder, a Learner, a model with memory tokens, or another thing that `as_model` takes
-        data=None,        # A loader, a source, or a list of images or (image, caption); None: the Learner's
+        model,            # A run folder, a Learner, a model with memory tokens, or anything that `as_model` takes
+        data=None,        # A loader, a source, or a list of images or (image, caption); None: the Learner's validation data
         num:int=256,      # Images looked at, the first ones
         top:int=6,        # Patches per token
         resets:dict=None, # Step of the last reset by token; None: what the Learner knows
     ):
         super().__init__()
-        self.loaded, self.live = as_model(model), getattr(model, 'memory_reset', None) # a fit may go on while this is open
+        # a fit may go on while this is open
+        self.loaded, self.live = as_model(model), getattr(model, 'memory_reset', None)
         self.model, self.num, self.top, self.given = find_model(self.loaded), num, top, resets
         self.images = ImageSet(self.loaded if data is None else data, self.model)
         self.grid = find_vit(self.model).layout.grid
@@ -163,10 +164,10 @@ class MemoryAtlas(Panel):
 
     def refresh(self):
         "Go through the images again, with the weights of now."
-        self.say(f'Looking at {min(self.num, len(self.images))} images …')
+        self.show_message(f'Looking at {min(self.num, len(self.images))} images …')
         self.cards = _make_cards(self.model, self.images, self.layer, self.num, self.top, self.resets)
         self.crops = {(i, p): _patch_crop(self.images[i], self.grid, p) for c in self.cards for i, p, _ in c.patches}
-        self.say()
+        self.show_message()
         self.show()
 
     def show(self):
@@ -199,8 +200,8 @@ class MemoryAtlas(Panel):
     def export_html(
         self,
         path, # File to write
-    ):        # The path
-        "Save a page with all cards that works without a kernel and without a network."
+    ):        # `path`
+        "Save a page with all cards that works without a kernel or a network."
         cards = [_card_facts(c) | dict(crops=[image_url(self.crops[i, p]) for i, p, _ in c.patches],
                                       keys=[c.token, -c.usage, c.usage, -1 if c.reset is None else c.reset])
                  for c in self.cards]

@@ -41,7 +41,8 @@ def _validation_error(cfg:DictConfig)->str:
 # %% ../../nbs/widgets/05_config.ipynb #cfd04c65
 def _field_text(value)->str:
     "A value as a field shows it."
-    if isinstance(value, (dict, list)): return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    if isinstance(value, (dict, list)):
+        return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip()
     return '' if value is None else str(value)
 
 def _field_value(key:str, text:str):
@@ -52,7 +53,8 @@ def _field_value(key:str, text:str):
     if want is None: return text
     try: value = OmegaConf.to_container(OmegaConf.create(f'x: {text}'))['x'] if text.strip() else want()
     except (yaml.YAMLError, OmegaConfBaseException): value = None
-    if not isinstance(value, want): raise UserError(f'{key}: write {"{name: value, ...}" if want is dict else "[text, ...]"}, not {text}')
+    if not isinstance(value, want):
+        raise UserError(f'{key}: write {"{name: value, ...}" if want is dict else "[text, ...]"}, not {text}')
     return value
 
 # %% ../../nbs/widgets/05_config.ipynb #e5ca1a8f
@@ -123,14 +125,14 @@ class ConfigEditor(Panel):
         except yaml.YAMLError as e: raise UserError(f"'{path}' is no YAML: {' '.join(str(e).split())}") from e
         if not isinstance(cfg, DictConfig): raise UserError(f"'{path}' holds no configuration")
         self._take(_parse_value(cfg))
-        self.say(f'Read from {path}')
+        self.show_message(f'Read from {path}')
 
     def save(self, path):
         "Write a YAML file, and its folder where there is none. Raises `UserError` while there is a mistake."
         cfg = self.cfg
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, path)
-        self.say(f'Saved to {path}')
+        self.show_message(f'Saved to {path}')
 
     def _take(self, cfg): # Another configuration, and every field as it says
         self.draft, self.refused, self.filling = cfg, {}, True
@@ -154,7 +156,8 @@ def _make_field(key:str, value, **kwargs):
     f = schema_fields()[key]
     if f.type is bool: return W.Checkbox(value, indent=False, **kwargs)
     if 'choices' in f.metadata: return W.Dropdown(options=f.metadata['choices'], value=value, **kwargs)
-    known = {'training.optimizer': list_optimizers(), 'training.data.train_path': list(BUILT_IN), 'training.data.val_path': list(BUILT_IN)}
+    known = {'training.optimizer': list_optimizers(), 'training.data.train_path': list(BUILT_IN),
+             'training.data.val_path': list(BUILT_IN)}
     if key in known: return W.Combobox(value=_field_text(value), options=known[key], **kwargs)
     long = isinstance(value, (dict, list)) or key in ('project.description', 'project.citation')
     kind = W.Textarea if long else W.Text
@@ -166,13 +169,15 @@ def _row_html(key:str, meaning:str, kind:str, value, default, now='', mistake:st
     marks += [f'now {escape(str(now))}'] if now != '' else []
     (block, _, name), meaning = key.rpartition('.'), re.sub('`([^`]*)`', r'<code>\1</code>', escape(meaning))
     return (f'<div class="about {"changed" if value != default else ""}"><div class="key"><span class="soft">{block}.</span>{name} <span class="soft">{", ".join(marks)}</span></div>'
-            f'<div class="soft">{meaning} <i>({escape(kind)})</i></div>' + (f'<div class="mistake">{escape(mistake)}</div>' if mistake else '') + '</div>')
+            f'<div class="soft">{meaning} <i>({escape(kind)})</i></div>'
+            + (f'<div class="mistake">{escape(mistake)}</div>' if mistake else '') + '</div>')
 
 def _summary_html(mistake:str, changes:dict, costs:dict, command:str)->str:
     "What the form amounts to."
     verdict = f'<div class="mistake" role="alert">{escape(mistake)}</div>' if mistake else f'<h4>The command</h4><pre>{escape(command)}</pre>'
     costs = ''.join(f'<div><span class="soft">{escape(k)}</span> {escape(v)}</div>' for k, v in costs.items())
-    changed = ''.join(f'<div>{escape(k)}=<b>{escape(_field_text(v)) or "empty"}</b></div>' for k, v in changes.items()) or 'nothing'
+    changed = ''.join(f'<div>{escape(k)}=<b>{escape(_field_text(v)) or "empty"}</b></div>' for k,
+                      v in changes.items()) or 'nothing'
     return (verdict + (f'<h4>What the model costs</h4><div class="costs">{costs}</div>' if costs else '')
             + f'<h4>Changed from the defaults ({len(changes)})</h4><div class="changes">{changed}</div>')
 
@@ -187,7 +192,8 @@ def _build(self:ConfigEditor): # All widgets
         self.labels[key] = W.HTML(layout=label)
         self.rows[key] = W.Box([self.labels[key], self.fields[key]], layout=row).add_class('mvlm-row')
         self.fields[key].observe(self.guarded(lambda change, key=key: self._typed(key, change.new)), 'value')
-    self.blocks = W.Accordion([W.VBox([self.rows[k] for k in self.schema if k.rpartition('.')[0] == block]) for block in _BLOCKS], selected_index=0)
+    self.blocks = W.Accordion([W.VBox([self.rows[k] for k in self.schema if k.rpartition('.')[0] == block])
+                               for block in _BLOCKS], selected_index=0)
     self.side, self.form = W.HTML().add_class('mvlm-side'), W.VBox([self.blocks])
     columns = W.Box([self.form, self.side]).add_class('mvlm-columns')
     self.children = [W.HTML(_style_html()), self._toolbar(), self.status, columns]
@@ -195,13 +201,15 @@ def _build(self:ConfigEditor): # All widgets
 
 @patch
 def _toolbar(self:ConfigEditor): # Search, file, buttons
-    self.finder = self.bind(W.Text(placeholder='Search keys and help', layout=W.Layout(flex='2 1 9rem', width='auto')), 'search')
+    self.finder = self.bind(W.Text(placeholder='Search keys and help', layout=W.Layout(flex='2 1 9rem', width='auto')),
+                            'search')
     self.path = W.Text('config.yaml', tooltip='YAML file', layout=W.Layout(flex='1 1 6rem', width='auto'))
     def button(name, what, does):
         b = W.Button(description=name, tooltip=what, layout=W.Layout(width='auto'))
         b.on_click(self.guarded(lambda _: does()))
         return b
-    self.buttons = [button('Load', 'Read this file', lambda: self.load(self.path.value)), button('Save', 'Write this file', lambda: self.save(self.path.value)),
+    self.buttons = [button('Load', 'Read this file', lambda: self.load(self.path.value)),
+                    button('Save', 'Write this file', lambda: self.save(self.path.value)),
                     button('Undo all', 'Back to the configuration that was given', self.reset)]
     return W.Box([self.finder, self.path, W.Box(self.buttons)], layout=W.Layout(flex_flow='row wrap'))
 
@@ -209,11 +217,13 @@ def _toolbar(self:ConfigEditor): # Search, file, buttons
 @patch
 def found(self:ConfigEditor)->list: # Keys that the search finds
     "Keys whose name or help has all the words of `search`."
-    return [k for k in self.schema if all(word in f'{k} {self.help[k]}'.lower() for word in self.search.lower().split())]
+    return [k for k in self.schema if all(word in f'{k} {self.help[k]}'.lower()
+                                          for word in self.search.lower().split())]
 
 @patch
 def _show_rows(self:ConfigEditor): # All blocks, or what was searched for
-    rows = [self.rows[k] for k in self.found()] or [W.HTML('<div class="soft">No key and no help has these words.</div>')]
+    rows = [self.rows[k]
+            for k in self.found()] or [W.HTML('<div class="soft">No key and no help has these words.</div>')]
     self.form.children = rows if self.search.strip() else [self.blocks]
 
 @patch
@@ -222,7 +232,8 @@ def _refresh(self:ConfigEditor): # Everything that depends on the configuration
     for key, f in self.schema.items():
         follows = isinstance(values[key], str) and '${' in values[key]
         own = self.refused.get(key) or (mistake if re.search(rf'(?<![\w.]){re.escape(key)}(?!\w)', mistake) else '')
-        self.labels[key].value = _row_html(key, self.help[key], allowed_values(f), values[key], default[key], OmegaConf.select(self.draft, key) if follows else '', own)
+        self.labels[key].value = _row_html(key, self.help[key], allowed_values(f), values[key], default[key],
+                                           OmegaConf.select(self.draft, key) if follows else '', own)
     changed = [k.rpartition('.')[0] for k in self.changes]
     self.blocks.titles = [f'{b} ({changed.count(b)} changed)' if b in changed else b for b in _BLOCKS]
     self._show_summary({'': 'counting ...'})
@@ -232,14 +243,15 @@ def _refresh(self:ConfigEditor): # Everything that depends on the configuration
 
 @patch
 def _show_summary(self:ConfigEditor, costs): # costs: sentences by heading
-    self.side.value = _summary_html(self.mistake, self.changes, {} if self.mistake else costs, '' if self.mistake else self.command)
+    self.side.value = _summary_html(self.mistake, self.changes, {} if self.mistake else costs, '' if self.mistake
+                                    else self.command)
 
 @patch
 async def _count_later(self:ConfigEditor): # Count the cost when the typing has stopped, beside the kernel's own work
     await asyncio.sleep(0.4)
     if self.mistake: return
     cfg = self.draft
-    with self.speaking():
+    with self.show_errors():
         own = cfg.copy() # a configuration that is copied in one thread cannot be read in another
         cost = await asyncio.to_thread(model_cost, own.model)
         if cfg is self.draft: self._show_summary(cost_lines(cost, cfg.training.batch_size))
@@ -247,7 +259,9 @@ async def _count_later(self:ConfigEditor): # Count the cost when the typing has 
 # %% ../../nbs/widgets/05_config.ipynb #9a6cab52
 @patch
 def _told(self:ConfigEditor): # The summary, counted now
-    return _summary_html(self.mistake, self.changes, {} if self.mistake else cost_lines(self.cost, self.draft.training.batch_size), '' if self.mistake else self.command)
+    return _summary_html(self.mistake, self.changes, {} if self.mistake
+                         else cost_lines(self.cost, self.draft.training.batch_size), '' if self.mistake
+                         else self.command)
 
 @patch
 def snapshot(self:ConfigEditor)->HTML:
@@ -263,4 +277,5 @@ def export_html(self:ConfigEditor, path)->Path: # File to write -> the same
         rows = ''.join(f'<div class="mvlm-row">{_row_html(k, self.help[k], allowed_values(self.schema[k]), values[k], default[k])}<code>{escape(_field_text(values[k]))}</code></div>' for k in keys)
         body += section(block, rows)
     body = f'{_style_html()}<div class="mvlm-config mvlm-page">{body}</div>'
-    return save_html(path, self.draft.training.logging.name, 'A configuration of Memory-VLM.', body, 'Made by Memory-VLM.')
+    return save_html(path, self.draft.training.logging.name, 'A configuration of Memory-VLM.', body,
+                     'Made by Memory-VLM.')

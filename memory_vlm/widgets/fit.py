@@ -42,14 +42,16 @@ class _FitState:
         depth = len(vit.blocks)
         self.learn, self.even = learn, 1 / vit.layout.num_keys
         self.layer = map_layer(depth) if layer is None else checked_index(layer, depth, 'layer')
-        self.tokens = np.unique(np.linspace(0, vit.layout.num_memory - 1, min(tokens, vit.layout.num_memory)).round().astype(int)).tolist()
+        self.tokens = np.unique(np.linspace(0, vit.layout.num_memory - 1,
+                                            min(tokens, vit.layout.num_memory)).round().astype(int)).tolist()
         self.images = ImageSet(learn, learn.model).batch(images) if self.tokens and len(images) else None
         self.maps, self.note = None, f'layer {self.layer}, mean over heads, {len(self.tokens)} of {vit.layout.num_memory} memory tokens'
 
     def look(self):
         "Compute the maps anew. Raises `UserError` if the model is busy elsewhere."
         if self.images is None: return
-        with training_paused(self.learn.model), capture(self.learn.model, self.layer, mean='heads') as maps: image_features(self.learn.model, self.images)
+        with training_paused(self.learn.model), capture(self.learn.model, self.layer, mean='heads') as maps:
+            image_features(self.learn.model, self.images)
         self.maps = np.stack([maps.heatmap(self.layer, token=m).numpy() for m in self.tokens], 1) # (P,T,h,w)
 
     def sheet(self)->np.ndarray: # uint8 (height, width, 4)
@@ -121,20 +123,25 @@ class FitDashboard(Panel):
         self.history, self.redraws, self.spent, self.told, self.checkpoint = History(), 0, 0., 'No fit yet.', None
         self._first, self._given_way = 0, 0.
         self.watch, self.gallery = _FitState(learn, images, tokens, layer), len(learn.dls.valid.source)
-        learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, DashboardCallback)]) # the newest dashboard takes over
+        # the newest dashboard takes over
+        learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, DashboardCallback)])
         learn.add_cb(DashboardCallback(self))
         self._build()
-        with self.speaking(): self._redraw()
+        with self.show_errors(): self._redraw()
 
     def _build(self): # Widgets
-        self.button = W.Button(description='Stop', icon='stop', disabled=True, layout=W.Layout(width='auto'), tooltip='End the fit after this step, with a checkpoint')
+        self.button = W.Button(description='Stop', icon='stop', disabled=True, layout=W.Layout(width='auto'),
+                               tooltip='End the fit after this step, with a checkpoint')
         self.button.on_click(self.guarded(lambda _: self.stop()))
         self.text = W.HTML()
         self.panels = {name: W.HTML() for name in CURVES}
         self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='100%')), W.HTML()
-        if self.watch.images is None: self.scale.value = 'No maps: the model has no memory tokens, or no image was chosen.'
+        if self.watch.images is None:
+            self.scale.value = 'No maps: the model has no memory tokens, or no image was chosen.'
         row = W.Layout(flex_flow='row wrap', align_items='center', grid_gap='2px 10px')
-        self.children = [W.Box([self.button, self.text], layout=row), self.status, W.GridBox([*self.panels.values()], layout=W.Layout(grid_template_columns='repeat(auto-fit, minmax(max(165px, 30%), 1fr))')), self.maps, self.scale]
+        self.children = [W.Box([self.button, self.text], layout=row), self.status,
+                         W.GridBox([*self.panels.values()],
+                                   layout=W.Layout(grid_template_columns='repeat(auto-fit, minmax(max(165px, 30%), 1fr))')), self.maps, self.scale]
 
     def _repr_mimebundle_(self, **kwargs): # Whoever shows it decides where it stands
         self.placed = True
@@ -160,7 +167,8 @@ class FitDashboard(Panel):
             thread = asyncio.ensure_future(asyncio.to_thread(work))
             with _reporting_clicks():
                 while not thread.done():
-                    try: await asyncio.wait([thread], timeout=0.2) # a loop that nothing wakes sleeps through an interrupt (ipykernel 7.4)
+                    # a loop that nothing wakes sleeps through an interrupt (ipykernel 7.4)
+                    try: await asyncio.wait([thread], timeout=0.2)
                     except asyncio.CancelledError: self.stop() # the kernel was interrupted
             thread.result()
         finally:
@@ -171,7 +179,7 @@ class FitDashboard(Panel):
         "End the fit after the step that it is in, with a checkpoint."
         if not (self.fitting or self.running): raise UserError('There is nothing to stop: no fit is running.')
         self.stopping, self.button.disabled = True, True
-        self.say('Stopping after this step ...')
+        self.show_message('Stopping after this step ...')
 
 # %% ../../nbs/widgets/06_fit.ipynb #fe2831cb
 @patch
@@ -181,8 +189,8 @@ def _begin(self:FitDashboard): # A fit starts, by whomever
     self._started = self._given_way = time.perf_counter()
     self.redraws, self.spent = 0, 0.
     self.button.disabled, self.button.description = not self.running, 'Stop' if self.running else 'Stop (not heard)'
-    self.say('' if self.running else _NO_CLICKS)
-    with self.speaking(): self._redraw()
+    self.show_message('' if self.running else _NO_CLICKS)
+    with self.show_errors(): self._redraw()
 
 @patch
 def _stepped(self:FitDashboard, data_wait): # Share of the step that waited for data
@@ -197,24 +205,27 @@ def _stepped(self:FitDashboard, data_wait): # Share of the step that waited for 
         lock.acquire()
         self._given_way = time.perf_counter()
     if learn.train_iter % self.steps == 0 if self.steps else now >= self._due:
-        with self.speaking(): self._redraw()
+        with self.show_errors(): self._redraw()
 
 @patch
 def _end(self:FitDashboard, failed=False): # A fit is over
     learn, step = self.learn, self.learn.train_iter
     self.fitting, self.button.disabled, self.button.description = False, True, 'Stop'
-    with self.speaking():
+    with self.show_errors():
         self._redraw()
-        if failed: return self.say(f'The fit failed at step {step}.', problem=True)
-        if not learn.interrupted: return self.say()
-        self.say(f'Stopped after {step} steps' + (f'; checkpoint in {self.checkpoint}' if self.checkpoint else '.'))
+        if failed: return self.show_message(f'The fit failed at step {step}.', problem=True)
+        if not learn.interrupted: return self.show_message()
+        self.show_message(f'Stopped after {step} steps' + (f'; checkpoint in {self.checkpoint}' if self.checkpoint else '.'))
 
 @patch
 def _keep(self:FitDashboard): # Write a checkpoint of a fit that was stopped, if there is need of one
     learn = self.learn
-    if not learn.train_iter or not learn.interrupted or any(isinstance(cb, CheckpointCallback) for cb in learn.cbs): return # which has saved by now
+    # which has saved by now
+    if not learn.train_iter or not learn.interrupted or any(isinstance(cb, CheckpointCallback) for cb in learn.cbs):
+        return
     folder = Path(self.folder or learn.path/learn.cfg.training.logging.name/time.strftime('%Y%m%d-%H%M%S'))
-    with self.speaking(): self.checkpoint = save_checkpoint(learn, folder, training_state(learn, learn.epoch), learn.cfg.training)
+    with self.show_errors():
+        self.checkpoint = save_checkpoint(learn, folder, training_state(learn, learn.epoch), learn.cfg.training)
 
 # %% ../../nbs/widgets/06_fit.ipynb #2b708534
 def _format_clock(seconds:float)->str: # 3725 -> '1:02:05'
@@ -241,7 +252,8 @@ def _redraw(self:FitDashboard): # Everything that has changed
     curves = self.data()
     for name, panel in self.panels.items(): panel.value = panel_svg(panel_of_metric(name, curves), self._chance(name))
     self.watch.look()
-    if self.watch.maps is not None: self.maps.value, self.scale.value = png_bytes(self.watch.sheet()), self.watch.scale()
+    if self.watch.maps is not None:
+        self.maps.value, self.scale.value = png_bytes(self.watch.sheet()), self.watch.scale()
     took = time.perf_counter() - start
     self.redraws, self.spent = self.redraws + 1, self.spent + took
     self._due = time.perf_counter() + max(self.every, took * (1 / _DRAW_SHARE - 1))
@@ -262,10 +274,12 @@ def snapshot(self:FitDashboard)->Plot:
     maps = self.watch.maps is not None
     sheet = self.watch.sheet() if maps else np.zeros((0, 1, 4))
     height = 7.8 * sheet.shape[0] / sheet.shape[1]
-    fig = make_figure(f'Training of {self.learn.cfg.training.logging.name}', self.told + (f' Maps: {self.watch.note}.' if maps else ''), (9, 4.2 + height))
+    fig = make_figure(f'Training of {self.learn.cfg.training.logging.name}', self.told
+                      + (f' Maps: {self.watch.note}.' if maps else ''), (9, 4.2 + height))
     grid = fig.add_gridspec(2 + maps, 3, height_ratios=[1.8, 1.8, height][:2 + maps])
     curves = self.data()
-    for i, name in enumerate(CURVES): draw_panel(fig.add_subplot(grid[i // 3, i % 3]), panel_of_metric(name, curves), self._chance(name))
+    for i, name in enumerate(CURVES):
+        draw_panel(fig.add_subplot(grid[i // 3, i % 3]), panel_of_metric(name, curves), self._chance(name))
     if not maps: return fig
     ax = fig.add_subplot(grid[2, :])
     ax.imshow(sheet)
@@ -278,4 +292,5 @@ def export_html(self:FitDashboard, path)->Path: # File to write -> the same
     "What the dashboard shows, as one page that opens anywhere."
     attribution = getattr(self.learn.dls.valid.source, 'attribution', '')
     body = section('How it went', f'<figure>{to_svg(self.snapshot())}</figure>')
-    return save_html(path, self.learn.cfg.training.logging.name, self.told, body, f'{attribution}. Made by Memory-VLM.'.lstrip('. '))
+    return save_html(path, self.learn.cfg.training.logging.name, self.told, body,
+                     f'{attribution}. Made by Memory-VLM.'.lstrip('. '))

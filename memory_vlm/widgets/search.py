@@ -54,7 +54,8 @@ class _IndexView:
 
     def look(self, ids:list)->AttentionMaps: # Images -> their maps, in the same order
         "Attention in some images."
-        with training_paused(self.model), capture(self.model) as maps: image_features(self.model, self.images.batch(ids))
+        with training_paused(self.model), capture(self.model) as maps:
+            image_features(self.model, self.images.batch(ids))
         return maps
 
 # %% ../../nbs/widgets/09_search.ipynb #6fa30e84
@@ -65,8 +66,8 @@ class ImageSearch(Panel):
 
     def __init__(
         self,
-        model,           # A run folder, a Learner, a model with memory tokens, or another thing that `as_model` takes
-        data=None,       # A loader, a source, or a list of images or (image, caption); None: the Learner's
+        model,           # A run folder, a Learner, a model with memory tokens, or anything that `as_model` takes
+        data=None,       # A loader, a source, or a list of images or (image, caption); None: the Learner's validation data
         num:int=512,     # Images that are searched, the first ones
         top:int=6,       # Images shown
         width:int=150,   # Of an image (pixels)
@@ -102,10 +103,10 @@ class ImageSearch(Panel):
 
     def search(self):
         "Search again, with the weights of now."
-        self.say(f'Searching {self.index.n} images …')
+        self.show_message(f'Searching {self.index.n} images …')
         self.found = self.index.search(self.caption, self.top)
         self.maps = self.index.look([i for i, _ in self.found])
-        self.say()
+        self.show_message()
         self.show()
 
     def token_map(self)->np.ndarray: # (top, h, w)
@@ -157,7 +158,7 @@ class ImageSearch(Panel):
     def export_html(
         self,
         path, # File to write
-    ):        # The path
+    ):        # `path`
         "Save a page with the images found, in which all layers, heads and tokens can be explored."
         shown = []
         for rank, (i, cosine) in enumerate(self._results(), 1):
