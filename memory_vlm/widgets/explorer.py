@@ -134,7 +134,7 @@ class AttentionExplorer(Panel):
     def __init__(
         self,
         model,                # A run folder, a Learner, a model with memory, or anything that `as_model` takes
-        data=None,            # A loader, a source, or a list of images or (image, caption); None: the Learner's validation data
+        data=None,            # A loader, a source, a list of images or (image, caption); None: the validation data
         other=None,           # A second model to compare with, anything that `as_model` takes
         names:tuple=('model', 'other'), # Names of the two models
         width:int=288,        # Width of an image (pixels); two such columns fit on a narrow page
