@@ -219,7 +219,7 @@ class AblationPanel(Panel):
         return self.retrieval.model.tokenize(captions), self.retrieval.owner
 
     def snapshot(self):
-        "Return a figure: all kinds with 95 % CIs after `measure`, before it the attention of CLS, original and ablated."
+        "Return a figure of all kinds with 95 % CIs after `measure`, else of the attention of CLS."
         if self.result is not None:
             return ablation_bars(*self.result.bars(),
                                  note=f'{self.result.num_images} images. Whiskers: 95 % CI. Hollow: '

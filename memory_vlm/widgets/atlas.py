@@ -114,7 +114,7 @@ class MemoryAtlas(Panel):
     def __init__(
         self,
         model,            # A run folder, a Learner, a model with memory tokens, or anything that `as_model` takes
-        data=None,        # A loader, a source, or a list of images or (image, caption); None: the Learner's validation data
+        data=None,        # A loader, a source, a list of images or (image, caption); None: the validation data
         num:int=256,      # Number of images, from the first
         top:int=6,        # Number of patches per token
         resets:dict=None, # Step of the last reset by token; None: resets recorded by the Learner
@@ -161,8 +161,9 @@ class MemoryAtlas(Panel):
         n = min(self.num, len(self.images))
         probed = any(c.words for c in self.cards)
         words = ' Words are only a probe: memory was not trained for it.' if probed else ''
-        way = 'from it to the patch' if find_vit(self.model).layout.in_sequence else 'from the patch to it'
-        return f'Layer {self.layer}, {n} images, mean of heads. Patches with the most attention {way}, one per image.{words}'
+        way = 'from the token' if find_vit(self.model).layout.in_sequence else 'to the token'
+        return (f'Layer {self.layer}, {n} images, mean of heads. '
+                f'Patches with the most attention {way}, one per image.{words}')
 
     def refresh(self):
         "Encode the images again with the current weights."

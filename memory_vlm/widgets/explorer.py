@@ -340,7 +340,8 @@ class AttentionExplorer(Panel):
         maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, self.direction)[1 + shown]
                 for s in self.sides]
         head = 'mean of heads' if self.head == 'mean' else f'head {self.head}'
-        note = (f'Image {self.image}, layer {self.layer}, {head}: {_DIRECTIONS[self.direction]}. '
+        way = dict(reads='attention of tokens to patches', read_by='attention of patches to tokens')[self.direction]
+        note = (f'Image {self.image}, layer {self.layer}, {head}: {way}. '
                 f'{len(shown)} of {M} tokens.')
         image, names = self.images[self.image].numpy(), [f'token {m}' for m in shown]
         if len(self.sides) == 1:

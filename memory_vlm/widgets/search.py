@@ -67,7 +67,7 @@ class ImageSearch(Panel):
     def __init__(
         self,
         model,           # A run folder, a Learner, a model with memory tokens, or anything that `as_model` takes
-        data=None,       # A loader, a source, or a list of images or (image, caption); None: the Learner's validation data
+        data=None,       # A loader, a source, a list of images or (image, caption); None: the validation data
         num:int=512,     # Number of images to search, from the first
         top:int=6,       # Number of results
         width:int=150,   # Width of an image (pixels)
@@ -110,7 +110,7 @@ class ImageSearch(Panel):
         self.show()
 
     def token_map(self)->np.ndarray: # (top, h, w)
-        "Return the maps of the token: its attention to patches, or for memory outside the sequence the attention to it."
+        "Return the maps of the token; for memory outside the sequence, the attention to it."
         return self.maps.heatmap(self.layer, token=self.token).numpy()
 
     @property
