@@ -17,9 +17,11 @@ from .core import pick, UserError
 from .interp.features import map_layer, memory_features
 from .evaluation.retrieval import percentile_interval
 from .interp.stats import bootstrap_weights, effective_number, effective_rank, inverse_simpson
-from .interp.stats import is_dead, largest_cosine, lift, usage_information, variance_share, weighted_means
+from .memory import is_dead
+from .interp.stats import largest_cosine, lift, usage_information, variance_share, weighted_means
 from .tokens import TokenLayout
 from .vision import MemoryViT
+from .training.run_dir import as_model
 
 # %% ../nbs/31_report.ipynb #aa6d9471
 class _Metric(NamedTuple):
@@ -248,18 +250,18 @@ def untrained_twin(
 
 # %% ../nbs/31_report.ipynb #0b6906ab
 def memory_report(
-    learn_or_model,           # A fastai Learner, a MemoryCLIP, or a MemoryViT
-    dl:Iterable=None,         # Batches, images first; None: the validation data of the Learner
+    model,                    # A run folder, a Learner, a MemoryCLIP, a MemoryViT, or another thing that `as_model` takes
+    dl:Iterable=None,         # Batches, images first; None: the validation data that belongs to `model`
     num_images:int=512,       # Largest number of images (the first of the loader)
     draws:int=1000,           # Bootstrap samples (count)
     absolute_norm:float=150., # Norm above which a patch is an outlier in any model
 )->MemoryReport:
     """Summarize what the memory of a model does. Raises `UserError` for a model without memory, without data, and for
     images of another size than the model."""
-    learn, vit = (None if isinstance(learn_or_model, nn.Module) else learn_or_model), find_memory_vit(learn_or_model)
-    model = learn_or_model if learn is None else learn.model
-    if dl is None and learn is None: raise UserError('got a model without data; call memory_report(model, dl)')
-    dl, cfg = (learn.dls.valid if dl is None else dl), getattr(learn, 'cfg', None)
+    loaded = as_model(model, dl)
+    model, vit, cfg = loaded.model, find_memory_vit(loaded.model), loaded.cfg
+    if loaded.loader is None and cfg is None: raise UserError('got a model without data; call memory_report(model, dl)')
+    dl = loaded.valid_dl
     twin = untrained_twin(model, cfg.training.seed if cfg else 0)
     features = memory_features(model, dl, num_images, absolute_norm)
     untrained = twin and memory_features(twin, dl, num_images, absolute_norm)

@@ -58,13 +58,13 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     expect(one).to_contain_text('token 3, layer 1, head 1')
 
     click_cell(image(one), 2, 5, 8, 8)
-    expect(one).to_contain_text('Memory that the patch at row 2, column 5 reads')
+    expect(one).to_contain_text('Attention of the patch at row 2, column 5 to memory tokens')
     image(one).press('ArrowDown')
-    expect(one).to_contain_text('Memory that the patch at row 3, column 5 reads')
+    expect(one).to_contain_text('Attention of the patch at row 3, column 5 to memory tokens')
     image(one).press('Escape')
     expect(one).to_contain_text('Click a patch')
 
-    click_cell(image(one, 1), 0, 0, 3, 3) # CLS stands first among the tokens
+    click_cell(image(one, 1), 0, 0, 3, 3) # CLS is the first cell
     expect(one).to_contain_text('CLS, layer 1, head 1')
     field(one, 'image').fill('4')
     field(one, 'image').press('Enter')
@@ -97,7 +97,7 @@ def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
     expect(dash).to_contain_text(re.compile(r'step [1-9]\d* of'), timeout=30_000)
     drawn = png(look)
     press(look, 'layer', 'ArrowLeft') # while it trains
-    expect(look).to_contain_text(re.compile('layer 0, mean of heads|training at the moment'))
+    expect(look).to_contain_text(re.compile('layer 0, mean of heads|is training'))
     stop.click()
     nb.finish()
     expect(dash).to_contain_text('Stopped after')
@@ -188,7 +188,7 @@ def test_atlas_ablation_and_search(lab, page, offline_page):
     expect(search).to_contain_text('the attention of memory token 5')
     assert search.locator('img').nth(1).get_attribute('src') != first
 
-    for name, words in dict(atlas='token 7', panel='With memory tokens off', search='a bird left of a car').items():
+    for name, words in dict(atlas='token 7', panel='Ablation of memory tokens', search='a bird left of a car').items():
         nb.ask(f"str({name}.export_html('pages/{name}.html'))")
         offline_page.goto((lab.folder/'pages'/f'{name}.html').as_uri())
         expect(offline_page.locator('main')).to_contain_text(words)

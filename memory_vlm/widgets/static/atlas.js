@@ -1,4 +1,4 @@
-// The memory atlas of a saved page: cards that can be put into another order.
+// The memory atlas of a saved page: cards that can be sorted.
 
 function start(id) {
   const root = document.getElementById(id), data = JSON.parse(document.getElementById(`${id}-data`).textContent);
@@ -9,7 +9,7 @@ function start(id) {
   const made = data.cards.map((card) => {
     const box = element("section", "", "border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:.6rem;font-size:.8rem");
     const crops = element("div", "", "display:flex;flex-wrap:wrap;gap:3px;margin:.3rem 0");
-    for (const url of card.crops) crops.append(Object.assign(new Image(64, 64), { src: url, alt: `patch read by ${card.title}` }));
+    for (const url of card.crops) crops.append(Object.assign(new Image(64, 64), { src: url, alt: `patch with the most attention, ${card.title}` }));
     box.append(element("b", card.title), element("div", card.usage), crops, element("div", card.words), element("div", card.reset));
     return { box, keys: card.keys };
   });

@@ -1,4 +1,4 @@
-// What the scripts of saved pages share: they stand in one function together with this.
+// Functions shared by the scripts of saved pages; both are inserted into one function.
 
 const ALPHA = 0.66; // share of the color, as in memory_vlm.viz.plots
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));

@@ -1,7 +1,7 @@
-// The attention explorer of a saved page: the same choices as the live one, without a kernel.
-// start(id) reads the JSON that stands in the element `id`-data and builds the viewer inside the element `id`.
+// The attention explorer of a saved page: the same controls as the live widget, without a kernel.
+// start(id) reads the JSON in the element `id`-data and builds the viewer in the element `id`.
 
-// Maps of one model for one image. Bytes are square roots, so that small attention keeps its digits.
+// Maps of one model for one image. A byte is the square root of a value, so that small values keep their precision.
 function unpack(side, direction) {
   const { grid, heads, layers, tokens } = side, size = grid[0] * grid[1], packed = side[direction];
   if (!packed) return null;
@@ -44,8 +44,8 @@ function start(id) {
   choice("layer", numbered("layer", first.layers));
   choice("head", [["mean of heads", -1], ...(first.heads > 1 ? numbered("head", first.heads) : [])]);
   choice("token", names.map((n, i) => [n, i]));
-  choice("direction", [["what it reads", "reads"], ["who reads it", "read_by"]].filter(([, d]) => first[d]));
-  choice("scale", [["all tokens alike", "layer"], ["this token alone", "map"]]);
+  choice("direction", [["its attention to patches", "reads"], ["attention of patches to it", "read_by"]].filter(([, d]) => first[d]));
+  choice("scale", [["same for all tokens", "layer"], ["this token only", "map"]]);
 
   function clickable(canvas, grid, get, set, hint) {
     const frame = element("div", "", "position:relative;line-height:0;cursor:crosshair;max-width:100%;width:fit-content");
@@ -74,7 +74,7 @@ function start(id) {
     return frame;
   }
 
-  function moved(patch, from, to) { // the patch at the same place of another grid
+  function moved(patch, from, to) { // the patch at the same position in another grid
     if (patch < 0) return patch;
     const row = Math.floor(patch / from[1]), col = patch % from[1];
     return Math.floor((row + 0.5) * to[0] / from[0]) * to[1] + Math.floor((col + 0.5) * to[1] / from[1]);
@@ -87,7 +87,7 @@ function start(id) {
     const small = Object.assign(document.createElement("canvas"), { width: cell * cols, height: high * rows });
     const patch = clickable(large, side.grid, () => moved(state.patch, main().grid, side.grid),
                             (p) => { const to = moved(p, side.grid, main().grid); state.patch = to === state.patch ? -1 : to; draw(); }, "Click a patch");
-    const tokens = clickable(small, [rows, cols], () => (state.token < count ? state.token : -1), (t) => { if (t < count) { state.token = t; draw(); } }, "All tokens; click one");
+    const tokens = clickable(small, [rows, cols], () => (state.token < count ? state.token : -1), (t) => { if (t < count) { state.token = t; draw(); } }, "All tokens; click to select one");
     const view = { large, small, cols, cell, high, patch, tokens, scale: element("div", "", "position:relative;height:32px;font-size:.7rem;line-height:16px;margin-top:4px"), info: element("p", "", "font-size:.85rem;margin:.2rem 0"), bars: element("div"), adds: element("div") };
     if (data.images[0].sides.length > 1) column.append(element("b", side.name));
     column.append(patch, view.scale, view.info, view.bars);
@@ -124,14 +124,14 @@ function start(id) {
       if (at < 1) view.scale.append(element("div", "", `position:absolute;left:${at * 100}%;top:0;height:12px;width:2px;background:#fff;box-shadow:0 0 0 1px #000`),
                                     element("div", `even ${number(side.even)}`, `position:absolute;top:13px;${at < 0.5 ? `left:${at * 100}%` : `right:${Math.max(1 - at, 0.16) * 100}%`}`));
       const best = values.indexOf(values.reduce((a, b) => Math.max(a, b))), sum = values.reduce((a, b) => a + b);
-      const share = state.direction === "reads" ? `${(sum * 100).toFixed(0)}% of its attention is on patches` : `patches give it ${(sum / values.length * 100).toFixed(1)}% of their attention on average`;
-      view.info.textContent = `${name}: ${share}, most at row ${Math.floor(best / side.grid[1])}, column ${best % side.grid[1]}: ${number(values[best])}, ${(values[best] / side.even).toFixed(1)} times even.`;
-    } else view.info.textContent = `${side.name} has no such map: ${name === "CLS" ? "who reads CLS is not recorded" : "its layers or tokens end before"}.`;
+      const share = state.direction === "reads" ? `${(sum * 100).toFixed(0)}% of its attention is on patches` : `on average it receives ${(sum / values.length * 100).toFixed(1)}% of the attention of a patch`;
+      view.info.textContent = `${name}: ${share}, maximum ${number(values[best])} at row ${Math.floor(best / side.grid[1])}, column ${best % side.grid[1]}, ${(values[best] / side.even).toFixed(1)} times even.`;
+    } else view.info.textContent = `${side.name} has no such map: ${name === "CLS" ? "attention to CLS is not recorded" : "it has fewer layers or tokens"}.`;
     drawTokens(side, view, maps, max, image);
     drawPatch(side, view);
     const added = side.adds && Math.max(1e-12, ...side.adds.map(Math.abs));
     view.adds.replaceChildren();
-    if (added) view.adds.append(bars("What each memory token adds to the cosine with the first caption, directly", side.adds, side.adds.map((_, m) => `token ${m}`), added));
+    if (added) view.adds.append(bars("Direct contribution of each memory token to the cosine with the first caption", side.adds, side.adds.map((_, m) => `token ${m}`), added));
   }
 
   function drawTokens(side, view, maps, max, image) {
@@ -155,14 +155,14 @@ function start(id) {
   function drawPatch(side, view) {
     const patch = moved(state.patch, main().grid, side.grid);
     view.bars.replaceChildren();
-    if (patch < 0) return void view.bars.append(element("p", "Click a patch to see which memory reads it, and which memory it reads.", "font-size:.85rem"));
+    if (patch < 0) return void view.bars.append(element("p", "Click a patch to see its attention to memory, and the attention of memory to it.", "font-size:.85rem"));
     if (state.layer >= side.layers) return;
     const memory = [...side.tokens.keys()].filter((i) => side.tokens[i] >= 0), labels = memory.map((i) => `token ${side.tokens[i]}`);
     const here = `patch at row ${Math.floor(patch / side.grid[1])}, column ${patch % side.grid[1]}`, head = Math.min(state.head, side.heads - 1);
     const lists = ["reads", "read_by"].map((d) => { const map = unpack(side, d); return map && memory.map((i) => map(state.layer, head, i)[patch]); });
     const top = Math.max(2 * side.even, ...lists.flatMap((l) => l || []));
-    if (lists[0]) view.bars.append(bars(`Memory that reads the ${here}`, lists[0], labels, top, side.even));
-    view.bars.append(bars(`Memory that the ${here} reads`, lists[1], labels, top, side.even));
+    if (lists[0]) view.bars.append(bars(`Attention of memory tokens to the ${here}`, lists[0], labels, top, side.even));
+    view.bars.append(bars(`Attention of the ${here} to memory tokens`, lists[1], labels, top, side.even));
   }
   draw();
 }

@@ -63,7 +63,7 @@ function render({ model, el }) {
       if (to[0] >= 0 && to[0] < rows && to[1] >= 0 && to[1] < cols) choose(to[0] * cols + to[1]);
     } else return;
     e.preventDefault();
-    e.stopPropagation(); // the notebook has arrow keys of its own
+    e.stopPropagation(); // arrow keys also move between notebook cells
   };
   model.on("change:png", draw);
   for (const name of ["width", "hint", "chosen", "rows", "cols"]) model.on(`change:${name}`, describe);
