@@ -179,7 +179,8 @@ def _save_pretrained(self:MemoryCLIP, save_directory):
         text_tokenizer(self.cfg.text).opened.save_pretrained(save_directory)
 
 @patch(cls_method=True)
-def _from_pretrained(cls:MemoryCLIP, *, model_id, revision, cache_dir, force_download, local_files_only, token, cfg=None):
+def _from_pretrained(cls:MemoryCLIP, *, model_id, revision, cache_dir, force_download, local_files_only, token,
+                     cfg=None):
     folder = Path(model_id)
     if not folder.is_dir():
         folder = Path(snapshot_download(
@@ -206,7 +207,8 @@ def from_pretrained(
     "Open a pretrained model. Raises `UserError` if it is not found or its weights do not fit."
     if memory is None and kwargs.keys() <= _HUB_OPTIONS and ':' not in str(name) and not Path(name).is_file():
         if not Path(name).is_dir() or (Path(name)/'config.json').exists():
-            return super(MemoryCLIP, cls).from_pretrained(name, **dict(cache_dir=os.environ.get('TRANSFORMERS_CACHE')) | kwargs)
+            options = dict(cache_dir=os.environ.get('TRANSFORMERS_CACHE')) | kwargs
+            return super(MemoryCLIP, cls).from_pretrained(name, **options)
     return open_pretrained(cls, str(name), memory, **kwargs)
 
 # %% ../nbs/12_clip.ipynb #c4fa3111

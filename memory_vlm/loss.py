@@ -97,7 +97,7 @@ def _sum(t:Tensor, world:int)->Tensor:
 
 # %% ../nbs/13_loss.ipynb #31a59579
 def _compute(objective, world, side, image, text, scale, bias, grads):
-    "Compute the loss; if `grads`, also the factor that gradients lack, the scale, and the gradients of the four inputs."
+    "Compute the loss; if `grads`, also the factor that gradients lack, the scale, and gradients of the four inputs."
     dtype = _product_dtype(image, text)
     exact = torch.promote_types(dtype, torch.float32)
     first = dist.get_rank() * len(image) if world > 1 else 0
