@@ -71,7 +71,8 @@ def model_card(
     results = [EvalResult('zero-shot-retrieval', dataset, dataset, name, round(value, 5))
                for name, value in metrics.items()]
     head = ModelCardData(license=str(project.get('license', '')).lower() or None, library_name='memory_vlm',
-                         pipeline_tag='zero-shot-image-classification', model_name=cfg['name'], eval_results=results or None,
+                         pipeline_tag='zero-shot-image-classification', model_name=cfg['name'],
+                         eval_results=results or None,
                          tags=sorted({'clip', 'memory-tokens', *project.get('tags', [])}))
     parts = [f"# {cfg['name']}", _model_summary(cfg), size, shown,
              _section('Use', use.format(place=place or 'OWNER/NAME', size=cfg['image_size'])),
