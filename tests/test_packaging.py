@@ -1,4 +1,4 @@
-"""The package's metadata says one thing once, and what is installed works away from this repository."""
+"""Package metadata is consistent, and an installed wheel works outside this repository."""
 import ast, json, os, re, subprocess, sys, tomllib, venv, zipfile
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
@@ -18,11 +18,11 @@ def settings():
 def pyproject(): return tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
 
 def distribution(requirement):
-    "The normalized name a requirement is for: 'Open_clip_torch>=3.0' -> 'open-clip-torch'."
+    "Return the normalized name of a requirement: 'Open_clip_torch>=3.0' -> 'open-clip-torch'."
     return re.sub(r'[-_.]+', '-', re.match(r'[\w.-]+', requirement)[0]).lower()
 
 def run(*command, **kwargs):
-    "Run a command; its output, or a failed test that shows it."
+    "Return the output of a command; fail with it if the command fails."
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
@@ -33,8 +33,8 @@ def test_pyproject_repeats_settings(settings, pyproject):
     assert project['description'] == settings['description']
     assert project['requires-python'] == f">={settings['min_python']}"
     assert pyproject['tool']['nbdev']['lib_path'] == settings['lib_path']
-    said = set(project) - {'name', 'description', 'requires-python', 'dynamic'}
-    assert not said, f'settings.ini is the place for {said}'
+    others = set(project) - {'name', 'description', 'requires-python', 'dynamic'}
+    assert not others, f'move {others} to settings.ini'
 
 def test_version_of_the_package(settings):
     import memory_vlm
@@ -58,11 +58,11 @@ def test_torch_is_not_pinned(settings):
             assert re.fullmatch(r'[a-z]+>=[\d.]+', line), f'{line}: give torch and torchvision a lower bound only'
 
 def imported(path):
-    "Top-level names of what a module imports, inside functions and through `need` too."
+    "Yield the top-level names of what a module imports, also inside functions and through `require`."
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Import): yield from (a.name.split('.')[0] for a in node.names)
         if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.split('.')[0]
-        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'need':
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'require':
             yield from (a.value.split('.')[0] for a in node.args[:1] if isinstance(a, ast.Constant))
 
 def test_imports_are_declared(settings):
@@ -82,31 +82,31 @@ def test_installed_from_this_clone(tmp_path):
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
-    "A wheel, built from an sdist, built from this clone: so both have all they need."
+    "A wheel built from an sdist built from this clone, so both are complete."
     folder = tmp_path_factory.mktemp('dist')
     run(sys.executable, '-m', 'build', '--no-isolation', '--outdir', folder, ROOT)
     return next(folder.glob('*.whl'))
 
 @pytest.mark.slow
 def test_wheel_holds_everything(wheel):
-    held = set(zipfile.ZipFile(wheel).namelist())
+    files = set(zipfile.ZipFile(wheel).namelist())
     tracked = run('git', 'ls-files', 'memory_vlm', 'configs', cwd=ROOT).splitlines()
-    wanted = {name if name.startswith('memory_vlm/') else f'memory_vlm/{name}' for name in tracked}
-    assert tracked and wanted <= held, sorted(wanted - held)
-    stray = {name for name in held - wanted if '.dist-info/' not in name}
+    expected = {name if name.startswith('memory_vlm/') else f'memory_vlm/{name}' for name in tracked}
+    assert tracked and expected <= files, sorted(expected - files)
+    stray = {name for name in files - expected if '.dist-info/' not in name}
     assert not stray, f'not in git: {sorted(stray)}'
-    assert {'LICENSE', 'NOTICE'} <= {Path(name).name for name in held}
+    assert {'LICENSE', 'NOTICE'} <= {Path(name).name for name in files}
 
 @pytest.fixture(scope='module')
 def elsewhere(wheel, tmp_path_factory):
-    "Runs Python in an environment that has the wheel, in a folder far from this clone."
+    "Run Python in an environment with the wheel, in a folder outside this clone."
     folder = tmp_path_factory.mktemp('elsewhere')
     venv.create(folder/'env', with_pip=False)
     python, clean = folder/'env/bin/python', {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', wheel, env=clean)
-    # The rest is borrowed from this environment, whose own .pth files (an editable install) stay unread.
+    # Other packages come from this environment, without its .pth files (an editable install).
     site = Path(run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'))
-    (site/'borrowed.pth').write_text('\n'.join(p for p in sys.path if p.endswith('-packages')))
+    (site/'dependencies.pth').write_text('\n'.join(p for p in sys.path if p.endswith('-packages')))
     def runs(code): return run(python, '-c', code, cwd=folder, env=clean)
     runs.site, runs.folder, runs.command = site, folder, [python.with_name('memory_vlm')]
     runs.env = clean
@@ -119,12 +119,12 @@ def test_wheel_composes_a_config_elsewhere(elsewhere):
     assert elsewhere(code).splitlines() == [str(elsewhere.site/'memory_vlm/configs'), '3']
 
 @pytest.mark.slow
-def test_wheel_fits_and_is_handed_on_elsewhere(elsewhere):
+def test_wheel_trains_and_exports_elsewhere(elsewhere):
     words = ['training.max_steps=1', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny']
     elsewhere('from memory_vlm.config import compose; from memory_vlm.run import fit; from memory_vlm.hub.publish import share\n'
-              f'run = fit(compose({words}, config_name="quickstart")); share(run.folder, "given", to="open_clip", look=False)')
+              f'run = fit(compose({words}, config_name="quickstart")); share(run.folder, "exported", to="open_clip", look=False)')
     assert elsewhere('import open_clip, memory_vlm.vision\n'
-                     'print(open_clip.create_model("local-dir:given").visual.trunk.layout.num_memory)') == '8'
+                     'print(open_clip.create_model("local-dir:exported").visual.trunk.layout.num_memory)') == '8'
 
 @pytest.mark.slow
 def test_command_line_elsewhere(elsewhere):
@@ -139,16 +139,16 @@ def test_command_line_elsewhere(elsewhere):
     assert (elsewhere.folder/'fitted'/'DONE').exists()
     assert 'val_loss' in json.loads(shell('report', 'fitted', '--images', '16', '--json').partition('\n}')[0] + '}')['metrics']
     assert "did you mean 'training.epochs'?" in shell('fit', 'training.epoch=3', status=2)
-    told = shell('fit', '-m', 'hydra/launcher=joblib', 'training.seed=0,1', status=2)
-    assert "needed to sweep with hydra/launcher=joblib: pip install 'memory-vlm[sweep]'" in told or find_spec('hydra_plugins.hydra_joblib_launcher')
+    text = shell('fit', '-m', 'hydra/launcher=joblib', 'training.seed=0,1', status=2)
+    assert "needed to sweep with hydra/launcher=joblib: pip install 'memory-vlm[sweep]'" in text or find_spec('hydra_plugins.hydra_joblib_launcher')
 
-MISSING = dict( # Extra -> what it brings, what asks for it, and what that is for
-    export=('onnx', 'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.hub.onnx import export\n'
-            'export(MemoryCLIP.from_config(compose(["model=tiny", "model.depth=1", "model.text.depth=1"]).model), "onnx")', 'export to ONNX'),
+MISSING = dict( # Extra -> a package of it, code that needs the package, and the purpose in the message
+    export=('onnx', 'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.hub.onnx import export_encoders\n'
+            'export_encoders(MemoryCLIP.from_config(compose(["model=tiny", "model.depth=1", "model.text.depth=1"]).model), "onnx")', 'export to ONNX'),
     data=('webdataset', 'from memory_vlm.data.sources import open_source; open_source("https://nowhere.invalid/x.tar", "train")', 'read shards from a URL'),
-    sweep=('hydra-joblib-launcher', 'from memory_vlm.config import explain\n'
-           'raise explain(ValueError("Could not find \'hydra/launcher/joblib\'"))', 'sweep with hydra/launcher=joblib'),
-    tokenizers=('transformers', 'from memory_vlm.data.tokenizer import open_tokenizer; open_tokenizer("somebody/siglip")', 'read captions as somebody/siglip does'),
+    sweep=('hydra-joblib-launcher', 'from memory_vlm.config import explain_error\n'
+           'raise explain_error(ValueError("Could not find \'hydra/launcher/joblib\'"))', 'sweep with hydra/launcher=joblib'),
+    tokenizers=('transformers', 'from memory_vlm.data.tokenizer import open_tokenizer; open_tokenizer("owner/siglip")', 'read captions as owner/siglip does'),
     dev=('mkdocs', 'import runpy; runpy.run_path("tools/docs.py", run_name="__main__")', 'build the documentation'))
 
 def test_every_extra_is_known(settings):
