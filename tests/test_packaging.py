@@ -148,7 +148,7 @@ MISSING = dict( # Extra -> a package of it, code that needs the package, and the
     data=('webdataset', 'from memory_vlm.data.sources import open_source; open_source("https://nowhere.invalid/x.tar", "train")', 'read shards from a URL'),
     sweep=('hydra-joblib-launcher', 'from memory_vlm.config import explain_error\n'
            'raise explain_error(ValueError("Could not find \'hydra/launcher/joblib\'"))', 'sweep with hydra/launcher=joblib'),
-    tokenizers=('transformers', 'from memory_vlm.data.tokenizer import open_tokenizer; open_tokenizer("owner/siglip")', 'read captions as owner/siglip does'),
+    tokenizers=('transformers', 'from memory_vlm.data.tokenizer import Tokenizer; Tokenizer("owner/siglip").opened', 'read captions as owner/siglip does'),
     dev=('mkdocs', 'import runpy; runpy.run_path("tools/docs.py", run_name="__main__")', 'build the documentation'))
 
 def test_every_extra_is_known(settings):
