@@ -12,15 +12,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
 import kill50
-from memory_vlm.cliing import callbacks
-from memory_vlm.cliing.callbacks import CheckpointCallback, ResumeCallback
-from memory_vlm.cliing.checkpoint import best_checkpoints, list_checkpoints, newest_checkpoint, prune_checkpoints, read_manifest, write_checkpoint
+from memory_vlm.training import callbacks
+from memory_vlm.training.callbacks import CheckpointCallback, ResumeCallback
+from memory_vlm.training.checkpoint import best_checkpoints, list_checkpoints, newest_checkpoint, prune_checkpoints, read_manifest, write_checkpoint
 from memory_vlm.config import compose
-from memory_vlm.cliing.run_dir import run_lock, is_locked
+from memory_vlm.training.run_dir import run_lock, is_locked
 from memory_vlm.learner import make_learner
 from memory_vlm.run import fit
 from memory_vlm.cli import fit_task
-from memory_vlm.cliing.run_dir import open_trained
+from memory_vlm.training.run_dir import open_trained
 
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
           'training.logging.tensorboard=false', 'training.logging.log_interval=1',
@@ -288,14 +288,14 @@ def test_saves_come_by_minutes_too(tmp_path, monkeypatch):
 
 
 def test_a_run_belongs_to_one_process(tmp_path):
-    code = f"import sys, time; from memory_vlm.cliing.run_dir import held\nwith held({str(tmp_path)!r}): print('mine', flush=True); time.sleep(60)"
+    code = f"import sys, time; from memory_vlm.training.run_dir import held\nwith held({str(tmp_path)!r}): print('mine', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'mine\n'
         assert is_locked(tmp_path)
         with pytest.raises(ValueError, match='is being fitted by another process'), run_lock(tmp_path): pass
         (tmp_path/'config.yaml').touch()
-        with pytest.raises(ValueError, match='is being fitted by another process'), mock.patch('memory_vlm.cliing.run_dir.config_differences', return_value={}): fit_run(tmp_path)
+        with pytest.raises(ValueError, match='is being fitted by another process'), mock.patch('memory_vlm.training.run_dir.config_differences', return_value={}): fit_run(tmp_path)
     finally: other.kill()
     other.wait()
     assert not is_locked(tmp_path)
