@@ -1,4 +1,4 @@
-"Every mechanism as ONNX and through torch.export: any batch, and the features of the model. And as others evaluate it, by open_clip."
+"Exported encoders give the features of the model for any batch size, as ONNX, with torch.export and in open_clip."
 import json
 import open_clip
 import pytest
@@ -17,27 +17,27 @@ PRESETS = ('off', 'registers', 'learnable_memory', 'learnable_memory_protected',
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('form,preset', [*(('onnx', p) for p in PRESETS), ('torch', 'registers')]) # ONNX goes through torch.export too
-def test_features_are_those_of_the_model(form, preset, tmp_path):
+@pytest.mark.parametrize('form,preset', [*(('onnx', p) for p in PRESETS), ('torch', 'registers')]) # ONNX uses torch.export too
+def test_encoders_give_the_features_of_the_model(form, preset, tmp_path):
     if form == 'onnx': pytest.importorskip('onnxruntime', reason="pip install 'memory-vlm[export]'")
     model = MemoryCLIP.from_config(compose([*SMALL, f'model/memory={preset}']).model)
     found = export_encoders(model, tmp_path, form) # compares batches of 1, 2 and 5
     assert set(found) == {'image', 'text'} and max(found.values()) < 1e-5
-    said = json.loads((tmp_path/'export.json').read_text())
-    assert said['largest_difference'] == found and said['image']['shape'] == ['batch', 3, 64, 64]
+    facts = json.loads((tmp_path/'export.json').read_text())
+    assert facts['largest_difference'] == found and facts['image']['shape'] == ['batch', 3, 64, 64]
     if form == 'onnx': assert run_onnx(tmp_path/'image.onnx', example_input(model, 'image', 9)).shape == (9, 128)
 
 
 @pytest.mark.parametrize('preset', ['off', 'registers', 'gated'])
-def test_features_are_those_of_a_benchmark_that_knows_only_open_clip(preset, tmp_path):
-    ours = MemoryCLIP.from_config(compose(['model=tiny', f'model/memory={preset}']).model)
-    save_open_clip(ours, tmp_path)
+def test_open_clip_gives_the_features_of_the_model(preset, tmp_path):
+    original = MemoryCLIP.from_config(compose(['model=tiny', f'model/memory={preset}']).model)
+    save_open_clip(original, tmp_path)
     source = open_source('scenes:tiny', 'valid')
-    model, _, transform = open_clip.create_model_and_transforms(f'local-dir:{tmp_path}') # what CLIP_benchmark's `load_open_clip` does
+    model, _, transform = open_clip.create_model_and_transforms(f'local-dir:{tmp_path}') # as CLIP_benchmark's `load_open_clip`
     tokenizer = open_clip.get_tokenizer(f'local-dir:{tmp_path}')
-    pictures, captions = torch.stack([transform(source.image(i)) for i in range(8)]), [source.captions(i)[0] for i in range(8)]
-    with torch.no_grad(): found = [F.normalize(f, dim=-1) for f in (model.eval().encode_image(pictures), model.encode_text(tokenizer(captions)))]
-    images, texts, owners = encode(ours, make_loader(source, image_size=64, batch_size=8, train=False))
+    inputs, captions = torch.stack([transform(source.image(i)) for i in range(8)]), [source.captions(i)[0] for i in range(8)]
+    with torch.no_grad(): found = [F.normalize(f, dim=-1) for f in (model.eval().encode_image(inputs), model.encode_text(tokenizer(captions)))]
+    images, texts, owners = encode(original, make_loader(source, image_size=64, batch_size=8, train=False))
     first = [owners.tolist().index(i) for i in range(8)]
     torch.testing.assert_close(found[0], images[:8], atol=1e-4, rtol=0)
     torch.testing.assert_close(found[1], texts[first], atol=1e-5, rtol=0)

@@ -301,7 +301,7 @@ def test_saves_come_by_minutes_too(tmp_path, monkeypatch):
 
 
 def test_a_run_belongs_to_one_process(tmp_path):
-    code = f"import sys, time; from memory_vlm.training.run_dir import held\nwith held({str(tmp_path)!r}): print('mine', flush=True); time.sleep(60)"
+    code = f"import sys, time; from memory_vlm.training.run_dir import run_lock\nwith run_lock({str(tmp_path)!r}): print('mine', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'mine\n'
