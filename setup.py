@@ -1,6 +1,7 @@
 "The package's metadata, all of it read from settings.ini."
 from configparser import ConfigParser
 from pathlib import Path
+
 from setuptools import find_namespace_packages, find_packages, setup
 
 HERE = Path(__file__).parent

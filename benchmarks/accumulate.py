@@ -10,15 +10,21 @@ libraries are loaded and the optimizer has its state, resets the kernel's high-w
 mark: all that is resident then, weights and images included. On CUDA it is the allocator's peak. On a CPU this needs
 Linux (/proc). `whole` is the batch computed at once, for which a small machine may lack the memory; --whole measures it.
 """
-import argparse, os, subprocess, sys, time
+import argparse
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import torch
+from loss_memory import MiB, resident
+
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.learner import make_loss
 from memory_vlm.training.optim import make_optimizer
-from loss_memory import MiB, resident
+
 from results import machine, store
 
 GOAL = 1.15 # times the memory of one batch, at batch 64 in 8 parts

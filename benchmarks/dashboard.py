@@ -9,12 +9,17 @@ dashboard it draws once, `every` seconds after the block began, and the block en
 with its callback switched off. So a machine that is busy for a while slows both. The ratio is the median of the
 ratios of neighboring blocks; its interval is from resampling them.
 """
-import argparse, asyncio, time
+import argparse
+import asyncio
+import time
+
 import numpy as np
 from fastai.callback.core import Callback, CancelFitException
+
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.widgets.fit import DashboardCallback, FitDashboard
+
 from results import machine, store
 
 

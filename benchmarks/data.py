@@ -12,19 +12,26 @@ Ours once more with decoded images kept (`training.data.cache_mb`), after the ep
 First batch from a folder of 100 000 images and from a Parquet file of a million rows (goal: 5 s each), and bytes of index a
 row beside the text (goal: 100).
 """
-import argparse, os, statistics, tempfile, time
+import argparse
+import os
+import statistics
+import tempfile
+import time
 from pathlib import Path
+
 import numpy as np
 import open_clip
 import torch
 from open_clip.transform import image_transform
 from open_clip_train.data import CsvDataset
 from PIL import Image
+
 from memory_vlm.data.base import make_cache
-from memory_vlm.data.folders import walk_files, is_image
+from memory_vlm.data.folders import is_image, walk_files
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.shards import make_shards
 from memory_vlm.data.sources import open_source
+
 from results import store
 
 

@@ -6,8 +6,13 @@ Each line starts fresh interpreters, taking turns with what it is compared with,
 of the differences. Goals: the model at most 1.15 times torch, timm and open_clip; `train.py --help` at most 3 s beyond
 torch and Hydra.
 """
-import argparse, statistics, subprocess, sys, time
+import argparse
+import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
+
 from results import store
 
 ROOT = Path(__file__).parents[1]

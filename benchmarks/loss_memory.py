@@ -24,15 +24,24 @@ What is measured, and how:
 
 On a CPU the memory part needs Linux (/proc).
 """
-import argparse, os, subprocess, sys, tempfile, time
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
-import open_clip, psutil, torch
+import open_clip
+import psutil
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from open_clip.loss import ClipLoss, SigLipLoss
+
 from memory_vlm.loss import clip_loss, siglip_loss
+
 from results import machine, store
 
 LOSSES = {'ours': dict(clip=clip_loss, siglip=siglip_loss), 'open_clip': dict(clip=ClipLoss(), siglip=SigLipLoss())}

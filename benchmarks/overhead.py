@@ -9,13 +9,18 @@ step. Both are timed where they happen; the rest is the steps. Then they are sca
 a row's share is its time beside that of `log_interval` steps; a checkpoint's is its time beside `save_minutes`,
 `save_interval` steps or an epoch of scenes, whichever is shortest. A small batch makes steps short, and so shares large.
 """
-import argparse, math, tempfile, time
+import argparse
+import math
+import tempfile
+import time
 from pathlib import Path
-from memory_vlm.training.callbacks import CheckpointCallback, LogCallback
-from memory_vlm.training.checkpoint import newest_checkpoint
+
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.run import run_training
+from memory_vlm.training.callbacks import CheckpointCallback, LogCallback
+from memory_vlm.training.checkpoint import newest_checkpoint
+
 from results import store
 
 

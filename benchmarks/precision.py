@@ -8,12 +8,18 @@ difference from fp32's, at the same weights and pairs, is a share of its norm, f
 precision whose forward and backward pass takes more than five times that of fp32, as fp16 on a CPU, takes no turns: its
 ratio is that of these single passes.
 """
-import argparse, copy, statistics, time
+import argparse
+import copy
+import statistics
+import time
+
 import torch
+from train_step import our_step, pairs, seconds
+
 from memory_vlm.evaluation.validation import PRECISIONS
 from memory_vlm.learner import make_loss
+
 from results import store
-from train_step import our_step, pairs, seconds
 
 
 def trainer(args, precision, images, ids):

@@ -9,13 +9,17 @@ say in their first lines that they were not run. Rows that the CSV holds are not
 on, so this can be stopped at any time. `cpu_seconds` is processor time of the whole run, its report included: it depends
 less on what else the machine does than time on a clock. Divided by the cores in use it is about what a quiet one takes.
 """
-import argparse, time
+import argparse
+import time
 from pathlib import Path
+
 import pandas as pd
 import torch
+
 from memory_vlm.config import compose
 from memory_vlm.evaluation.retrieval import chance_recall
 from memory_vlm.run import fit
+
 from results import store
 
 RECIPES = ('scenes_easy', 'scenes_hard', 'stamps')

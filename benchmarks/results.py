@@ -1,7 +1,10 @@
 "What every benchmark says of where its figures come from, and how it keeps them."
-import os, platform, sys
+import os
+import platform
+import sys
 from datetime import date
 from pathlib import Path
+
 import pandas as pd
 import torch
 

@@ -8,15 +8,22 @@ its first query apart. Goal: at most 200 ms for 100 000 images. Indexing is comp
 the same images with the same workers, in turns; what is above 1 is the model (quickstart's unless --model names one),
 so the goal is a ratio near 1 where the model is quick. The last figure is what a search costs when nothing has changed.
 """
-import argparse, os, statistics, tempfile, time
+import argparse
+import os
+import statistics
+import tempfile
+import time
 from pathlib import Path
+
 import numpy as np
 import torch
 from data import photograph
+
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.data.loaders import make_loader
-from memory_vlm.search import ImageIndex, ImagePaths, open_index, open_images, read_index, search, write_index
+from memory_vlm.search import ImageIndex, ImagePaths, open_images, open_index, read_index, search, write_index
+
 from results import store
 
 

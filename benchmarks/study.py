@@ -10,7 +10,9 @@ Runs lie in runs/benchmark_study and finished ones are not run again. nbs/tutori
 """
 import argparse
 from pathlib import Path
+
 from memory_vlm.study import paired_differences, study, summarize
+
 from results import store
 
 MECHANISMS = {'attention': [], 'gated': ['model.memory.memory_update=gated'],

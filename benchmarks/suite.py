@@ -10,11 +10,16 @@ checked. A ratio is compared with the newest committed row of the same settings 
 regression where it is worse by more than --tolerance, 0.15 unless given; the exit status is then 1. A machine that is
 busy with other things makes ratios noisy: repeat before believing. The table is written to runs/bench.md.
 """
-import argparse, csv, subprocess, sys, tempfile
+import argparse
+import csv
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+
 from results import append, machine
 
 HERE = Path(__file__).parent

@@ -6,8 +6,12 @@
 A headless Chromium drives the page. The clock runs in the page, from the event that a person's click makes to the last change
 of what is shown. Median and 90th percentile over the clicks; an image seen for the first time is run through the model.
 """
-import argparse, statistics, sys, tempfile
+import argparse
+import statistics
+import sys
+import tempfile
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).parent.parent/'tests'))
 from lab import Lab, browser
 from results import machine, store

@@ -1,6 +1,8 @@
 """What tests in a browser share. They are skipped where there is no Chromium, and fail there if NEED_CHROMIUM is set."""
 import os
+
 import pytest
+
 import lab as labs
 
 

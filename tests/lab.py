@@ -1,8 +1,15 @@
 """A JupyterLab in a headless Chromium, to be used by mouse and keyboard."""
-import json, os, shutil, socket, subprocess, sys, time
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
+
 import nbformat
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)

@@ -1,12 +1,18 @@
 "The benchmark suite knows a regression from noise, and compares only what was measured alike."
-import ast, csv, sys
+import ast
+import csv
+import sys
 from pathlib import Path
+
 import pytest
 from fastcore.nbio import read_nb
 
 BENCHMARKS = Path(__file__).resolve().parents[1]/'benchmarks'
 sys.path.insert(0, str(BENCHMARKS))
-import results, study, suite
+import study
+import suite
+
+import results
 
 PART = suite.Part('x', 'a thing over another', dict(speed='higher', size='lower'), ('batch',))
 CPU, GPU = '2 cores, some processor', 'some GPU'

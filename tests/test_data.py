@@ -1,15 +1,27 @@
 """Data of every kind, at the sizes and in the states that people have it in."""
-import io, json, os, re, shlex, shutil, subprocess, sys, threading, time, warnings
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import psutil
 import pytest
 import torch
 from PIL import Image
+
 from memory_vlm.config import compose
 from memory_vlm.core import UserError
 from memory_vlm.data.base import PixelCache

@@ -1,13 +1,16 @@
 "The documentation site: every link leads somewhere, and pages fit a phone and a desk, by day and by night."
-import csv, sys
+import csv
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
-import docs, photograph
+import docs
+import photograph
 
 SHOWN = ('index', 'benchmarks', 'explain/configuration', 'explain/other_tools', 'tutorials/3_ablate', '31_retrieval', '61_widgets.explorer')
 

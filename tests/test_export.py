@@ -1,16 +1,18 @@
 "Every mechanism as ONNX and through torch.export: any batch, and the features of the model. And as others evaluate it, by open_clip."
 import json
+
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
-from memory_vlm.hub.open_clip import save_open_clip
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.sources import open_source
 from memory_vlm.evaluation.validation import encode
 from memory_vlm.hub.onnx import example_input, export_encoders, run_onnx
+from memory_vlm.hub.open_clip import save_open_clip
 
 SMALL = ['model=tiny', 'model.depth=2', 'model.text.depth=1', 'model.text.max_len=16']
 PRESETS = ('off', 'registers', 'learnable_memory', 'learnable_memory_protected', 'persistent', 'gated', 'cross_attention', 'ema_bank')

@@ -5,6 +5,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
 from memory_vlm.loss import clip_loss, siglip_loss
 
 RANKS, PAIRS = 2, 13 # pairs per rank: no multiple of the tile

@@ -1,10 +1,20 @@
 """The package's metadata says one thing once, and what is installed works away from this repository."""
-import ast, json, os, re, subprocess, sys, tomllib, venv, zipfile
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
-import pytest, yaml
+
+import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,8 +1,10 @@
 """Does every memory preset learn what it learned when benchmarks/presets.py was run last?"""
 import sys
 from pathlib import Path
+
 import pandas as pd
 import pytest
+
 from memory_vlm.config import compose
 from memory_vlm.run import fit
 

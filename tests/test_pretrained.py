@@ -1,9 +1,16 @@
 """Models that exist, at their full size and on the command line. Nothing is downloaded: weights are random, built by open_clip."""
-import json, subprocess, sys
+import json
+import subprocess
+import sys
 from pathlib import Path
-import open_clip, pytest, timm, torch
+
+import open_clip
+import pytest
+import timm
+import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.core import UserError
 from memory_vlm.models.pretrained_config import clip_config

@@ -1,6 +1,14 @@
 """Two processes fit, evaluate, save, go on and lose each other as one run."""
-import contextlib, os, re, signal, socket, subprocess, sys, time
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -11,10 +19,11 @@ from fastai.callback.core import Callback
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
 from kill50 import SERVER, TIMES, same
-from memory_vlm.training.checkpoint import newest_checkpoint, read_manifest
+
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.run import fit
+from memory_vlm.training.checkpoint import newest_checkpoint, read_manifest
 
 RANKS = 2
 ENOUGH = {} if torch.cuda.device_count() >= RANKS else dict(CUDA_VISIBLE_DEVICES='') # a device for each rank, or none

@@ -1,9 +1,13 @@
 """The recipes of configs/experiment: each composes, its header says what it comes to, and those that run here take two steps."""
-import re, subprocess, sys
+import re
+import subprocess
+import sys
 from pathlib import Path
+
 import pandas as pd
 import pytest
 from PIL import Image
+
 from memory_vlm.config import compose
 
 ROOT = Path(__file__).parent.parent

@@ -1,7 +1,15 @@
 """Stop a fit in every way there is, and see that it goes on to the bit."""
-import multiprocessing, os, re, resource, signal, subprocess, sys, time
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from unittest import mock
+
 import pandas as pd
 import psutil
 import pytest
@@ -12,15 +20,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
 import kill50
+
+from memory_vlm.cli import fit_task
 from memory_vlm.cliing import callbacks
 from memory_vlm.cliing.callbacks import CheckpointCallback, ResumeCallback
-from memory_vlm.cliing.checkpoint import best_checkpoints, list_checkpoints, newest_checkpoint, prune_checkpoints, read_manifest, write_checkpoint
+from memory_vlm.cliing.checkpoint import (
+    best_checkpoints,
+    list_checkpoints,
+    newest_checkpoint,
+    prune_checkpoints,
+    read_manifest,
+    write_checkpoint,
+)
+from memory_vlm.cliing.run_dir import is_locked, open_trained, run_lock
 from memory_vlm.config import compose
-from memory_vlm.cliing.run_dir import run_lock, is_locked
 from memory_vlm.learner import make_learner
 from memory_vlm.run import fit
-from memory_vlm.cli import fit_task
-from memory_vlm.cliing.run_dir import open_trained
 
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
           'training.logging.tensorboard=false', 'training.logging.log_interval=1',

@@ -1,18 +1,25 @@
 """A model whose captions another tokenizer reads, here one that transformers saved: trained, saved, opened, handed on."""
-import json, shutil, subprocess, sys
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-import open_clip, pytest, torch
+
+import open_clip
+import pytest
+import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
-from memory_vlm.evaluation.models import open_clip_eval_model, memory_clip_eval_model
-from memory_vlm.hub.open_clip import save_open_clip
 from memory_vlm.core import UserError
 from memory_vlm.data.scenes import SceneSource
 from memory_vlm.data.tokenizer import untokenize
+from memory_vlm.evaluation.models import memory_clip_eval_model, open_clip_eval_model
 from memory_vlm.evaluation.validation import encode
+from memory_vlm.hub.open_clip import save_open_clip
 from memory_vlm.learner import make_dls, make_learner
 
 ROOT = Path(__file__).parent.parent

@@ -1,12 +1,18 @@
 """tools/check.py reports each kind of problem; tools/readme.py and tools/compare.py give the expected text."""
-import json, subprocess, sys
+import json
+import subprocess
+import sys
 from pathlib import Path
 from zlib import crc32
+
 import pytest
 
 TOOLS = Path(__file__).resolve().parents[1]/'tools'
 sys.path.insert(0, str(TOOLS))
-import check, compare, readme
+import check
+import compare
+import readme
+
 
 def cell(source, kind='code', **extra):
     extra = dict(execution_count=None, outputs=[]) | extra if kind == 'code' else extra

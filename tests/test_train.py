@@ -1,6 +1,10 @@
 """`python train.py` as a person uses it: in a process of its own, from the root of the repository."""
-import signal, subprocess, sys, time
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+
 import pandas as pd
 import pytest
 

@@ -1,6 +1,10 @@
 """Every tutorial in a real JupyterLab, from its first cell to its last, its fits cut short."""
-import re, shutil, subprocess, sys
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
 from fastcore.nbio import read_nb
 from playwright.sync_api import expect

@@ -5,8 +5,15 @@
 Prints one line per problem and exits with status 1 if there is any; notes about saved outputs do not change the status.
 Changes nothing: the exporter and the cleaner run on a copy, so unexported edits are safe, and an exported file that was
 edited by hand is reported instead of overwritten."""
-import ast, json, re, shutil, subprocess, sys, tempfile
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+
 from readme import readme_text
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,8 +3,10 @@
     python tools/compare.py runs/quickstart runs/quickstart_no_memory
 
 A run is its folder, or the folder of all runs of one name: then the newest finished one is taken."""
-import csv, sys
+import csv
+import sys
 from pathlib import Path
+
 from omegaconf import OmegaConf
 
 METRICS = ('i2t/R@1', 't2i/R@1', 'val_loss')

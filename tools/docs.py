@@ -6,9 +6,23 @@ Each notebook becomes a page that keeps its place. Prose and saved outputs are t
 each public name in it, the signature, a table of parameters from the comments beside them, and the source folded away.
 Benchmark tables come from benchmarks/results/. The pages are put together by Material for MkDocs, which brings search,
 navigation, and both color schemes; nothing is loaded from a network when they are read."""
-import ast, base64, csv, html, io, json, os, re, shutil, subprocess, sys, tempfile, tokenize
+import ast
+import base64
+import csv
+import html
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tokenize
 from pathlib import Path
+
 import yaml
+
 from memory_vlm.core import MissingPackage, require
 
 ROOT = Path(__file__).resolve().parents[1]

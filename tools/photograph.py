@@ -4,7 +4,10 @@
     python tools/photograph.py FOLDER index benchmarks     # some pages
 
 Writes FOLDER/PAGE-WIDTH-SCHEME.png, at most four screens high, and says which pages are wider than their screen."""
-import functools, http.server, sys, threading
+import functools
+import http.server
+import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 

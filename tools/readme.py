@@ -4,7 +4,9 @@
 
 Markdown cells are taken over, links made relative to the top of the repository; code cells become fenced Python with
 their text output under them. Cells with `#| hide` stay out."""
-import json, posixpath, re
+import json
+import posixpath
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]

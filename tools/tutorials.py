@@ -2,8 +2,11 @@
 
 Most train for minutes. A live widget is only a name once its kernel is gone, so the notebooks show a snapshot beside
 each, and the widget's own output is left out; so are progress bars and warnings. Large images keep 256 colors."""
-import base64, io, sys
+import base64
+import io
+import sys
 from pathlib import Path
+
 import nbformat
 from nbclient import NotebookClient
 from nbdev.clean import nbdev_clean
