@@ -1,4 +1,4 @@
-"The package's metadata, all of it read from settings.ini."
+"Metadata of the package, read from settings.ini."
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -12,7 +12,7 @@ lib = settings["lib_path"]
 
 def lines(key): return settings[key].strip().splitlines()
 
-# configs/ stands at the top of the repository, and inside the package of a wheel; config_dir() finds it in both places.
+# configs/ is at the top of the repository and inside the package in a wheel; config_dir() finds both.
 configs = [f"{lib}.configs", *(f"{lib}.configs.{name}" for name in find_namespace_packages(HERE/"configs"))]
 
 setup(
@@ -30,6 +30,6 @@ setup(
     extras_require={key.removesuffix("_requirements"): lines(key) for key in settings if key.endswith("_requirements")},
     packages=[*find_packages(include=[lib, f"{lib}.*"]), *configs],
     package_dir={f"{lib}.configs": "configs"},
-    package_data={"": ["*.yaml", "static/*"]},
+    package_data={"": ["*.yaml", "static/*"], lib: ["py.typed"]},
     entry_points={"nbdev": [f"{lib}={lib}._modidx:d"], "console_scripts": lines("console_scripts")},
 )
