@@ -1,7 +1,6 @@
-"Metadata of the package, read from settings.ini."
+"The package's metadata, all of it read from settings.ini."
 from configparser import ConfigParser
 from pathlib import Path
-
 from setuptools import find_namespace_packages, find_packages, setup
 
 HERE = Path(__file__).parent
@@ -12,7 +11,7 @@ lib = settings["lib_path"]
 
 def lines(key): return settings[key].strip().splitlines()
 
-# configs/ is at the top of the repository and inside the package in a wheel; config_dir() finds both.
+# configs/ stands at the top of the repository, and inside the package of a wheel; config_dir() finds it in both places.
 configs = [f"{lib}.configs", *(f"{lib}.configs.{name}" for name in find_namespace_packages(HERE/"configs"))]
 
 setup(
@@ -30,6 +29,6 @@ setup(
     extras_require={key.removesuffix("_requirements"): lines(key) for key in settings if key.endswith("_requirements")},
     packages=[*find_packages(include=[lib, f"{lib}.*"]), *configs],
     package_dir={f"{lib}.configs": "configs"},
-    package_data={"": ["*.yaml", "static/*"], lib: ["py.typed"]},
+    package_data={"": ["*.yaml", "static/*", "py.typed"]},
     entry_points={"nbdev": [f"{lib}={lib}._modidx:d"], "console_scripts": lines("console_scripts")},
 )

@@ -15,16 +15,13 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
-
 import torch
 from loss_memory import MiB, resident
-
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.learner import make_loss
 from memory_vlm.training.optim import make_optimizer
-
+from pathlib import Path
 from results import machine, store
 
 GOAL = 1.15 # times the memory of one batch, at batch 64 in 8 parts

@@ -19,14 +19,11 @@ of the time that passes.
 import argparse
 import statistics
 import time
-
 import torch
-
 from memory_vlm.attention import capture
 from memory_vlm.config import compose
 from memory_vlm.models.attention_hooks import explicit_attention
 from memory_vlm.vision import make_vit
-
 from results import machine, store
 
 # Time over the plain forward and bytes over full maps that DESIGN asks for, on a CPU in fp32 with a batch of 8

@@ -11,15 +11,12 @@ ratios of neighboring blocks; its interval is from resampling them.
 """
 import argparse
 import asyncio
-import time
-
 import numpy as np
+import time
 from fastai.callback.core import Callback, CancelFitException
-
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.widgets.fit import DashboardCallback, FitDashboard
-
 from results import machine, store
 
 

@@ -13,25 +13,22 @@ First batch from a folder of 100 000 images and from a Parquet file of a million
 row beside the text (goal: 100).
 """
 import argparse
+import numpy as np
+import open_clip
 import os
 import statistics
 import tempfile
 import time
-from pathlib import Path
-
-import numpy as np
-import open_clip
 import torch
-from open_clip.transform import image_transform
-from open_clip_train.data import CsvDataset
-from PIL import Image
-
 from memory_vlm.data.base import make_cache
 from memory_vlm.data.folders import is_image, walk_files
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.shards import make_shards
 from memory_vlm.data.sources import open_source
-
+from open_clip.transform import image_transform
+from open_clip_train.data import CsvDataset
+from pathlib import Path
+from PIL import Image
 from results import store
 
 

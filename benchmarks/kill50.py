@@ -7,18 +7,16 @@ every step. The next goes on with `training.resume=auto`, with another number of
 its end is compared with one that nobody disturbed: weights, optimizer and metrics must be the same to the bit."""
 import contextlib
 import multiprocessing
+import pandas as pd
 import random
 import sys
 import tempfile
 import time
-from pathlib import Path
-
-import pandas as pd
 import torch
-from safetensors.torch import load_file
-
 from memory_vlm.config import compose
 from memory_vlm.training.checkpoint import UNFINISHED_PREFIX, list_checkpoints, read_state
+from pathlib import Path
+from safetensors.torch import load_file
 
 WORDS = ['training.epochs=3', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny',
          'model.embed_dim=32', 'model.depth=2', 'model.text.embed_dim=16', 'model.text.depth=1', # a checkpoint of 10 MB

@@ -25,23 +25,20 @@ What is measured, and how:
 On a CPU the memory part needs Linux (/proc).
 """
 import argparse
+import open_clip
 import os
+import psutil
 import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
-from pathlib import Path
-
-import open_clip
-import psutil
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from open_clip.loss import ClipLoss, SigLipLoss
-
+from functools import partial
 from memory_vlm.loss import clip_loss, siglip_loss
-
+from open_clip.loss import ClipLoss, SigLipLoss
+from pathlib import Path
 from results import machine, store
 
 LOSSES = {'ours': dict(clip=clip_loss, siglip=siglip_loss), 'open_clip': dict(clip=ClipLoss(), siglip=SigLipLoss())}

@@ -17,14 +17,11 @@
 """
 import argparse
 import statistics
-
 import torch
-from train_step import our_step, pairs, seconds
-
 from memory_vlm.config import compose, config_dir
 from memory_vlm.models.cost import model_cost
-
 from results import store
+from train_step import our_step, pairs, seconds
 
 GOALS = dict(default=('step_over_flops', 1.05), learnable_memory=('step_ratio', 1.15)) # of 64 tokens, at most
 

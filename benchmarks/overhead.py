@@ -13,14 +13,12 @@ import argparse
 import math
 import tempfile
 import time
-from pathlib import Path
-
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.run import run_training
 from memory_vlm.training.callbacks import CheckpointCallback, LogCallback
 from memory_vlm.training.checkpoint import newest_checkpoint
-
+from pathlib import Path
 from results import store
 
 

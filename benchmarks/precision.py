@@ -12,14 +12,11 @@ import argparse
 import copy
 import statistics
 import time
-
 import torch
-from train_step import our_step, pairs, seconds
-
 from memory_vlm.evaluation.validation import PRECISIONS
 from memory_vlm.learner import make_loss
-
 from results import store
+from train_step import our_step, pairs, seconds
 
 
 def trainer(args, precision, images, ids):

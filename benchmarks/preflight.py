@@ -8,11 +8,9 @@ One process makes the learner, then looks once, with nothing warmed up, as `trai
 """
 import argparse
 import time
-
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.training.preflight import preflight
-
 from results import store
 
 GOAL = 10. # seconds, on 2 cores

@@ -9,14 +9,11 @@ which one new seed in 400 leaves by chance, while a tenth of the learning rate d
 change is meant to change what is learned, and say so.
 """
 import argparse
-from pathlib import Path
-
-from study import SMALL
-
 from memory_vlm.config import config_dir
 from memory_vlm.study import study, summarize
-
+from pathlib import Path
 from results import store
+from study import SMALL
 
 PRESETS = sorted(p.stem for p in (config_dir()/'model'/'memory').glob('*.yaml'))
 BASE = [*SMALL, 'training.max_steps=150']

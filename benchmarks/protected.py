@@ -11,19 +11,16 @@ All get the same steps, batches and seeds, and each the learning rate of its own
 nbs/tutorials/6_protected_memory.ipynb reads the file.
 """
 import argparse
-import tempfile
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-
 import pandas as pd
+import tempfile
 import torch
-from study import SMALL
-
+from contextlib import contextmanager, nullcontext
 from memory_vlm.config import compose
 from memory_vlm.evaluation.validation import encode, score
 from memory_vlm.learner import make_learner
-
+from pathlib import Path
 from results import store
+from study import SMALL
 
 FIRST, SECOND = 'animals+food', 'vehicles+things'
 PROTECTED = ['model/memory=learnable_memory_protected', 'model.memory.num_memory_tokens=16', 'training.freeze=all-memory']

@@ -10,16 +10,13 @@ on, so this can be stopped at any time. `cpu_seconds` is processor time of the w
 less on what else the machine does than time on a clock. Divided by the cores in use it is about what a quiet one takes.
 """
 import argparse
-import time
-from pathlib import Path
-
 import pandas as pd
+import time
 import torch
-
 from memory_vlm.config import compose
 from memory_vlm.evaluation.retrieval import chance_recall
 from memory_vlm.run import fit
-
+from pathlib import Path
 from results import store
 
 RECIPES = ('scenes_easy', 'scenes_hard', 'stamps')

@@ -15,19 +15,16 @@ use too, `--clock cpu --threads 1` counts the time this process spends on a proc
 import argparse
 import statistics
 import time
-from types import SimpleNamespace
-
 import torch
-from train_step import captions, step
-
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.data.tokenizer import tokenize, trim
 from memory_vlm.learner import make_loss
 from memory_vlm.training.optim import make_optimizer
 from memory_vlm.training.resets import MIN_SAMPLES, MemoryResetCallback
-
 from results import machine, store
+from train_step import captions, step
+from types import SimpleNamespace
 
 GOAL = 0.02 # of the time of the steps
 

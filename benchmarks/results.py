@@ -1,12 +1,11 @@
 "What every benchmark says of where its figures come from, and how it keeps them."
 import os
+import pandas as pd
 import platform
 import sys
+import torch
 from datetime import date
 from pathlib import Path
-
-import pandas as pd
-import torch
 
 
 def machine(device='cpu'):

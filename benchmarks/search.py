@@ -9,21 +9,18 @@ the same images with the same workers, in turns; what is above 1 is the model (q
 so the goal is a ratio near 1 where the model is quick. The last figure is what a search costs when nothing has changed.
 """
 import argparse
+import numpy as np
 import os
 import statistics
 import tempfile
 import time
-from pathlib import Path
-
-import numpy as np
 import torch
 from data import photograph
-
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.search import ImageIndex, ImagePaths, open_images, open_index, read_index, search, write_index
-
+from pathlib import Path
 from results import store
 
 

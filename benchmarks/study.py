@@ -9,10 +9,8 @@ tokens in every layer. The model is smaller than the quickstart's, so that a run
 Runs lie in runs/benchmark_study and finished ones are not run again. nbs/tutorials/5_a_study.ipynb reads the file.
 """
 import argparse
-from pathlib import Path
-
 from memory_vlm.study import paired_differences, study, summarize
-
+from pathlib import Path
 from results import store
 
 MECHANISMS = {'attention': [], 'gated': ['model.memory.memory_update=gated'],

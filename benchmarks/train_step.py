@@ -12,24 +12,21 @@ ratio is the median over rounds of the ratios within a round. A large matrix pro
 speed says how much of a step is arithmetic that must be done, and how much waits for something else.
 """
 import argparse
+import open_clip
 import random
 import statistics
 import time
-
-import open_clip
 import torch
-from open_clip.loss import ClipLoss
-from open_clip.model import CLIP
-from torch.utils.flop_counter import FlopCounterMode
-
 from memory_vlm.clip import MemoryCLIP, normalize_images
 from memory_vlm.config import compose
 from memory_vlm.data.tokenizer import tokenize, trim
 from memory_vlm.evaluation.validation import PRECISIONS
 from memory_vlm.learner import make_loss
 from memory_vlm.training.optim import make_optimizer
-
+from open_clip.loss import ClipLoss
+from open_clip.model import CLIP
 from results import store
+from torch.utils.flop_counter import FlopCounterMode
 
 WORDS = 'a the small old red green dog cat boat house tree man woman child runs sits stands on under near with and two three'.split()
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .models.card import model_card
 from .models.pretrained import build_pretrained, find_pretrained, open_pretrained
-from .config import MemoryConfig, ModelConfig, compose
+from .config import compose
+from .schema import MemoryConfig, ModelConfig
 from .core import UserError
 from .data.tokenizer import text_tokenizer
 from .memory import check_memory

@@ -15,7 +15,8 @@ from .attention import find_vit
 from .clip import MemoryCLIP
 from .core import pick, UserError
 from .interp.features import map_layer, memory_features
-from .interp.stats import bootstrap_weights, effective_number, effective_rank, percentile_interval, inverse_simpson
+from .evaluation.retrieval import percentile_interval
+from .interp.stats import bootstrap_weights, effective_number, effective_rank, inverse_simpson
 from .memory import is_dead
 from .interp.stats import largest_cosine, lift, usage_information, variance_share, weighted_means
 from .tokens import TokenLayout
@@ -114,7 +115,7 @@ def _make_row(metric:_Metric, point:Tensor, drawn:Tensor, untrained:Tensor|None,
     def one(x): return x.mean(-1) if layer is None else x[..., layer]
     fresh = None if untrained is None else (untrained.max() if metric.largest else untrained.mean()).item()
     uniform = features[metric.uniform].mean().item() if isinstance(metric.uniform, str) else metric.uniform
-    return _Row(metric.group, metric.name, one(point).item(), *percentile_interval(one(drawn)), uniform, fresh, metric.note, layer,
+    return _Row(metric.group, metric.name, one(point).item(), *percentile_interval(one(drawn)).tolist(), uniform, fresh, metric.note, layer,
                point.tolist() if len(point) > 1 else None)
 
 def _image_rows(layout:TokenLayout, features:dict, untrained:dict|None=None, draws:int=1000)->list:

@@ -1,9 +1,7 @@
 """What tests in a browser share. They are skipped where there is no Chromium, and fail there if NEED_CHROMIUM is set."""
-import os
-
-import pytest
-
 import lab as labs
+import os
+import pytest
 
 
 @pytest.fixture(scope='session')

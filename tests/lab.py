@@ -1,5 +1,6 @@
 """A JupyterLab in a headless Chromium, to be used by mouse and keyboard."""
 import json
+import nbformat
 import os
 import shutil
 import socket
@@ -9,8 +10,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
-
-import nbformat
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking']

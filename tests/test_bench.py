@@ -1,18 +1,16 @@
 "The benchmark suite knows a regression from noise, and compares only what was measured alike."
 import ast
 import csv
-import sys
-from pathlib import Path
-
 import pytest
+import sys
 from fastcore.nbio import read_nb
+from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parents[1]/'benchmarks'
 sys.path.insert(0, str(BENCHMARKS))
+import results
 import study
 import suite
-
-import results
 
 PART = suite.Part('x', 'a thing over another', dict(speed='higher', size='lower'), ('batch',))
 CPU, GPU = '2 cores, some processor', 'some GPU'

@@ -1,7 +1,6 @@
 """Models that are compiled, or compute their blocks twice, train as others do."""
 import pytest
 import torch
-
 from memory_vlm.attention import capture
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner

@@ -1,7 +1,12 @@
 """Data of every kind, at the sizes and in the states that people have it in."""
 import io
 import json
+import numpy as np
 import os
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 import re
 import shlex
 import shutil
@@ -9,19 +14,10 @@ import subprocess
 import sys
 import threading
 import time
+import torch
 import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-import numpy as np
-import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
-import pytest
-import torch
-from PIL import Image
-
 from memory_vlm.config import compose
 from memory_vlm.core import UserError
 from memory_vlm.data.base import PixelCache
@@ -30,6 +26,8 @@ from memory_vlm.data.scenes import SceneSource
 from memory_vlm.data.shards import fetch_shard, make_shards
 from memory_vlm.data.sources import open_source, open_sources
 from memory_vlm.run import fit
+from pathlib import Path
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 SMALL = ['--config-name=quickstart', 'training.batch_size=8', 'training.max_steps=2', 'training.logging.tensorboard=false', 'training.data.num_workers=0',
@@ -174,12 +172,12 @@ def test_a_fit_runs_from_the_command_line(tmp_path):
     assert '20 images for training' in done.stdout
 
 
-ROWS = re.findall(r'^\| ([^|]+) \| `("?training\.data\.train_path=[^|]+)` \|$', (ROOT/'README.md').read_text(), re.M) # what you have, what to give
+ROWS = re.findall(r'^\| ([^|]+) \| `("?training\.data\.train_path=[^|]+)` \|$', '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/explain/data.ipynb').read_text())['cells']), re.M) # what you have, what to give
 
 
 def as_readme(line):
-    "In the working folder, what a line of the README's table speaks of."
-    as_folder(Path('my/pictures'))
+    "In the working folder, what a line of the table in explain/data refers to."
+    as_folder(Path('my/images'))
     as_classes(Path('my/classes'))
     as_csv(Path('my/csv'))
     if 'image_key=photo' in line: Path('my/pairs.csv').write_text(Path('my/pairs.csv').read_text().replace('image,caption', 'photo,words'))
@@ -191,7 +189,7 @@ def as_readme(line):
     as_coco(Path('coco/x'))
     os.rename('coco/annotations/captions.json', 'coco/annotations/captions_train2017.json')
     as_flickr(Path('flickr/x'))
-    if '.tar' in line: make_shards(open_source('my/pictures*15', 'train'), 'more', per_shard=1), [os.rename(p, f'my/{p.name}') for p in Path('more').glob('*.tar')]
+    if '.tar' in line: make_shards(open_source('my/images*15', 'train'), 'more', per_shard=1), [os.rename(p, f'my/{p.name}') for p in Path('more').glob('*.tar')]
 
 
 def test_the_readme_has_a_line_for_each_kind():

@@ -1,18 +1,17 @@
 "The documentation site: every link leads somewhere, and pages fit a phone and a desk, by day and by night."
 import csv
+import pytest
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
 import docs
 import photograph
 
-SHOWN = ('index', 'benchmarks', 'explain/configuration', 'explain/other_tools', 'tutorials/3_ablate', '31_retrieval', '61_widgets.explorer')
+SHOWN = ('index', 'benchmarks', 'explain/configuration', 'explain/other_tools', 'tutorials/3_ablate', 'evaluation/01_retrieval', 'widgets/04_explorer')
 
 
 class Links(HTMLParser):
@@ -60,7 +59,7 @@ def test_nothing_is_loaded_from_elsewhere(site):
 
 @pytest.mark.slow
 def test_reference_knows_every_public_name(site):
-    page = (site/'31_retrieval.html').read_text(encoding='utf-8')
+    page = (site/'evaluation/01_retrieval.html').read_text(encoding='utf-8')
     for name in ('rank_of_best', 'retrieval_ranks', 'chance_recall', 'bootstrap_interval'): assert f'id="{name}"' in page, name
     assert 'Share of draws inside the interval, 0..1' in page and '1000' in page
     assert '<code>str | None</code>' in (site/'00_core.html').read_text(encoding='utf-8') # a type with a bar in a cell of a table
@@ -108,5 +107,5 @@ def test_a_page_that_is_too_wide_is_named(tmp_path, chromium):
 @pytest.mark.slow
 def test_formulas_are_drawn(site):
     pages = {p.name: p.read_text(encoding='utf-8') for p in site.glob('*.html')}
-    assert pages['30_loss.html'].count('<math') >= 9 and 'class="formula"' in pages['30_loss.html']
+    assert pages['13_loss.html'].count('<math') >= 9 and 'class="formula"' in pages['13_loss.html']
     assert not [name for name, text in pages.items() if 'class="arithmatex"' in text], 'TeX that nobody draws'

@@ -1,11 +1,9 @@
 "Every mechanism as ONNX and through torch.export: any batch, and the features of the model. And as others evaluate it, by open_clip."
 import json
-
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.data.loaders import make_loader

@@ -3,10 +3,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from memory_vlm.loss import clip_loss, siglip_loss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-from memory_vlm.loss import clip_loss, siglip_loss
 
 RANKS, PAIRS = 2, 13 # pairs per rank: no multiple of the tile
 

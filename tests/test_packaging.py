@@ -2,19 +2,18 @@
 import ast
 import json
 import os
+import pytest
 import re
 import subprocess
 import sys
 import tomllib
 import venv
+import yaml
 import zipfile
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
-
-import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -153,12 +152,12 @@ def test_command_line_elsewhere(elsewhere):
     assert "needed to sweep with hydra/launcher=joblib: pip install 'memory-vlm[sweep]'" in told or find_spec('hydra_plugins.hydra_joblib_launcher')
 
 MISSING = dict( # Extra -> what it brings, what asks for it, and what that is for
-    export=('onnx', 'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.hub.onnx import export\n'
-            'export(MemoryCLIP.from_config(compose(["model=tiny", "model.depth=1", "model.text.depth=1"]).model), "onnx")', 'export to ONNX'),
+    export=('onnx', 'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.hub.onnx import export_encoders\n'
+            'export_encoders(MemoryCLIP.from_config(compose(["model=tiny", "model.depth=1", "model.text.depth=1"]).model), "onnx")', 'export to ONNX'),
     data=('webdataset', 'from memory_vlm.data.sources import open_source; open_source("https://nowhere.invalid/x.tar", "train")', 'read shards from a URL'),
-    sweep=('hydra-joblib-launcher', 'from memory_vlm.config import explain\n'
-           'raise explain(ValueError("Could not find \'hydra/launcher/joblib\'"))', 'sweep with hydra/launcher=joblib'),
-    tokenizers=('transformers', 'from memory_vlm.data.tokenizer import open_tokenizer; open_tokenizer("somebody/siglip")', 'read captions as somebody/siglip does'),
+    sweep=('hydra-joblib-launcher', 'from memory_vlm.config import explain_error\n'
+           'raise explain_error(ValueError("Could not find \'hydra/launcher/joblib\'"))', 'sweep with hydra/launcher=joblib'),
+    tokenizers=('transformers', 'from memory_vlm.data.tokenizer import _open_tokenizer; _open_tokenizer("somebody/siglip")', 'read captions as somebody/siglip does'),
     dev=('mkdocs', 'import runpy; runpy.run_path("tools/docs.py", run_name="__main__")', 'build the documentation'))
 
 def test_every_extra_is_known(settings):

@@ -1,12 +1,10 @@
 """Does every memory preset learn what it learned when benchmarks/presets.py was run last?"""
-import sys
-from pathlib import Path
-
 import pandas as pd
 import pytest
-
+import sys
 from memory_vlm.config import compose
 from memory_vlm.run import fit
+from pathlib import Path
 
 BENCHMARKS = Path(__file__).parent.parent/'benchmarks'
 sys.path.insert(0, str(BENCHMARKS))

@@ -1,19 +1,17 @@
 """Models that exist, at their full size and on the command line. Nothing is downloaded: weights are random, built by open_clip."""
 import json
-import subprocess
-import sys
-from pathlib import Path
-
 import open_clip
 import pytest
+import subprocess
+import sys
 import timm
 import torch
-from omegaconf import OmegaConf
-from safetensors.torch import save_file
-
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.core import UserError
 from memory_vlm.models.pretrained_config import clip_config
+from omegaconf import OmegaConf
+from pathlib import Path
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,10 +87,10 @@ def test_a_frozen_model_gets_memory(folder, tmp_path):
 
 MISTAKES = {
     'model.depth=5': 'model.depth=5 disagrees with',
-    'training.freeze=all-memry': 'nearest: memory',
+    'training.freeze=all-memry': "did you mean 'memory'",
     'training.freeze=all': 'leaves nothing to train',
     'model.image_size=60': 'model.image_size=60 is not a multiple of model.patch_size=16',
-    'model.pretrained=open_clip:ViT-B16/openai': 'nearest: ViT-B-16',
+    'model.pretrained=open_clip:ViT-B16/openai': "did you mean 'ViT-B-16'",
 }
 
 

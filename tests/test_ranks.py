@@ -1,25 +1,23 @@
 """Two processes fit, evaluate, save, go on and lose each other as one run."""
 import contextlib
 import os
+import pandas as pd
+import pytest
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
-
-import pandas as pd
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from fastai.callback.core import Callback
+from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
 from kill50 import SERVER, TIMES, same
-
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.run import fit

@@ -1,14 +1,12 @@
 """The recipes of configs/experiment: each composes, its header says what it comes to, and those that run here take two steps."""
+import pandas as pd
+import pytest
 import re
 import subprocess
 import sys
-from pathlib import Path
-
-import pandas as pd
-import pytest
-from PIL import Image
-
 from memory_vlm.config import compose
+from pathlib import Path
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {p.stem: p for p in sorted((ROOT/'configs'/'experiment').glob('*.yaml')) if p.stem != 'default'}

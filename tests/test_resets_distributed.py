@@ -1,13 +1,11 @@
 """Ranks that see different images find the same memory tokens dead, and start them anew alike."""
-from contextlib import ExitStack
-from types import SimpleNamespace
-
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
+from contextlib import ExitStack
 from memory_vlm.training.resets import MemoryResetCallback
 from memory_vlm.vision import tiny_vit
+from types import SimpleNamespace
 
 RANKS = 2
 

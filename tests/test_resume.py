@@ -1,30 +1,31 @@
 """Stop a fit in every way there is, and see that it goes on to the bit."""
 import multiprocessing
 import os
+import pandas as pd
+import psutil
+import pytest
 import re
 import resource
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from unittest import mock
-
-import pandas as pd
-import psutil
-import pytest
 import torch
 from fastai.callback.core import Callback
+from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from unittest import mock
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
 import kill50
-
 from memory_vlm.cli import fit_task
-from memory_vlm.cliing import callbacks
-from memory_vlm.cliing.callbacks import CheckpointCallback, ResumeCallback
-from memory_vlm.cliing.checkpoint import (
+from memory_vlm.config import compose
+from memory_vlm.learner import make_learner
+from memory_vlm.run import fit
+from memory_vlm.training import callbacks
+from memory_vlm.training.callbacks import CheckpointCallback, ResumeCallback
+from memory_vlm.training.checkpoint import (
     best_checkpoints,
     list_checkpoints,
     newest_checkpoint,
@@ -32,10 +33,7 @@ from memory_vlm.cliing.checkpoint import (
     read_manifest,
     write_checkpoint,
 )
-from memory_vlm.cliing.run_dir import is_locked, open_trained, run_lock
-from memory_vlm.config import compose
-from memory_vlm.learner import make_learner
-from memory_vlm.run import fit
+from memory_vlm.training.run_dir import is_locked, open_trained, run_lock
 
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
           'training.logging.tensorboard=false', 'training.logging.log_interval=1',
@@ -303,14 +301,14 @@ def test_saves_come_by_minutes_too(tmp_path, monkeypatch):
 
 
 def test_a_run_belongs_to_one_process(tmp_path):
-    code = f"import sys, time; from memory_vlm.cliing.run_dir import held\nwith held({str(tmp_path)!r}): print('mine', flush=True); time.sleep(60)"
+    code = f"import sys, time; from memory_vlm.training.run_dir import held\nwith held({str(tmp_path)!r}): print('mine', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'mine\n'
         assert is_locked(tmp_path)
         with pytest.raises(ValueError, match='is being fitted by another process'), run_lock(tmp_path): pass
         (tmp_path/'config.yaml').touch()
-        with pytest.raises(ValueError, match='is being fitted by another process'), mock.patch('memory_vlm.cliing.run_dir.config_differences', return_value={}): fit_run(tmp_path)
+        with pytest.raises(ValueError, match='is being fitted by another process'), mock.patch('memory_vlm.training.run_dir.config_differences', return_value={}): fit_run(tmp_path)
     finally: other.kill()
     other.wait()
     assert not is_locked(tmp_path)

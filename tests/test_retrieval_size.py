@@ -1,9 +1,7 @@
 "Retrieval at the size of COCO's test set: exact, and in a memory that does not depend on the number of queries."
-import resource
-
 import pytest
+import resource
 import torch
-
 from memory_vlm.evaluation.retrieval import retrieval_ranks
 
 

@@ -1,17 +1,11 @@
 """A model whose captions another tokenizer reads, here one that transformers saved: trained, saved, opened, handed on."""
 import json
+import open_clip
+import pytest
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-
-import open_clip
-import pytest
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
-
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.core import UserError
@@ -21,6 +15,10 @@ from memory_vlm.evaluation.models import memory_clip_eval_model, open_clip_eval_
 from memory_vlm.evaluation.validation import encode
 from memory_vlm.hub.open_clip import save_open_clip
 from memory_vlm.learner import make_dls, make_learner
+from pathlib import Path
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
 LENGTH = 48

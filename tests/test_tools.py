@@ -1,11 +1,10 @@
 """tools/check.py reports each kind of problem; tools/readme.py and tools/compare.py give the expected text."""
 import json
+import pytest
 import subprocess
 import sys
 from pathlib import Path
 from zlib import crc32
-
-import pytest
 
 TOOLS = Path(__file__).resolve().parents[1]/'tools'
 sys.path.insert(0, str(TOOLS))

@@ -1,12 +1,11 @@
 """`python train.py` as a person uses it: in a process of its own, from the root of the repository."""
+import pandas as pd
+import pytest
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-import pandas as pd
-import pytest
 
 ROOT = Path(__file__).parent.parent
 TINY = ['--config-name=quickstart', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny']

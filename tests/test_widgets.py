@@ -1,7 +1,6 @@
-"""The widgets in a real JupyterLab: operated by mouse and keyboard, and judged by what they then show."""
-import re
-
+"""The widgets in a real JupyterLab: driven by mouse and keyboard."""
 import pytest
+import re
 from playwright.sync_api import expect
 
 pytestmark = pytest.mark.slow
@@ -18,14 +17,14 @@ learn = make_learner(cfg)
 
 
 def notebook(lab, page, name, *cells):
-    "A notebook whose first cell makes a tiny learner, run to its end."
+    "Open and run a notebook whose first cell makes a tiny learner."
     nb = lab.open(page, lab.write(f'{name}.ipynb', SETUP, *cells))
     nb.run()
     return nb
 
 
 def field(cell, name, tag='input'):
-    "The control of a widget with this label."
+    "Return the control of a widget with this label."
     return cell.locator('.widget-inline-hbox', has=cell.page.locator('label', has_text=re.compile(f'^{name}$'))).locator(tag).first
 
 
@@ -36,8 +35,8 @@ def press(cell, name, key):
     handle.press(key)
 
 
-def picture(cell, i=0): return cell.locator('.mvlm-picture').nth(i)
-def png(cell, i=0): return picture(cell, i).locator('img').get_attribute('src')
+def image(cell, i=0): return cell.locator('.mvlm-image').nth(i)
+def png(cell, i=0): return image(cell, i).locator('img').get_attribute('src')
 
 
 def click_cell(frame, row, col, rows, cols):
@@ -46,30 +45,30 @@ def click_cell(frame, row, col, rows, cols):
     frame.click(position=dict(x=(col + 0.5) * box['width'] / cols, y=(row + 0.5) * box['height'] / rows))
 
 
-def test_explorer_answers_mouse_and_keyboard_and_leaves_its_neighbour_alone(lab, page, offline_page):
+def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_page):
     nb = notebook(lab, page, 'explorer', 'one = AttentionExplorer(learn); one', 'two = AttentionExplorer(learn); two')
     one, two = nb.cell(1), nb.cell(2)
     before, drawn = two.inner_text(), png(one)
 
     press(one, 'layer', 'ArrowRight')
     expect(one).to_contain_text('token 0, layer 1, mean of heads')
-    expect(picture(one).locator('img')).not_to_have_attribute('src', drawn)
+    expect(image(one).locator('img')).not_to_have_attribute('src', drawn)
     field(one, 'token', 'select').select_option(label='token 3')
     field(one, 'head', 'select').select_option(label='head 1')
     expect(one).to_contain_text('token 3, layer 1, head 1')
 
-    click_cell(picture(one), 2, 5, 8, 8)
+    click_cell(image(one), 2, 5, 8, 8)
     expect(one).to_contain_text('Memory that the patch at row 2, column 5 reads')
-    picture(one).press('ArrowDown')
+    image(one).press('ArrowDown')
     expect(one).to_contain_text('Memory that the patch at row 3, column 5 reads')
-    picture(one).press('Escape')
+    image(one).press('Escape')
     expect(one).to_contain_text('Click a patch')
 
-    click_cell(picture(one, 1), 0, 0, 3, 3) # CLS stands first among the tokens
+    click_cell(image(one, 1), 0, 0, 3, 3) # CLS stands first among the tokens
     expect(one).to_contain_text('CLS, layer 1, head 1')
-    field(one, 'picture').fill('4')
-    field(one, 'picture').press('Enter')
-    expect(picture(one)).to_have_attribute('title', re.compile('in image 4, layer 1'))
+    field(one, 'image').fill('4')
+    field(one, 'image').press('Enter')
+    expect(image(one)).to_have_attribute('title', re.compile('in image 4, layer 1'))
     box = field(one, 'caption')
     box.fill('a cat above a dog')
     box.press('Enter')
@@ -88,7 +87,7 @@ def test_explorer_answers_mouse_and_keyboard_and_leaves_its_neighbour_alone(lab,
     assert seen[0] != seen[1]
 
 
-def test_a_fit_that_can_be_watched_and_stopped(lab, page, offline_page):
+def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
     nb = lab.open(page, lab.write('fit.ipynb', SETUP, 'from fastai.callback.progress import ProgressCallback\ndash = FitDashboard(learn, steps=2); dash',
                                   'look = AttentionExplorer(learn); look', 'await dash.fit_cosine(400)', 'print(learn.train_iter)'))
     nb.start()
@@ -113,14 +112,14 @@ def test_a_fit_that_can_be_watched_and_stopped(lab, page, offline_page):
     expect(look).to_contain_text('layer 1, mean of heads')
     nb.ask("str(dash.export_html('fit.html'))")
     offline_page.goto((lab.folder/'fit.html').as_uri())
-    expect(offline_page.locator('main')).to_contain_text('How it went')
+    expect(offline_page.locator('main')).to_contain_text('Training curves')
 
 
-def test_a_plain_fit_says_that_its_button_is_not_heard(lab, page):
+def test_plain_fit_reports_that_its_button_is_disabled(lab, page):
     nb = lab.open(page, lab.write('plain.ipynb', SETUP, 'dash = FitDashboard(learn, every=0.5); dash', 'learn.fit_cosine(100)', 'print(learn.interrupted, learn.train_iter)'))
     nb.start()
     dash = nb.cell(1)
-    expect(dash).to_contain_text('no click is heard before it ends', timeout=60_000)
+    expect(dash).to_contain_text('clicks are handled only after it ends', timeout=60_000)
     expect(dash.get_by_role('button', name='Stop')).to_be_disabled()
     expect(dash).to_contain_text(re.compile(r'step [1-9]\d* of'))
     nb.js("app.commands.execute('notebook:interrupt-kernel');")
@@ -129,7 +128,7 @@ def test_a_plain_fit_says_that_its_button_is_not_heard(lab, page):
     assert nb.outputs()[3][0]['text'].startswith('True')
 
 
-def test_config_editor_checks_while_one_types(lab, page, offline_page):
+def test_config_editor_checks_each_keystroke(lab, page, offline_page):
     nb = notebook(lab, page, 'editor', 'editor = ConfigEditor(cfg); editor', 'other = ConfigEditor(); other')
     cell, other = nb.cell(1), nb.cell(2)
     search = cell.get_by_placeholder('Search keys and help')
@@ -167,8 +166,8 @@ def test_atlas_ablation_and_search(lab, page, offline_page):
     assert tokens() == list('01234567')
     select = field(atlas, 'order', 'select')
     select.select_option(index=1)
-    nb.ask('0') # until the kernel has answered
-    assert sorted(tokens()) == list('01234567') and tokens() == [str(t) for t in nb.ask('[c.token for c in sorted_cards(atlas.cards, atlas.order)]'.replace('sorted_cards', '__import__("memory_vlm.widgets.atlas", fromlist=["x"]).sorted_cards'))]
+    nb.ask('0') # wait for the kernel
+    assert sorted(tokens()) == list('01234567') and tokens() == [str(t) for t in nb.ask('[c.token for c in sorted_cards(atlas.cards, atlas.order)]'.replace('sorted_cards', '__import__("memory_vlm.widgets.atlas", fromlist=["x"])._sorted_cards'))]
     press(atlas, 'layer', 'ArrowLeft')
     expect(atlas).to_contain_text('Layer 0')
 
@@ -206,12 +205,12 @@ BAD = {
 }
 
 
-def test_bad_input_gets_a_sentence(lab, page):
+def test_bad_input_shows_one_message(lab, page):
     code = f"""
-said = {{}}
+messages = {{}}
 for mistake in {list(BAD)!r}:
-    try: said[mistake] = eval(mistake).message
-    except ValueError as e: said[mistake] = str(e)"""
+    try: messages[mistake] = eval(mistake).message
+    except ValueError as e: messages[mistake] = str(e)"""
     nb = notebook(lab, page, 'bad', code)
-    said = nb.ask('said')
-    for mistake, words in BAD.items(): assert words in said[mistake], (mistake, said[mistake])
+    messages = nb.ask('messages')
+    for mistake, words in BAD.items(): assert words in messages[mistake], (mistake, messages[mistake])

@@ -5,9 +5,8 @@
 A run is its folder, or the folder of all runs of one name: then the newest finished one is taken."""
 import csv
 import sys
-from pathlib import Path
-
 from omegaconf import OmegaConf
+from pathlib import Path
 
 METRICS = ('i2t/R@1', 't2i/R@1', 'val_loss')
 

@@ -19,17 +19,17 @@ import subprocess
 import sys
 import tempfile
 import tokenize
-from pathlib import Path
-
 import yaml
-
 from memory_vlm.core import MissingPackage, require
+from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'
 LINK = re.compile(r'(?<!!)\[([^\]]+)\]\(([^)\s]+)\)')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S) # as arithmatex leaves it
-FLOORS = ('Ground', 'Data', 'Model', 'Objective and measures', 'Training', 'Insight', 'Widgets', 'Front')
+# Headings of the reference, with their folders in nbs/ and the first digits of their notebooks at the top of nbs/
+SECTIONS = {'Base': (None, '0'), 'Data': ('data', None), 'Models': ('models', '1'), 'Evaluation': ('evaluation', None), 'Training': ('training', '24'),
+            'Look inside': ('interp', '3'), 'Visualization': ('viz', None), 'Widgets': ('widgets', None), 'Export': ('hub', None), 'Command line': (None, '5')}
 THEME = dict(name='material', font=False, language='en', icon=dict(repo='fontawesome/brands/git-alt', logo='material/grid'),
              features=['navigation.tabs', 'navigation.indexes', 'navigation.top', 'toc.follow', 'content.code.copy', 'search.highlight'],
              palette=[dict(media=f'(prefers-color-scheme: {mode})', scheme=scheme, primary='blue gray', accent='blue',
@@ -236,8 +236,8 @@ def navigation(found):
     "What stands in the tabs and at the side."
     def entries(paths): return [{title(p): str(found[p])} for p in paths]
     def among(name): return [p for p in found if p.parent.name == name]
-    def floor(p): return dict(data='1', widgets='6').get(p.stem[3:].partition('.')[0], p.name[0]) # 09_data.cache, 59_widgets.draw
-    floors = [{f'{i} {name}': entries([p for p in found if p.parent == NBS and floor(p) == str(i)])} for i, name in enumerate(FLOORS)]
+    def within(folder, digits): return [p for p in found if p.parent == NBS and p.name[0] in (digits or '')] + among(folder)
+    floors = [{name: entries(within(*place))} for name, place in SECTIONS.items()]
     return [{'Start': 'index.md'}, {'Tutorials': entries(among('tutorials'))}, {'Explanations': entries(among('explain'))},
             {'Benchmarks': 'benchmarks.md'}, {'Reference': floors}]
 

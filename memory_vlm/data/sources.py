@@ -11,7 +11,7 @@ import os, re, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import UserError, nearest, pick
+from ..core import UserError, pick, suggest
 from .formats import is_flickr_tokens, open_json_annotations, open_flickr_tokens
 from .folders import has_class_folders
 from .folders import ClassSource, FolderSource, find_pairs
@@ -171,8 +171,7 @@ def open_source(
     name, form = _detect_format(path)
     can = "a folder of x.jpg + x.txt, a table (.csv, .jsonl, .parquet), shards (.tar), or the built-in set 'scenes'"
     if form is None:
-        near = nearest(path.split(':')[0], BUILT_IN)
-        hint = f" (did you mean '{near}'?)" if near else ''
+        hint = suggest(path.split(':')[0], BUILT_IN)
         problem = 'is no form of data known here' if os.path.exists(path) else 'is not there'
         part = ', or nothing (training.data.val_path=) to hold out a part of the training data' if key == COLUMN_KEYS['valid'] else ''
         start = ', or try --config-name=quickstart, which needs no data' if key.startswith('training.') else ''

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from ..core import closest, UserError
+from ..core import suggest, UserError
 from .base import FileSource, PathList, is_usable
 
 # %% ../../nbs/data/04_tables.ipynb #0ce94ef5
@@ -149,7 +149,7 @@ def choose_columns(
         by_name = {c.strip(): c for c in found}
         chosen = [c.strip() for c in given.split(',')]
         missing = next((c for c in chosen if c not in by_name), None)
-        if missing: refuse(f"column '{missing}' (training.data.{what}_key){closest(missing, by_name)}")
+        if missing: refuse(f"column '{missing}' (training.data.{what}_key){suggest(missing, by_name, limit=3)}")
         return [by_name[c] for c in chosen]
     by_name = {_clean_captions(c): c for c in found}
     usual = next(([by_name[n]] for n in COLUMN_NAMES[what] if n in by_name), None)

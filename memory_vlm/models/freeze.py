@@ -8,7 +8,7 @@ __all__ = ['freeze']
 # %% ../../nbs/models/05_freeze.ipynb #f9e54ac2
 import re
 from ..clip import MEMORY_NAMES, MemoryCLIP
-from ..core import UserError, closest
+from ..core import UserError, suggest
 
 # %% ../../nbs/models/05_freeze.ipynb #cbe8e7d0
 _PARTS = dict(none=(), all=('*',), vision=('visual.*',), text=('text.*',), head=('visual.head.*', 'text.text_projection*', 'logit_*'),
@@ -26,7 +26,7 @@ def _part_names(model:MemoryCLIP, part:str)->set:
     found = model.matching(_PARTS.get(part, (part,)))
     if not found and part not in _PARTS:
         names = [n for n, _ in model.named_parameters()]
-        raise UserError(f"training.freeze: '{part}' fits no parameter{closest(part, [*_PARTS, 'last_2', *names])}. "
+        raise UserError(f"training.freeze: '{part}' fits no parameter{suggest(part, [*_PARTS, 'last_2', *names], limit=3)}. "
                         f"Parts: {', '.join(_PARTS)}, last_2 (any number), or a pattern of names")
     return found
 

@@ -25,8 +25,10 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import clean_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
-from ..config import Config, check_sizes, default_value, leaf_keys, schema_fields
-from ..core import UserError, closest, pick
+from ..config import check_sizes, leaf_keys
+from ..schema import Config, default_value, schema_fields
+from ..core import UserError, pick, suggest
+from ..memory import rename_old_weights
 from .pretrained_config import clip_config, vit_config
 from ..vision import MemoryViT
 
@@ -118,10 +120,10 @@ def _open_clip_spec(rest:str)->PretrainedSpec:
     "A model that open_clip knows."
     name, _, tag = rest.partition('/')
     whole, names, tags = f'open_clip:{rest}', open_clip.list_models(), list_pretrained_tags_by_model(name)
-    if name not in names: raise UserError(f"open_clip has no model '{name}'{closest(name, names)}")
+    if name not in names: raise UserError(f"open_clip has no model '{name}'{suggest(name, names, limit=3)}")
     trained = get_pretrained_cfg(name, tag)
     if not trained and not Path(tag).is_file():
-        hint = closest(tag, tags) or (f"; one of: {', '.join(tags)}" if tags else '')
+        hint = suggest(tag, tags, limit=3) or (f"; one of: {', '.join(tags)}" if tags else '')
         raise UserError(f"open_clip:{name} has no weights '{tag}', and no such file exists{hint}")
     cfg = open_clip.get_model_config(name)
     cfg['quick_gelu'] = cfg.get('quick_gelu', False) or trained.get('quick_gelu', False)
@@ -138,7 +140,7 @@ def _timm_spec(rest:str)->PretrainedSpec:
     whole, (name, _, path), names = f'timm:{rest}', rest.partition('/'), timm.list_models(pretrained=True)
     arch, _, tag = name.partition('.')
     if not timm.is_model(arch) or tag and name not in names or not path and not timm.is_model_pretrained(name):
-        raise UserError(f"timm has no weights '{name}'{closest(name, names)}")
+        raise UserError(f"timm has no weights '{name}'{suggest(name, names, limit=3)}")
     stored = _read_weights(path) if path else None
     pcfg = timm.get_pretrained_cfg(name).to_dict()
     classes = 0
@@ -161,6 +163,7 @@ def _memory_clip_spec(place, stored): # Our own: `stored` is its config.json
     if not cfg['memory']['enabled']: cfg.pop('memory')
     if _fetch_file(place, 'tokenizer_config.json'): cfg['text'] = cfg['text'] | dict(tokenizer=place)
     def rename(weights, model):
+        rename_old_weights(weights)
         visual = {k.removeprefix('visual.'): v for k, v in weights.items() if k.startswith('visual.')}
         _resize_positions(visual, model.visual)
         return {k: v for k, v in weights.items() if not k.startswith('visual.')} | {f'visual.{k}': v for k, v in visual.items()}

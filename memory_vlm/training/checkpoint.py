@@ -15,7 +15,7 @@ from fastcore.foundation import L
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_model
-from ..config import schema_fields
+from ..schema import schema_fields
 from ..core import pick, UserError
 from ..distributed import gather_objects, rank, world_size
 

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from ..clip import MEMORY_NAMES, MemoryCLIP
-from ..config import default_value, schema_fields
-from ..core import nearest, pick, UserError
+from ..schema import default_value, schema_fields
+from ..core import pick, suggest, UserError
 
 # %% ../../nbs/training/01_optim.ipynb #d0029d19
 def optimizer_kwargs(
@@ -29,11 +29,10 @@ def optimizer_kwargs(
     known = list(inspect.signature(get_optimizer_class(name.split('_')[-1], bind_defaults=False)).parameters)
     defaults = default_value(schema_fields()['training.optimizer_kwargs'])
     mine = {k: v for k, v in kwargs.items() if 'adam' in name or v != defaults.get(k)}
-    for k in mine:
-        if k in known: continue
-        close = nearest(k, known)
-        raise UserError(f"training.optimizer_kwargs.{k} is no argument of {name}" + (f"; did you mean '{close}'?" if close else '.')
-                        + f" It has: {', '.join(p for p in known if p not in ('params', 'lr', 'weight_decay'))}")
+    allowed = ', '.join(p for p in known if p not in ('params', 'lr', 'weight_decay'))
+    unknown = [f"training.optimizer_kwargs.{k} is no argument of {name}{suggest(k, known)}. Known: {allowed}"
+               for k in mine if k not in known]
+    if unknown: raise UserError('\n'.join(unknown))
     return (dict(fused=True) if 'fused' in known else {}) | mine
 
 # %% ../../nbs/training/01_optim.ipynb #63db5e1a
@@ -115,11 +114,10 @@ def schedule_kwargs(
     kwargs:dict, # `training.scheduler_kwargs`
 )->dict:         # The same
     "Raise `UserError` for an argument that no schedule has."
-    for name in kwargs:
-        if name not in ('warmup_epochs', 'min_lr'):
-            close = nearest(name, ['warmup_epochs', 'min_lr'])
-            raise UserError(f"training.scheduler_kwargs.{name} is unknown" + (f"; did you mean '{close}'?" if close else '.')
-                            + ' Known: warmup_epochs, min_lr')
+    known = ['warmup_epochs', 'min_lr']
+    unknown = [f"training.scheduler_kwargs.{name} is unknown{suggest(name, known)}. Known: {', '.join(known)}"
+               for name in kwargs if name not in known]
+    if unknown: raise UserError('\n'.join(unknown))
     return dict(kwargs)
 
 # %% ../../nbs/training/01_optim.ipynb #e48d75d4

@@ -16,10 +16,10 @@ from functools import partial
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from ..clip import MemoryCLIP, normalize_images
-from ..config import default_value, schema_fields
+from ..schema import default_value, schema_fields
 from ..core import pick, sample_rng
 from ..models.attention_hooks import EAGER, attention_hooks
-from ..memory import MemoryTokens, is_dead
+from ..memory import MemoryTokens
 from ..distributed import mean_over_ranks, world_size
 from ..tokens import TokenLayout
 from ..vision import MemoryViT
@@ -145,7 +145,7 @@ def to_reset(
     live = torch.tensor([g.tokens.requires_grad or (ema and g.init != 'frozen') for g in groups])[:, None] # (G,1)
     if self.kind == 'all': return live.expand_as(usage)
     newborn = self.was_reset[-1] if self.was_reset else torch.zeros_like(usage, dtype=torch.bool)
-    return is_dead(usage, 1, self.threshold) & ~newborn & live
+    return (usage < self.threshold) & ~newborn & live
 
 @patch
 def end_window(self:MemoryResetCallback):

@@ -11,13 +11,14 @@ import hashlib, time, torch
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pathlib import Path
 from yaml import YAMLError
 from ..clip import MemoryCLIP
-from ..config import Config, schema_fields
-from ..core import closest, UserError
+from ..schema import Config, schema_fields
+from ..core import suggest, UserError
 from ..models.pretrained import hub_errors
 from ..overrides import command_words, restore_references
 from .checkpoint import best_checkpoints, checkpoint_folder, list_checkpoints, read_manifest, read_state
@@ -163,7 +164,7 @@ def choose_run(
     return same[0] if same else None
 
 # %% ../../nbs/training/07_run_dir.ipynb #76157da9
-@dataclass
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     "A model with its data, metrics and configuration: what reports, ablations, panels and exports take."
     model:nn.Module        # A MemoryCLIP, or a module that contains a MemoryViT
@@ -177,13 +178,12 @@ class LoadedModel:
     @property
     def device(self)->torch.device: return next(self.model.parameters()).device
 
-    @property
+    @cached_property
     def valid_dl(self)->PairLoader:
         "The evaluation loader. Raises `UserError` if there is no configuration or its validation data is missing."
-        if self.loader is None:
-            if self.cfg is None: raise UserError(f"{self.place or 'This model'} belongs to no run, so its evaluation data is unknown: pass data too")
-            self.loader = _make_valid_dl(self.cfg)
-        return self.loader
+        if self.loader is not None: return self.loader
+        if self.cfg is not None: return _make_valid_dl(self.cfg)
+        raise UserError(f"{self.place or 'This model'} belongs to no run, so its evaluation data is unknown: pass data too")
 
 def _make_valid_dl(cfg:DictConfig)->PairLoader:
     "Open the validation data of a run without its training data, where the two are apart."
@@ -231,7 +231,7 @@ def open_trained(
     def alone(): return LoadedModel(MemoryCLIP.from_pretrained(name), Path(str(name)))
     if run is None and Path(name).exists(): return alone()
     if run is None and '/' in str(name) and Path(name).parent.is_dir(): # a slip, for which the hub need not be asked
-        if near := closest(Path(name).name, [p.name for p in Path(name).parent.iterdir()]): raise UserError(f"'{name}' is not there{near}")
+        if near := suggest(Path(name).name, [p.name for p in Path(name).parent.iterdir()], limit=3): raise UserError(f"'{name}' is not there{near}")
     if run is None:
         with hub_errors(str(name), str(name)): return alone()
     try: cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
@@ -253,7 +253,8 @@ def as_model(
     elif isinstance(x, nn.Module): found = LoadedModel(x)
     elif isinstance(getattr(x, 'model', None), nn.Module):
         resets, dls = getattr(x, 'memory_reset', None), getattr(x, 'dls', None)
-        found = LoadedModel(x.model, cfg=getattr(x, 'cfg', None), metrics=getattr(x, 'evaluation', {}), epochs=getattr(x, 'epochs_done', None) if hasattr(x, 'train_iter') else None,
+        epochs = getattr(x, 'epochs_done', None) if hasattr(x, 'train_iter') else None
+        found = LoadedModel(x.model, cfg=getattr(x, 'cfg', None), metrics=getattr(x, 'evaluation', {}), epochs=epochs,
                             resets=resets and resets.history, loader=getattr(dls, 'valid', None))
     else:
         raise UserError(f'{type(x).__name__} is not a model; give a run folder, a Learner, the result of fit, or a model')

@@ -6,7 +6,7 @@
 __all__ = ['WIDGETS', 'AttentionExplorer', 'ConfigEditor', 'FitDashboard', 'MemoryAtlas', 'AblationPanel', 'ImageSearch']
 
 # %% ../../nbs/widgets/10_all.ipynb #93748620
-from ..core import nearest
+from ..core import suggest
 
 # %% ../../nbs/widgets/10_all.ipynb #8a101fcd
 WIDGETS = ('AttentionExplorer', 'ConfigEditor', 'FitDashboard', 'MemoryAtlas', 'AblationPanel', 'ImageSearch')
@@ -25,8 +25,7 @@ def __getattr__(name):
     elif name == 'ImageSearch':
         from memory_vlm.widgets.search import ImageSearch as widget
     else:
-        close = nearest(name, WIDGETS)
-        raise AttributeError(f"memory_vlm.widgets has no '{name}'" + (f"; did you mean '{close}'?" if close else ''))
+        raise AttributeError(f"memory_vlm.widgets has no '{name}'{suggest(name, WIDGETS)}")
     return widget
 
 def __dir__(): return list(WIDGETS)

@@ -20,7 +20,7 @@ from ..interp.intervene import intervene, record_states
 from ..viz.plots import ablation_bars, overlay, token_overlays
 from ..viz.style import color_scale
 from ..evaluation.retrieval import retrieval_metrics
-from .base import CellPicture, Panel, ImageSet, training_paused, find_model, image_features
+from .base import CellImage, Panel, ImageSet, training_paused, find_model, image_features
 from .base import enlarge, scale_html
 from .html import maps_page, image_data
 from ..training.run_dir import as_model
@@ -31,15 +31,15 @@ class _Retrieval:
     def __init__(
         self,
         model:nn.Module,    # A MemoryCLIP
-        pictures:ImageSet,  # With captions
+        images:ImageSet,  # With captions
         num:int=128,        # Images, the first ones
     ):
         if not hasattr(model, 'encode_text'):
             raise UserError('This model reads no captions, so there is no retrieval to ablate: it is a vision tower '
                             'alone.')
-        self.model, self.n = model, min(num, len(pictures))
-        self.images = pictures.batch(range(self.n))
-        captions = [(i, c) for i in range(self.n) for c in pictures.captions(i)]
+        self.model, self.n = model, min(num, len(images))
+        self.images = images.batch(range(self.n))
+        captions = [(i, c) for i in range(self.n) for c in images.captions(i)]
         if not captions: raise UserError('These images have no captions, so there is no retrieval to ablate.')
         self.owner = torch.tensor([i for i, _ in captions])
         device = next(model.parameters()).device
@@ -74,12 +74,12 @@ class _Retrieval:
         self,
         kind:str='mask', # One of `KINDS`
         off=(),          # Memory tokens that are off; empty: untouched
-        picture:int=0,   # Index
+        image:int=0,   # Index
     )->AttentionMaps:    # Of that image
         "Attention with some tokens off."
         others = [i for i in range(min(self.n, 8))
-                  if i != picture] if kind == 'shuffle' else [] # company to shuffle with
-        images = self.images[[picture, *others]]
+                  if i != image] if kind == 'shuffle' else [] # company to shuffle with
+        images = self.images[[image, *others]]
         with training_paused(self.model), self.under(kind, off, images), capture(self.model) as maps:
             image_features(self.model, images)
         return maps
@@ -93,7 +93,7 @@ class AblationPanel(Panel):
     "Switch memory tokens off and see R@1 and the image change."
     off = T.Tuple()             # Memory tokens that are off, ascending
     kind = T.Unicode('mask')    # What off means: one of `KINDS`
-    picture = T.Int(0)          # Whose CLS map is shown
+    image = T.Int(0)          # Whose CLS map is shown
 
     def __init__(
         self,
@@ -106,10 +106,10 @@ class AblationPanel(Panel):
         loaded = as_model(model)
         self.model, self.width, self.data = find_model(loaded), width, loaded.valid_dl if data is None else data
         self.tokens = find_vit(self.model).layout
-        self.pictures = ImageSet(self.data, self.model)
-        self.retrieval, self.result, self.before = _Retrieval(self.model, self.pictures, num), None, {}
+        self.images = ImageSet(self.data, self.model)
+        self.retrieval, self.result, self.before = _Retrieval(self.model, self.images, num), None, {}
         self._build()
-        self.observe(self.guarded(lambda _: self.draw()), ['off', 'kind', 'picture'])
+        self.observe(self.guarded(lambda _: self.draw()), ['off', 'kind', 'image'])
         self.guarded(self.draw)()
 
     @T.validate('off')
@@ -124,8 +124,8 @@ class AblationPanel(Panel):
     @T.validate('kind')
     def _kind(self, proposal): return pick(_KIND_HELP, proposal.value, 'kind') and proposal.value
 
-    @T.validate('picture')
-    def _picture(self, proposal):
+    @T.validate('image')
+    def _image(self, proposal):
         if not 0 <= proposal.value < self.retrieval.n:
             raise UserError(f'There is no image {proposal.value}: there are {self.retrieval.n}, from 0 to '
                             f'{self.retrieval.n - 1}.')
@@ -147,11 +147,11 @@ class AblationPanel(Panel):
         self.controls = dict(
             kind=self.bind(W.Dropdown(description='off is', options=[(v, k) for k, v in _KIND_HELP.items()], style=style,
                                       layout=W.Layout(width='330px')), 'kind'),
-            picture=self.bind(W.BoundedIntText(description='picture', max=self.retrieval.n - 1, style=style,
-                                               layout=W.Layout(width='150px')), 'picture'))
+            image=self.bind(W.BoundedIntText(description='image', max=self.retrieval.n - 1, style=style,
+                                               layout=W.Layout(width='150px')), 'image'))
         self.table, self.verdict = W.HTML(), W.HTML()
         names = ('untouched', 'with these tokens off')
-        self.views = [CellPicture(width=self.width, optional=False) for _ in names]
+        self.views = [CellImage(width=self.width, optional=False) for _ in names]
         row = W.Layout(display='flex', flex_flow='row wrap', grid_gap='4px 12px')
         shown = [W.VBox([W.HTML(f'<span style="font-size:12px">CLS looks here, {n}</span>'), v]) for n,
                  v in zip(names, self.views)]
@@ -168,7 +168,7 @@ class AblationPanel(Panel):
 
     def cls_maps(self)->np.ndarray: # (2, h, w): untouched, and with the tokens off
         "Where CLS looks in the chosen image, in the last block."
-        return np.stack([self.retrieval.look(self.kind, off, self.picture).heatmap(-1, token='cls')[0].numpy()
+        return np.stack([self.retrieval.look(self.kind, off, self.image).heatmap(-1, token='cls')[0].numpy()
                          for off in ((), self.off)])
 
     def draw(self):
@@ -182,7 +182,7 @@ class AblationPanel(Panel):
         self.say()
         self.before, self.after = self.retrieval.score(), self.retrieval.score(self.kind, self.off)
         maps = self.cls_maps()
-        image, even = self.pictures[self.picture].numpy(), 1 / self.tokens.num_keys
+        image, even = self.images[self.image].numpy(), 1 / self.tokens.num_keys
         norm = color_scale(maps, uniform=even)
         for view, values in zip(self.views, maps): view.show(overlay(enlarge(image, self.width), values, norm))
         self.scale.value = scale_html(norm, image, 'attention of CLS', even, self.width)
@@ -215,7 +215,7 @@ class AblationPanel(Panel):
         return self.result
 
     def _pairs(self): # Ids and owners of the captions, as a loader gives them
-        captions = [c for i in range(self.retrieval.n) for c in self.pictures.captions(i)]
+        captions = [c for i in range(self.retrieval.n) for c in self.images.captions(i)]
         return self.retrieval.model.tokenize(captions), self.retrieval.owner
 
     def snapshot(self):
@@ -225,9 +225,9 @@ class AblationPanel(Panel):
                                  note=f'{self.result.num_images} images. Whiskers: 95 % interval. Hollow: the '
                                       f'interval holds 0. Verdict: {self.result.verdict}.')
         off = ', '.join(map(str, self.off)) or 'none'
-        return token_overlays(self.pictures[self.picture].numpy(), self.cls_maps(), ['untouched', 'tokens off'],
+        return token_overlays(self.images[self.image].numpy(), self.cls_maps(), ['untouched', 'tokens off'],
                               title='Where CLS looks, with memory tokens off',
-                              note=f'Image {self.picture}, last layer, mean of heads. Off ({self.kind}): {off}.',
+                              note=f'Image {self.image}, last layer, mean of heads. Off ({self.kind}): {off}.',
                               uniform=1 / self.tokens.num_keys)
 
     def export_html(
@@ -239,10 +239,10 @@ class AblationPanel(Panel):
         changes = '; '.join(f'{n} {self.before[n]:.1%} to {self.after[n]:.1%}' for n in ('i2t/R@1', 't2i/R@1'))
         measured = f'\n{self.result.sentence}' if self.result else ''
         words = f'Off ({_KIND_HELP[self.kind]}): {off}. Over {self.retrieval.n} images: {changes}.{measured}'
-        maps = {name: self.retrieval.look(self.kind, off, self.picture) for name,
+        maps = {name: self.retrieval.look(self.kind, off, self.image) for name,
                 off in (('untouched', ()), ('tokens off', self.off))}
-        shown = image_data(self.picture, self.pictures[self.picture].numpy(), maps,
-                             self.pictures.captions(self.picture), words)
+        shown = image_data(self.image, self.images[self.image].numpy(), maps,
+                             self.images.captions(self.image), words)
         return maps_page(path, 'With memory tokens off',
                          'The same image and the same weights, untouched and with some memory tokens off.', [shown],
-                         len(find_vit(self.model).blocks) - 1, footer=self.pictures.attribution)
+                         len(find_vit(self.model).blocks) - 1, footer=self.images.attribution)

@@ -35,14 +35,14 @@ class _Card:
     words:list         # (word, cosine) nearest to it, a probe; empty without a text tower
     reset:int|None     # Optimizer step of its last reset; None: never
 
-def _most_read_patches(model:nn.Module, pictures:ImageSet, layer:int=-1, num:int=256, batch:int=32)->tuple:
+def _most_read_patches(model:nn.Module, images:ImageSet, layer:int=-1, num:int=256, batch:int=32)->tuple:
     "What each token reads, and how much it is read, over a data set."
     layout, usage, values, patches, states = find_vit(model).layout, [], [], [], []
-    n = min(num, len(pictures))
+    n = min(num, len(images))
     for start in range(0, n, batch):
         ids = range(start, min(start + batch, n))
         with training_paused(model), capture(model, layers=layer, mean='heads',
-                                     states=True) as maps: image_features(model, pictures.batch(ids))
+                                     states=True) as maps: image_features(model, images.batch(ids))
         reads, to = maps.from_memory[:, 0, 0].float(), maps.to_memory[:, 0, 0].float() # (B,M or 0,K), (B,N,M)
         others = torch.cat([to[:, layout.cls], to[:, layout.patches], to[:, layout.new_cls]], 1)
         usage.append(others.mean(1)) # (B,M)
@@ -54,11 +54,11 @@ def _most_read_patches(model:nn.Module, pictures:ImageSet, layer:int=-1, num:int
     return torch.cat(usage).mean(0), torch.cat(values), torch.cat(patches), state
 
 # %% ../../nbs/widgets/07_atlas.ipynb #8fd276cf
-def _vocabulary_words(pictures:ImageSet, num:int=256, most:int=400)->list:
+def _vocabulary_words(images:ImageSet, num:int=256, most:int=400)->list:
     "The words of the captions, most frequent first, without those of one or two letters."
     found = {}
-    for i in range(min(num, len(pictures))):
-        for word in re.findall(r'\w{3,}', ' '.join(pictures.captions(i)).lower()): found[word] = found.get(word, 0) + 1
+    for i in range(min(num, len(images))):
+        for word in re.findall(r'\w{3,}', ' '.join(images.captions(i)).lower()): found[word] = found.get(word, 0) + 1
     return sorted(found, key=lambda w: -found[w])[:most]
 
 def _nearest_words(model:nn.Module, states:Tensor, words:list, num:int=3)->list:
@@ -73,21 +73,21 @@ def _nearest_words(model:nn.Module, states:Tensor, words:list, num:int=3)->list:
             row in enumerate(cosine.argsort(1, descending=True).tolist())]
 
 # %% ../../nbs/widgets/07_atlas.ipynb #65a45d11
-def _make_cards(model:nn.Module, pictures:ImageSet, layer:int=-1, num:int=256, top:int=6, resets:dict=None)->list:
+def _make_cards(model:nn.Module, images:ImageSet, layer:int=-1, num:int=256, top:int=6, resets:dict=None)->list:
     "A card for each memory token."
     vit = find_vit(model)
-    usage, values, patches, states = _most_read_patches(model, pictures, layer, num)
+    usage, values, patches, states = _most_read_patches(model, images, layer, num)
     probed = states is not None and hasattr(model, 'encode_text')
-    words = _nearest_words(model, states, _vocabulary_words(pictures, num)) if probed else [[]] * len(usage)
+    words = _nearest_words(model, states, _vocabulary_words(images, num)) if probed else [[]] * len(usage)
     best = values.argsort(0, descending=True)[:top] # (top,M)
     return [_Card(m, usage[m].item(), 1 / vit.layout.num_keys,
                  [(i, patches[i, m].item(), values[i, m].item()) for i in best[:, m].tolist()],
                  words[m], (resets or {}).get(m)) for m in range(len(usage))]
 
-def _patch_crop(picture:Tensor, grid:tuple, patch:int, size:int=64)->np.ndarray:
+def _patch_crop(image:Tensor, grid:tuple, patch:int, size:int=64)->np.ndarray:
     "A patch in a white frame, with one patch of context on each side."
-    (high, wide), (row, col) = (picture.shape[1] // grid[0], picture.shape[2] // grid[1]), divmod(patch, grid[1])
-    padded = np.pad(picture.permute(1, 2, 0).numpy(), ((high, high), (wide, wide), (0, 0)), constant_values=128)
+    (high, wide), (row, col) = (image.shape[1] // grid[0], image.shape[2] // grid[1]), divmod(patch, grid[1])
+    padded = np.pad(image.permute(1, 2, 0).numpy(), ((high, high), (wide, wide), (0, 0)), constant_values=128)
     crop = padded[row * high:(row + 3) * high, col * wide:(col + 3) * wide]
     out = np.array(Image.fromarray(crop).resize((size, size), Image.Resampling.LANCZOS))
     a, b = size // 3, size - size // 3
@@ -121,7 +121,7 @@ class MemoryAtlas(Panel):
         super().__init__()
         self.loaded, self.live = as_model(model), getattr(model, 'memory_reset', None) # a fit may go on while this is open
         self.model, self.num, self.top, self.given = find_model(self.loaded), num, top, resets
-        self.pictures = ImageSet(self.loaded if data is None else data, self.model)
+        self.images = ImageSet(self.loaded if data is None else data, self.model)
         self.grid = find_vit(self.model).layout.grid
         self.depth, self.cards, self.crops, self.body = len(find_vit(self.model).blocks), [], {}, W.HTML()
         self.layer = map_layer(self.depth)
@@ -155,7 +155,7 @@ class MemoryAtlas(Panel):
 
     @property
     def note(self)->str:
-        n = min(self.num, len(self.pictures))
+        n = min(self.num, len(self.images))
         probed = any(c.words for c in self.cards)
         words = ' Words: a probe, memory was not trained to be read this way.' if probed else ''
         way = 'it reads' if find_vit(self.model).layout.in_sequence else 'that read it'
@@ -163,9 +163,9 @@ class MemoryAtlas(Panel):
 
     def refresh(self):
         "Go through the images again, with the weights of now."
-        self.say(f'Looking at {min(self.num, len(self.pictures))} images …')
-        self.cards = _make_cards(self.model, self.pictures, self.layer, self.num, self.top, self.resets)
-        self.crops = {(i, p): _patch_crop(self.pictures[i], self.grid, p) for c in self.cards for i, p, _ in c.patches}
+        self.say(f'Looking at {min(self.num, len(self.images))} images …')
+        self.cards = _make_cards(self.model, self.images, self.layer, self.num, self.top, self.resets)
+        self.crops = {(i, p): _patch_crop(self.images[i], self.grid, p) for c in self.cards for i, p, _ in c.patches}
         self.say()
         self.show()
 
@@ -173,7 +173,7 @@ class MemoryAtlas(Panel):
         "Draw the cards in their order."
         cards = ''.join(self._html(c) for c in _sorted_cards(self.cards, self.order))
         self.body.value = (f'<div style="line-height:1.4;font-size:12px">{escape(self.note)}<br>'
-                           f'{escape(self.pictures.attribution)}</div>'
+                           f'{escape(self.images.attribution)}</div>'
                            f'<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));'
                            f'gap:10px;padding:8px 0">{cards}</div>')
 
@@ -206,7 +206,7 @@ class MemoryAtlas(Panel):
                  for c in self.cards]
         orders = [v for k, v in _ORDERS.items() if k != 'reset' or self.resets]
         return widget_page(path, 'Memory atlas', self.note, dict(cards=cards, orders=orders), 'atlas.js',
-                           self.pictures.attribution)
+                           self.images.attribution)
 
 def _card_facts(card:_Card)->dict:
     "A card in words."

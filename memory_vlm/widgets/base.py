@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['asset', 'enlarge', 'mosaic_cols', 'mosaic', 'format_number', 'scale_html', 'bars_html', 'model_lock',
            'training_paused', 'weights_version', 'find_model', 'image_features', 'ImageSet', 'Panel', 'png_bytes',
-           'CellPicture']
+           'CellImage']
 
 # %% ../../nbs/widgets/01_base.ipynb #71afd672
 import anywidget, io, threading, torch, weakref
@@ -42,8 +42,8 @@ def enlarge(
     width:int=320, # Of the result (pixels)
 )->np.ndarray:     # uint8 (height, width, 3)
     "An image at the size of the page, so that cells have sharp edges."
-    picture = Image.fromarray(np.ascontiguousarray(to_image(image)))
-    return np.asarray(picture.resize((width, max(1, round(width * picture.height / picture.width))),
+    image = Image.fromarray(np.ascontiguousarray(to_image(image)))
+    return np.asarray(image.resize((width, max(1, round(width * image.height / image.width))),
                                      Image.Resampling.LANCZOS))
 
 def mosaic_cols(
@@ -286,13 +286,13 @@ def png_bytes(
 )->bytes:
     "An image as PNG, compressed fast rather than well."
     out = io.BytesIO()
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
-    picture.save(out, 'PNG', compress_level=1)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
+    image.save(out, 'PNG', compress_level=1)
     return out.getvalue()
 
-class CellPicture(anywidget.AnyWidget):
+class CellImage(anywidget.AnyWidget):
     "An image of rows and columns of cells, one of which can be chosen by mouse or keyboard."
-    _esm = asset('picture.js')
+    _esm = asset('image.js')
     png = T.Bytes().tag(sync=True)              # The image, a PNG file
     rows = T.Int(1).tag(sync=True)              # Rows of cells
     cols = T.Int(1).tag(sync=True)              # Columns of cells

@@ -13,14 +13,13 @@ from fastcore.basics import patch
 from html import escape
 from IPython.display import HTML
 from ..overrides import allowed_values, changed_keys, command_line, help_texts, base_values, written_values
-from ..config import Config, check_range, compose, explain_error, schema_fields, validate
+from ..config import check_range, compose, explain_error, validate
+from ..schema import Config, schema_fields
 from ..core import UserError
 from ..models.cost import cost_lines, model_cost
 from ..data.sources import BUILT_IN
-from ..training.optim import optimizer_kwargs
-from ..memory import check_memory
+from ..learner import CONFIG_CHECKS, check_model
 from ..viz.html import save_html, section
-from ..training.optim import schedule_kwargs
 from .base import Panel, asset
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,12 +28,9 @@ from timm.optim import list_optimizers
 
 # %% ../../nbs/widgets/05_config.ipynb #c4ffc532
 def _validation_error(cfg:DictConfig)->str:
-    "The first mistake that a fit would report."
-    try:
-        validate(cfg)
-        check_memory(cfg.model)
-        optimizer_kwargs(cfg.training.optimizer, OmegaConf.to_container(cfg.training.optimizer_kwargs))
-        schedule_kwargs(cfg.training.scheduler_kwargs)
+    "Return the mistakes that a run would report, a line each; a pretrained model is not looked up at each edit."
+    checks = [check for check in CONFIG_CHECKS if cfg.model.pretrained is None or check is not check_model]
+    try: validate(cfg, checks)
     except UserError as e: return str(e)
     return ''
 

@@ -142,8 +142,8 @@ def map_sheet(
     height, gap, head = small[0].shape[0], 4, 24
     sheet = Image.new('RGBA', ((width + gap) * (maps.shape[1] + 1) - gap, head + (height + gap) * len(small) - gap))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
-    for column, name in enumerate(['picture', *names]): pen.text((column * (width + gap), 2), name, INK, font)
-    for row, picture in enumerate(small):
-        for column, tile in enumerate([picture, *overlay(picture, maps[row], norm)]):
+    for column, name in enumerate(['image', *names]): pen.text((column * (width + gap), 2), name, INK, font)
+    for row, image in enumerate(small):
+        for column, tile in enumerate([image, *overlay(image, maps[row], norm)]):
             sheet.paste(Image.fromarray(tile), (column * (width + gap), head + row * (height + gap)))
     return np.asarray(sheet)

@@ -18,7 +18,7 @@ from ..core import UserError, pick
 from ..interp.features import map_layer
 from ..viz.plots import overlay, token_overlays
 from ..viz.style import color_scale
-from .base import CellPicture, Panel, ImageSet, training_paused, find_model, image_features
+from .base import CellImage, Panel, ImageSet, training_paused, find_model, image_features
 from .base import png_bytes, weights_version
 from .base import bars_html, enlarge, mosaic, mosaic_cols, format_number, scale_html
 from .html import maps_page, image_data
@@ -52,11 +52,11 @@ class _ModelView:
     def __init__(
         self,
         model,              # As `as_model` takes it
-        pictures:ImageSet,  # What it looks at
+        images:ImageSet,  # What it looks at
         name:str,           # For titles
         keep:int=8,         # Images remembered
     ):
-        self.model, self.pictures, self.name, self.keep = find_model(model), pictures, name, keep
+        self.model, self.images, self.name, self.keep = find_model(model), images, name, keep
         self.layout, self.layers = find_vit(self.model).layout, len(find_vit(self.model).blocks)
         self.heads = find_vit(self.model).blocks[0].attn.num_heads
         self.seen, self.version, self.resting = {}, weights_version(self.model), False
@@ -77,13 +77,13 @@ class _ModelView:
     def look(self, i:int)->tuple: # Index of an image -> AttentionMaps, feature (dim,)
         "Attention and feature of an image."
         seen = self.fresh()
-        if ('picture', i) not in seen:
-            pictures = [k for k in seen if k[0] == 'picture']
-            if len(pictures) >= self.keep: del seen[pictures[0]]
+        if ('image', i) not in seen:
+            images = [k for k in seen if k[0] == 'image']
+            if len(images) >= self.keep: del seen[images[0]]
             with training_paused(self.model), capture(self.model) as maps:
-                feature = image_features(self.model, self.pictures.batch([i]))[0]
-            seen['picture', i] = maps, feature.float().cpu()
-        return seen['picture', i]
+                feature = image_features(self.model, self.images.batch([i]))[0]
+            seen['image', i] = maps, feature.float().cpu()
+        return seen['image', i]
 
     def read(self, captions:tuple)->Tensor: # Captions -> features (C, dim)
         "Features of captions. Raises `UserError` for a model without a text tower."
@@ -107,7 +107,7 @@ class _ModelView:
         seen, text = self.fresh(), self.read((caption,))
         if ('shares', i, caption) not in seen:
             device = next(self.model.parameters()).device
-            images = self.pictures.batch([i]).to(device)
+            images = self.images.batch([i]).to(device)
             with training_paused(self.model): found = attribute(self.model, images, text.to(device))
             parts = ', '.join(f'{name} {v.item():+.3f}' for name, v in found.parts().items())
             added = found.memory[0].sum((0, 1)).cpu().numpy() # (M,)
@@ -119,7 +119,7 @@ _SCALES = dict(layer='all tokens alike', map='this token alone')
 
 class AttentionExplorer(Panel):
     "See where tokens look: in an image, layer by layer and head by head."
-    picture = T.Int(0)                  # Index of the image
+    image = T.Int(0)                  # Index of the image
     layer = T.Int(-1)                   # Block; negative from the last. At first the last whose memory is read
     head = T.Any('mean')                # Head, or 'mean'
     token = T.Any(0)                    # Memory token, or 'cls'
@@ -140,21 +140,21 @@ class AttentionExplorer(Panel):
         self.width, self.drawing, self.turning = width, False, False
         loaded = as_model(model)
         model = find_model(loaded)
-        self.pictures = ImageSet(loaded if data is None else data, model)
+        self.images = ImageSet(loaded if data is None else data, model)
         shown = [model] if other is None else [model, other]
-        self.sides = [_ModelView(m, self.pictures, name) for m, name in zip(shown, names)]
+        self.sides = [_ModelView(m, self.images, name) for m, name in zip(shown, names)]
         self.main = self.sides[0]
-        self.others = tuple(c for i in range(min(len(self.pictures), 64)) for c in self.pictures.captions(i)[:1])
+        self.others = tuple(c for i in range(min(len(self.images), 64)) for c in self.images.captions(i)[:1])
         self.direction = 'reads' if self.main.layout.in_sequence else 'read_by'
         self.layer = map_layer(self.main.layers)
         self._build()
         self.observe(self.guarded(self._changed),
-                     ['picture', 'layer', 'head', 'token', 'direction', 'scale', 'patch', 'caption'])
-        self.guarded(self._new_picture)()
+                     ['image', 'layer', 'head', 'token', 'direction', 'scale', 'patch', 'caption'])
+        self.guarded(self._show_new_image)()
 
-    @T.validate('picture')
-    def _picture(self, proposal):
-        self.pictures.check(proposal.value)
+    @T.validate('image')
+    def _image(self, proposal):
+        self.images.check(proposal.value)
         return proposal.value
 
     @T.validate('layer', 'head', 'token', 'patch', 'direction', 'scale')
@@ -175,7 +175,7 @@ class AttentionExplorer(Panel):
             return self.bind(kind(description=name, style=style, layout=narrow, **kwargs), name)
         numbers = lambda what, count: [(f'{what} {i}', i) for i in range(count)]
         self.controls = dict(
-            picture=bound(W.BoundedIntText, 'picture', min=0, max=len(self.pictures) - 1),
+            image=bound(W.BoundedIntText, 'image', min=0, max=len(self.images) - 1),
             layer=bound(W.IntSlider, 'layer', min=0, max=side.layers - 1),
             head=bound(W.Dropdown, 'head', options=[('mean of heads', 'mean'), *numbers('head', side.heads)]),
             token=bound(W.Dropdown, 'token', options=[('CLS', 'cls'), *numbers('token', side.layout.num_memory)]),
@@ -202,11 +202,11 @@ class AttentionExplorer(Panel):
         self.children = [controls, words, self.status, W.Box(sides, layout=wide)]
 
     def _side_views(self, side): # What shows one model
-        view = CellPicture(rows=side.layout.grid[0], cols=side.layout.grid[1], width=self.width, chosen=self.patch)
+        view = CellImage(rows=side.layout.grid[0], cols=side.layout.grid[1], width=self.width, chosen=self.patch)
         def choose_patch(patch): self.patch = _matching_layer(patch, side.layout.grid, self.main.layout.grid)
         self._on_click(view, choose_patch)
         cols = mosaic_cols(side.layout.num_memory + 1)
-        tokens = CellPicture(rows=-(-(side.layout.num_memory + 1) // cols), cols=cols, width=self.width // cols * cols,
+        tokens = CellImage(rows=-(-(side.layout.num_memory + 1) // cols), cols=cols, width=self.width // cols * cols,
                              optional=False)
         self._on_click(tokens, lambda cell: self._token_clicked(cell, tokens, side))
         title = W.HTML(f'<b>{escape(side.name)}</b>', layout=W.Layout(display=None if len(self.sides) > 1 else 'none'))
@@ -227,10 +227,10 @@ class AttentionExplorer(Panel):
 
     def _cell(self): return 0 if self.token == 'cls' else self.token + 1 # Of the mosaic
 
-    def _new_picture(self):
-        captions = self.pictures.captions(self.picture)
+    def _show_new_image(self):
+        captions = self.images.captions(self.image)
         self.controls['caption'].options = captions
-        self.original.value = png_bytes(self.pictures[self.picture].permute(1, 2, 0).numpy())
+        self.original.value = png_bytes(self.images[self.image].permute(1, 2, 0).numpy())
         self.turning = True
         try: self.caption = captions[0] if captions else ''
         finally: self.turning = False
@@ -239,7 +239,7 @@ class AttentionExplorer(Panel):
     def _changed(self, change):
         if self.turning: return # to an image, which then draws everything
         self.say()
-        draw = dict(picture=self._new_picture, patch=self._draw_patches, caption=self._draw_scores).get(change.name, self.draw)
+        draw = dict(image=self._show_new_image, patch=self._draw_patches, caption=self._draw_scores).get(change.name, self.draw)
         with ExitStack() as between: # two training steps, if there are any: maps and scores must be of the same weights
             for side in self.sides: between.enter_context(side.at_rest())
             draw()
@@ -248,7 +248,7 @@ class AttentionExplorer(Panel):
         "Draw everything anew. Happens by itself, but for weights that change while nothing is clicked."
         maps = []
         for side in self.sides: # a second model may lack the layer or the token
-            try: maps.append(_token_maps(side.look(self.picture)[0], self.layer, self.head, self.direction))
+            try: maps.append(_token_maps(side.look(self.image)[0], self.layer, self.head, self.direction))
             except UserError as e: maps.append(e)
         good = [m for m in maps if isinstance(m, np.ndarray)]
         if self.scale == 'map': good = [m[self._cell()] for m in good if self._cell() < len(m)]
@@ -259,7 +259,7 @@ class AttentionExplorer(Panel):
         self._draw_scores()
 
     def _draw_side(self, side, views, maps, norm):
-        image = self.pictures[self.picture].numpy()
+        image = self.images[self.image].numpy()
         large, problem, cell = enlarge(image, self.width), '', self._cell()
         if isinstance(maps, UserError): problem, maps = f'{side.name}: {maps}', None
         elif cell >= len(maps): problem = f'{side.name} has {len(maps) - 1} memory tokens, and no token {self.token}.'
@@ -267,7 +267,7 @@ class AttentionExplorer(Panel):
         name = 'CLS' if self.token == 'cls' else f'token {self.token}'
         where = f'{name}, layer {self.layer}, {"mean of heads" if self.head == "mean" else f"head {self.head}"}'
         way = _DIRECTIONS[self.direction].replace('it', name)
-        views['view'].hint = f'{way} in image {self.picture}, layer {self.layer}'
+        views['view'].hint = f'{way} in image {self.image}, layer {self.layer}'
         views['view'].show(large if problem else overlay(large, maps[cell], norm))
         even = 1 / side.layout.num_keys
         views['scale'].value = '' if problem else scale_html(norm, image, 'attention', even, self.width)
@@ -291,7 +291,7 @@ class AttentionExplorer(Panel):
             advice = 'Click a patch to see which memory reads it, and which memory it reads.'
             views['patch'].value = _paragraph(advice, self.width) if patch < 0 else ''
             if patch < 0 or self.layer >= side.layers: continue
-            reads_it, it_reads = _patch_readers(side.look(self.picture)[0], self.layer, self.head, patch)
+            reads_it, it_reads = _patch_readers(side.look(self.image)[0], self.layer, self.head, patch)
             names, even = [f'token {m}' for m in range(side.layout.num_memory)], 1 / side.layout.num_keys
             top = max(it_reads.max(), 0 if reads_it is None else reads_it.max(), 2 * even)
             row, col = divmod(patch, side.layout.grid[1])
@@ -302,13 +302,13 @@ class AttentionExplorer(Panel):
 
     def _draw_scores(self):
         scored = [s for s in self.sides if hasattr(s.model, 'encode_text') and self.caption.strip()]
-        words = [f'{s.name}: {self._score_in_words(*s.score(self.picture, self.caption, self.others))}' for s in scored]
+        words = [f'{s.name}: {self._score_in_words(*s.score(self.image, self.caption, self.others))}' for s in scored]
         self.scores.value = ''.join(_paragraph(w if len(self.sides) > 1 else w.split(': ', 1)[1], 700) for w in words)
         for side, views in zip(self.sides, self.views):
             views['shares'].value = self._shares_html(side) if side in scored else ''
 
     def _shares_html(self, side):
-        try: added, parts = side.shares(self.picture, self.caption)
+        try: added, parts = side.shares(self.image, self.caption)
         except UserError as e: # a tower that is no sum
             return _paragraph(f'What memory adds to the score: {e}.', self.width)
         names = [f'token {m}' for m in range(side.layout.num_memory)]
@@ -326,12 +326,12 @@ class AttentionExplorer(Panel):
         "The chosen image with all tokens (at most 16, evenly chosen), as a figure; a row per model."
         M = min(s.layout.num_memory for s in self.sides)
         shown = np.unique(np.linspace(0, M - 1, min(M, 16)).round().astype(int))
-        maps = [_token_maps(s.look(self.picture)[0], self.layer, self.head, self.direction)[1 + shown]
+        maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, self.direction)[1 + shown]
                 for s in self.sides]
         head = 'mean of heads' if self.head == 'mean' else f'head {self.head}'
-        note = (f'Image {self.picture}, layer {self.layer}, {head}: {_DIRECTIONS[self.direction]}. '
+        note = (f'Image {self.image}, layer {self.layer}, {head}: {_DIRECTIONS[self.direction]}. '
                 f'{len(shown)} of {M} tokens.')
-        image, names = self.pictures[self.picture].numpy(), [f'token {m}' for m in shown]
+        image, names = self.images[self.image].numpy(), [f'token {m}' for m in shown]
         if len(self.sides) == 1:
             return token_overlays(image, maps[0], names, note=note, uniform=1 / self.main.layout.num_keys)
         return token_overlays([image] * 2, np.stack(maps), names, [s.name for s in self.sides], note=note)
@@ -339,23 +339,23 @@ class AttentionExplorer(Panel):
     def export_html(
         self,
         path,           # File to write
-        pictures=None,  # Indices of the images in it; None: the chosen one
+        images=None,  # Indices of the images in it; None: the chosen one
     ):                  # The path
         "Save a page that works without a kernel and without a network: every layer, head and token of some images."
-        pictures = [self.picture] if pictures is None else list(pictures)
-        if not pictures: raise UserError('images=[] leaves nothing to export.')
+        images = [self.image] if images is None else list(images)
+        if not images: raise UserError('images=[] leaves nothing to export.')
         lead = ('Choose a layer, a head and a memory token; click a patch to see which memory reads it. '
                 'A map shows where a token looks, not whether that matters.')
-        return maps_page(path, 'Where memory looks', lead, [self._export_picture(i) for i in pictures], self.layer,
+        return maps_page(path, 'Where memory looks', lead, [self._export_image(i) for i in images], self.layer,
                          self.head, self.token,
-                         self.direction, self.pictures.attribution)
+                         self.direction, self.images.attribution)
 
-    def _export_picture(self, i):
-        captions = self.pictures.captions(i)
+    def _export_image(self, i):
+        captions = self.images.captions(i)
         scores = [f'{s.name + ": " if len(self.sides) > 1 else ""}“{captions[0]}”, '
                   f'{self._score_in_words(*s.score(i, captions[0], self.others))}'
                   for s in self.sides if captions and hasattr(s.model, 'encode_text')]
-        data = image_data(i, self.pictures[i].numpy(), {s.name: s.look(i)[0] for s in self.sides}, captions,
+        data = image_data(i, self.images[i].numpy(), {s.name: s.look(i)[0] for s in self.sides}, captions,
                             '\n'.join(scores))
         for side, packed in zip(self.sides, data['sides']):
             if not scores: continue

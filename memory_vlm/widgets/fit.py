@@ -34,7 +34,7 @@ class _FitState:
     def __init__(
         self,
         learn,             # A Learner
-        pictures:tuple,    # Indices of validation images
+        images:tuple,    # Indices of validation images
         tokens:int,        # Memory tokens, evenly spread over all
         layer:int,         # Block; negative from the last; None: the last whose memory is read
     ):
@@ -43,7 +43,7 @@ class _FitState:
         self.learn, self.even = learn, 1 / vit.layout.num_keys
         self.layer = map_layer(depth) if layer is None else checked_index(layer, depth, 'layer')
         self.tokens = np.unique(np.linspace(0, vit.layout.num_memory - 1, min(tokens, vit.layout.num_memory)).round().astype(int)).tolist()
-        self.images = ImageSet(learn, learn.model).batch(pictures) if self.tokens and len(pictures) else None
+        self.images = ImageSet(learn, learn.model).batch(images) if self.tokens and len(images) else None
         self.maps, self.note = None, f'layer {self.layer}, mean over heads, {len(self.tokens)} of {vit.layout.num_memory} memory tokens'
 
     def look(self):
@@ -110,7 +110,7 @@ class FitDashboard(Panel):
         learn,                    # A Learner, as of `make_learner`
         every:float=5.,           # Time between redraws (seconds); longer where redrawing is slow
         steps:int=None,           # Steps between redraws, in place of `every`
-        pictures:tuple=(0, 1, 2), # Validation images whose maps are shown
+        images:tuple=(0, 1, 2), # Validation images whose maps are shown
         tokens:int=6,             # Memory tokens shown, evenly spread over all
         layer:int=None,           # Block whose attention is shown; None: the last whose memory is read
         folder:Path=None,         # Where a stopped fit leaves its checkpoint; None: a new folder under the learner's path
@@ -120,7 +120,7 @@ class FitDashboard(Panel):
         self.running = self.fitting = self.stopping = self.placed = False
         self.history, self.redraws, self.spent, self.told, self.checkpoint = History(), 0, 0., 'No fit yet.', None
         self._first, self._given_way = 0, 0.
-        self.watch, self.gallery = _FitState(learn, pictures, tokens, layer), len(learn.dls.valid.source)
+        self.watch, self.gallery = _FitState(learn, images, tokens, layer), len(learn.dls.valid.source)
         learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, DashboardCallback)]) # the newest dashboard takes over
         learn.add_cb(DashboardCallback(self))
         self._build()

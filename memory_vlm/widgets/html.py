@@ -39,9 +39,9 @@ def image_url(
     image, # As `to_image` takes it
 )->str:
     "An image as a data URL: PNG where it is small, else JPEG."
-    picture, out = Image.fromarray(np.ascontiguousarray(to_image(image))), io.BytesIO()
-    kind, options = ('png', {}) if max(picture.size) <= 128 else ('jpeg', dict(quality=90))
-    picture.save(out, kind, **options)
+    image, out = Image.fromarray(np.ascontiguousarray(to_image(image))), io.BytesIO()
+    kind, options = ('png', {}) if max(image.size) <= 128 else ('jpeg', dict(quality=90))
+    image.save(out, kind, **options)
     return f'data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}'
 
 def _heat_colors()->str:
@@ -109,14 +109,14 @@ def image_data(
 def maps_page(
     path,                  # File to write
     title:str, lead:str,   # Of the page
-    pictures:list,         # Of `image_data`
+    images:list,         # Of `image_data`
     layer:int, head='mean', token='cls', direction:str='reads', # What is shown at first, as in AttentionExplorer
     footer:str='',         # Attribution and the like
 )->Path:                   # `path`
     "Write a page on which maps can be explored."
-    side, wanted = pictures[0]['sides'][0], -1 if token == 'cls' else token
-    data = dict(pictures=pictures, colors=_heat_colors(), layer=layer,
+    side, wanted = images[0]['sides'][0], -1 if token == 'cls' else token
+    data = dict(images=images, colors=_heat_colors(), layer=layer,
                 head=-1 if head == 'mean' else min(head, side['heads'] - 1), direction=direction,
                 token=side['tokens'].index(wanted) if wanted in side['tokens'] else len(side['tokens']) - 1)
-    left = ' '.join(dict.fromkeys(s['left'] for p in pictures for s in p['sides']))
+    left = ' '.join(dict.fromkeys(s['left'] for p in images for s in p['sides']))
     return widget_page(path, title, f'{lead} {left}'.strip(), data, 'explorer.js', footer)

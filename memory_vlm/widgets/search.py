@@ -28,17 +28,17 @@ class _IndexView:
     def __init__(
         self,
         model,             # A MemoryCLIP
-        pictures:ImageSet, # To choose from
+        images:ImageSet, # To choose from
         num:int=512,       # Images, the first ones
     ):
         check_text_tower(model)
-        self.model, self.pictures, self.n, self.version = model, pictures, min(num, len(pictures)), None
+        self.model, self.images, self.n, self.version = model, images, min(num, len(images)), None
 
     def features(self, batch:int=64)->Tensor: # (n, D)
         if self.version != weights_version(self.model):
             version = weights_version(self.model)
             with training_paused(self.model):
-                parts = [image_features(self.model, self.pictures.batch(range(i, min(i + batch, self.n))))
+                parts = [image_features(self.model, self.images.batch(range(i, min(i + batch, self.n))))
                          for i in range(0, self.n, batch)]
             self.kept, self.version = torch.cat(parts).float().cpu(), version
         return self.kept
@@ -54,7 +54,7 @@ class _IndexView:
 
     def look(self, ids:list)->AttentionMaps: # Images -> their maps, in the same order
         "Attention in some images."
-        with training_paused(self.model), capture(self.model) as maps: image_features(self.model, self.pictures.batch(ids))
+        with training_paused(self.model), capture(self.model) as maps: image_features(self.model, self.images.batch(ids))
         return maps
 
 # %% ../../nbs/widgets/09_search.ipynb #6fa30e84
@@ -75,9 +75,9 @@ class ImageSearch(Panel):
         loaded = as_model(model)
         self.model, self.top, self.width, self.found = find_model(loaded), top, width, []
         self.tokens = find_vit(self.model).layout
-        self.pictures = ImageSet(loaded if data is None else data, self.model)
-        self.index, self.body, self.scale = _IndexView(self.model, self.pictures, num), W.HTML(), W.HTML()
-        examples = list(dict.fromkeys(c for i in range(min(self.index.n, 50)) for c in self.pictures.captions(i)[:1]))
+        self.images = ImageSet(loaded if data is None else data, self.model)
+        self.index, self.body, self.scale = _IndexView(self.model, self.images, num), W.HTML(), W.HTML()
+        examples = list(dict.fromkeys(c for i in range(min(self.index.n, 50)) for c in self.images.captions(i)[:1]))
         style = dict(description_width='64px')
         options = [('CLS', 'cls'), *((f'token {m}', m) for m in range(self.tokens.num_memory))]
         self.controls = dict(
@@ -123,8 +123,8 @@ class ImageSearch(Panel):
         maps, even = self.token_map(), 1 / self.tokens.num_keys
         norm, cards = color_scale(maps, uniform=even), ''
         for rank, ((i, cosine), values) in enumerate(zip(self.found, maps), 1):
-            large = enlarge(self.pictures[i].numpy(), self.width)
-            caption = (self.pictures.captions(i) or [''])[0]
+            large = enlarge(self.images[i].numpy(), self.width)
+            caption = (self.images.captions(i) or [''])[0]
             images = ''.join(f'<img src="{image_url(x)}" width="{self.width}" alt="{what}" style="max-width:50%">'
                              for x, what in ((large, f'image {i}'),
                                              (overlay(large, values, norm), 'where the model looked')))
@@ -133,11 +133,11 @@ class ImageSearch(Panel):
                       f'<b>{rank}</b> · image {i}, cosine {cosine:.3f}<div style="display:flex;gap:4px;margin:4px 0">'
                       f'{images}</div>{escape(caption)}</div>')
         note = (f'Best of {self.index.n} images. Right: the attention of {self._name()}, layer {self.layer}, mean of heads, '
-                f'all on one scale. {self.pictures.attribution}')
+                f'all on one scale. {self.images.attribution}')
         self.body.value = (f'<div style="font-size:12px;line-height:1.4">{escape(note)}</div>'
                            f'<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));'
                            f'gap:10px;padding:8px 0">{cards}</div>')
-        self.scale.value = scale_html(norm, self.pictures[self.found[0][0]].numpy(), 'attention', even)
+        self.scale.value = scale_html(norm, self.images[self.found[0][0]].numpy(), 'attention', even)
 
     def _name(self): return 'CLS' if self.token == 'cls' else f'memory token {self.token}'
 
@@ -148,7 +148,7 @@ class ImageSearch(Panel):
     def snapshot(self):
         "The images found and where the model looked, as a figure."
         found = self._results()
-        return token_overlays([self.pictures[i].numpy() for i, _ in found], self.token_map()[:, None], [self._name()],
+        return token_overlays([self.images[i].numpy() for i, _ in found], self.token_map()[:, None], [self._name()],
                               [f'{r}: cosine {c:.2f}' for r, (_, c) in enumerate(found, 1)],
                               title=f'Best images for “{self.caption}”',
                               note=f'Of {self.index.n} images; layer {self.layer}, mean of heads.',
@@ -162,9 +162,9 @@ class ImageSearch(Panel):
         shown = []
         for rank, (i, cosine) in enumerate(self._results(), 1):
             words = f'Rank {rank} of {self.index.n} images, cosine {cosine:.3f}.'
-            shown.append(image_data(i, self.pictures[i].numpy(), {'model': self.index.look([i])},
-                                      self.pictures.captions(i), words))
+            shown.append(image_data(i, self.images[i].numpy(), {'model': self.index.look([i])},
+                                      self.images.captions(i), words))
         return maps_page(path, f'Best images for “{self.caption}”', 'Choose an image, a layer, a head and a token.',
                          shown, len(find_vit(self.model).blocks) - 1,
                          token=self.token, direction='reads' if self.tokens.in_sequence else 'read_by',
-                         footer=self.pictures.attribution)
+                         footer=self.images.attribution)

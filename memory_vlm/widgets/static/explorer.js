@@ -1,7 +1,7 @@
 // The attention explorer of a saved page: the same choices as the live one, without a kernel.
 // start(id) reads the JSON that stands in the element `id`-data and builds the viewer inside the element `id`.
 
-// Maps of one model for one picture. Bytes are square roots, so that small attention keeps its digits.
+// Maps of one model for one image. Bytes are square roots, so that small attention keeps its digits.
 function unpack(side, direction) {
   const { grid, heads, layers, tokens } = side, size = grid[0] * grid[1], packed = side[direction];
   if (!packed) return null;
@@ -18,16 +18,16 @@ function unpack(side, direction) {
 
 function start(id) {
   const root = document.getElementById(id), data = JSON.parse(document.getElementById(`${id}-data`).textContent);
-  const colors = bytes(data.colors), state = { picture: 0, layer: data.layer, head: data.head, token: data.token, direction: data.direction, scale: "layer", patch: -1, gray: 0 };
-  const main = () => data.pictures[state.picture].sides[0];
+  const colors = bytes(data.colors), state = { image: 0, layer: data.layer, head: data.head, token: data.token, direction: data.direction, scale: "layer", patch: -1, gray: 0 };
+  const main = () => data.images[state.image].sides[0];
 
   const controls = root.appendChild(element("div", "", "display:flex;flex-wrap:wrap;gap:.5rem 1.2rem;align-items:center;margin:1rem 0"));
   const about = root.appendChild(element("div", "", "display:flex;gap:.8rem;align-items:center;margin:.5rem 0"));
   const original = about.appendChild(new Image()), words = about.appendChild(element("div", "", "font-size:.9rem;white-space:pre-line"));
   original.style.cssText = "width:72px;height:auto;flex:none";
   const stage = root.appendChild(element("div", "", "display:flex;flex-wrap:wrap;gap:1rem 2rem;align-items:flex-start"));
-  const images = data.pictures.map((p) => { const image = new Image(); image.src = p.src; return image; });
-  const views = data.pictures[0].sides.map((side) => makeView(side));
+  const loaded = data.images.map((p) => { const image = new Image(); image.src = p.src; return image; });
+  const views = data.images[0].sides.map((side) => makeView(side));
 
   function choice(name, options) { // options: [label, value]
     if (options.length < 2) return;
@@ -40,7 +40,7 @@ function start(id) {
   }
   const numbered = (what, count) => [...Array(count).keys()].map((i) => [`${what} ${i}`, i]);
   const first = main(), names = first.tokens.map((t) => (t < 0 ? "CLS" : `token ${t}`));
-  choice("picture", data.pictures.map((p, i) => [`${p.index}${p.captions[0] ? `: ${p.captions[0]}` : ""}`.slice(0, 60), i]));
+  choice("image", data.images.map((p, i) => [`${p.index}${p.captions[0] ? `: ${p.captions[0]}` : ""}`.slice(0, 60), i]));
   choice("layer", numbered("layer", first.layers));
   choice("head", [["mean of heads", -1], ...(first.heads > 1 ? numbered("head", first.heads) : [])]);
   choice("token", names.map((n, i) => [n, i]));
@@ -81,15 +81,15 @@ function start(id) {
   }
 
   function makeView(side) {
-    const column = stage.appendChild(element("section", "", "width:320px;max-width:100%")), second = data.pictures[0].sides.length > 1 ? column : stage.appendChild(element("section", "", "width:320px;max-width:100%"));
-    const large = Object.assign(document.createElement("canvas"), { width: 320, height: Math.round(320 * data.pictures[0].height / data.pictures[0].width) });
-    const count = side.tokens.length, cols = side.cols, rows = Math.ceil(count / cols), cell = Math.floor(320 / cols), high = Math.round(cell * data.pictures[0].height / data.pictures[0].width);
+    const column = stage.appendChild(element("section", "", "width:320px;max-width:100%")), second = data.images[0].sides.length > 1 ? column : stage.appendChild(element("section", "", "width:320px;max-width:100%"));
+    const large = Object.assign(document.createElement("canvas"), { width: 320, height: Math.round(320 * data.images[0].height / data.images[0].width) });
+    const count = side.tokens.length, cols = side.cols, rows = Math.ceil(count / cols), cell = Math.floor(320 / cols), high = Math.round(cell * data.images[0].height / data.images[0].width);
     const small = Object.assign(document.createElement("canvas"), { width: cell * cols, height: high * rows });
     const patch = clickable(large, side.grid, () => moved(state.patch, main().grid, side.grid),
                             (p) => { const to = moved(p, side.grid, main().grid); state.patch = to === state.patch ? -1 : to; draw(); }, "Click a patch");
     const tokens = clickable(small, [rows, cols], () => (state.token < count ? state.token : -1), (t) => { if (t < count) { state.token = t; draw(); } }, "All tokens; click one");
     const view = { large, small, cols, cell, high, patch, tokens, scale: element("div", "", "position:relative;height:32px;font-size:.7rem;line-height:16px;margin-top:4px"), info: element("p", "", "font-size:.85rem;margin:.2rem 0"), bars: element("div"), adds: element("div") };
-    if (data.pictures[0].sides.length > 1) column.append(element("b", side.name));
+    if (data.images[0].sides.length > 1) column.append(element("b", side.name));
     column.append(patch, view.scale, view.info, view.bars);
     second.append(tokens, view.adds);
     return view;
@@ -97,19 +97,19 @@ function start(id) {
 
   function draw() {
     for (const select of controls.querySelectorAll("select")) select.value = String(state[select.dataset.name]);
-    const picture = data.pictures[state.picture], image = images[state.picture];
+    const shown = data.images[state.image], image = loaded[state.image];
     if (!image.complete) return void (image.onload = draw);
-    state.gray = picture.gray;
-    words.textContent = picture.words;
-    original.src = picture.src;
-    original.alt = picture.captions[0] || `picture ${picture.index}`;
-    const maps = picture.sides.map((side) => {
+    state.gray = shown.gray;
+    words.textContent = shown.words;
+    original.src = shown.src;
+    original.alt = shown.captions[0] || `image ${shown.index}`;
+    const maps = shown.sides.map((side) => {
       const map = side[state.direction] && unpack(side, state.direction);
       return map ? side.tokens.map((t, i) => (state.layer < side.layers && !(t < 0 && state.direction === "read_by") ? map(state.layer, Math.min(state.head, side.heads - 1), i) : null)) : [];
     });
     const scaled = maps.flatMap((m) => (state.scale === "map" ? [m[state.token]] : m)).filter(Boolean);
     const max = Math.max(state.scale === "map" ? 1e-12 : 3 * main().even, ...scaled.map((m) => m.reduce((a, b) => Math.max(a, b), 0)));
-    picture.sides.forEach((side, s) => drawSide(side, views[s], maps[s], max, image));
+    shown.sides.forEach((side, s) => drawSide(side, views[s], maps[s], max, image));
   }
 
   function drawSide(side, view, maps, max, image) {

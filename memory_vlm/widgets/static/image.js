@@ -1,12 +1,12 @@
-// A picture whose cells can be chosen by mouse or keyboard; Python draws it and is told the cell.
+// An image whose cells can be chosen by mouse or keyboard: Python draws the image and receives the index of the chosen cell.
 
 const STYLE = `
-.mvlm-picture { position: relative; display: inline-block; max-width: 100%; line-height: 0; cursor: crosshair; touch-action: manipulation; }
-.mvlm-picture:focus-visible { outline: 2px solid #56b4e9; outline-offset: 2px; }
-.mvlm-picture img { width: 100%; height: auto; border-radius: 3px; }
-.mvlm-picture div { position: absolute; display: none; box-sizing: border-box; pointer-events: none; }
-.mvlm-picture .hover { border: 1px solid #fff; box-shadow: 0 0 0 1px #000 inset; opacity: .7; }
-.mvlm-picture .chosen { border: 2px solid #fff; box-shadow: 0 0 0 1px #000, 0 0 0 1px #000 inset; }`;
+.mvlm-image { position: relative; display: inline-block; max-width: 100%; line-height: 0; cursor: crosshair; touch-action: manipulation; }
+.mvlm-image:focus-visible { outline: 2px solid #56b4e9; outline-offset: 2px; }
+.mvlm-image img { width: 100%; height: auto; border-radius: 3px; }
+.mvlm-image div { position: absolute; display: none; box-sizing: border-box; pointer-events: none; }
+.mvlm-image .hover { border: 1px solid #fff; box-shadow: 0 0 0 1px #000 inset; opacity: .7; }
+.mvlm-image .chosen { border: 2px solid #fff; box-shadow: 0 0 0 1px #000, 0 0 0 1px #000 inset; }`;
 
 function place(mark, index, rows, cols) {
   const shown = index >= 0 && index < rows * cols;
@@ -21,7 +21,7 @@ function place(mark, index, rows, cols) {
 function render({ model, el }) {
   const frame = document.createElement("div"), style = document.createElement("style");
   style.textContent = STYLE;
-  frame.className = "mvlm-picture";
+  frame.className = "mvlm-image";
   frame.tabIndex = 0;
   frame.setAttribute("role", "application");
   const img = frame.appendChild(new Image());
