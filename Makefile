@@ -1,4 +1,4 @@
-# make demo, make test and make test-slow each make the environment they need and are safe to run again.
+# Each target creates the environment it needs and can be run repeatedly.
 #
 # The environment is the active one if it has torch, else .venv in this folder. Installing is skipped until
 # settings.ini, setup.py or pyproject.toml changes. PYTHON=/path/to/python chooses what .venv is made with.
@@ -9,16 +9,16 @@ ENV := $(or $(ACTIVE),.venv)
 PY := $(ENV)/bin/python
 INSTALLED := $(ENV)/.memory-vlm
 INSTALLED_DEV := $(ENV)/.memory-vlm-dev
-# Tests log in nowhere (netrc is where W&B keeps its key) and download nothing.
+# Tests use no credentials (W&B reads its key from netrc) and download nothing.
 TEST := env -u WANDB_API_KEY NETRC=/dev/null HF_HUB_OFFLINE=1
-# pytest exits with 5 when it finds no test of the kind asked for.
+# pytest exits with status 5 if no test matches the marker.
 NO_TESTS := || test $$? -eq 5
 
 .PHONY: help demo check test test-slow docs bench
 
 help:
 	@echo "make demo       train a small memory-CLIP and its twin without memory, and compare them (minutes)"
-	@echo "make check      exported, clean, linted, and no import cycle? (seconds)"
+	@echo "make check      check export, cleanness, imports, sizes and style (within a minute)"
 	@echo "make test       check the notebooks, run them all, run the quick tests (minutes)"
 	@echo "make test-slow  run the tests that take long"
 	@echo "make docs       build the documentation into _docs/"
@@ -33,15 +33,14 @@ demo: $(INSTALLED)
 	@$(PY) tools/compare.py runs/quickstart runs/quickstart_no_memory
 
 check: $(INSTALLED_DEV)
-	@$(PY) -m ruff check --quiet
 	@$(PY) tools/check.py
 
 test: $(INSTALLED_DEV)
-	@echo "== 1 of 3: is everything exported, clean and in order?"
-	@$(MAKE) -s check
-	@echo "== 2 of 3: every notebook, from its first cell to its last"
+	@echo "== 1 of 3: make check"
+	@$(PY) tools/check.py
+	@echo "== 2 of 3: run all notebooks"
 	@$(TEST) OMP_NUM_THREADS=1 $(ENV)/bin/nbdev-test --n-workers 2 --timing
-	@echo "== 3 of 3: what a notebook cannot test"
+	@echo "== 3 of 3: quick tests"
 	@$(TEST) $(PY) -m pytest --durations=10 $(NO_TESTS)
 
 test-slow: $(INSTALLED_DEV)

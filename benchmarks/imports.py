@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
 from results import store
 
 ROOT = Path(__file__).parents[1]

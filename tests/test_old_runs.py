@@ -1,14 +1,16 @@
 """Runs of version 0.1.0 still open: weights, training state, report and metrics."""
-import shutil, subprocess, sys
-from pathlib import Path
 import pytest
+import shutil
+import subprocess
+import sys
 import torch
-from omegaconf import OmegaConf
 from memory_vlm.clip import MemoryCLIP
-from memory_vlm.schema import Config
 from memory_vlm.learner import make_learner
+from memory_vlm.schema import Config
 from memory_vlm.training.callbacks import ResumeCallback
 from memory_vlm.training.run_dir import open_trained
+from omegaconf import OmegaConf
+from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 IMAGE = [0.3339010, 0.0121869, -0.0290252, -0.1518743, 0.0728780, -0.0725131] # first features, computed with version 0.1.0

@@ -20,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
 import kill50
 from memory_vlm.cli import fit_task
+from memory_vlm.config import compose
+from memory_vlm.learner import make_learner
+from memory_vlm.run import fit
 from memory_vlm.training import callbacks
 from memory_vlm.training.callbacks import CheckpointCallback, ResumeCallback
 from memory_vlm.training.checkpoint import (
@@ -31,9 +34,6 @@ from memory_vlm.training.checkpoint import (
     write_checkpoint,
 )
 from memory_vlm.training.run_dir import is_locked, open_trained, run_lock
-from memory_vlm.config import compose
-from memory_vlm.learner import make_learner
-from memory_vlm.run import fit
 
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
           'training.logging.tensorboard=false', 'training.logging.log_interval=1',

@@ -91,11 +91,11 @@ def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
     nb = lab.open(page, lab.write('fit.ipynb', SETUP, 'from fastai.callback.progress import ProgressCallback\ndash = FitDashboard(learn, steps=2); dash',
                                   'look = AttentionExplorer(learn); look', 'await dash.fit_cosine(400)', 'print(learn.train_iter)'))
     nb.start()
-    dash, look, fit = nb.cell(1), nb.cell(2), nb.cell(3)
+    dash, look = nb.cell(1), nb.cell(2)
     stop = dash.get_by_role('button', name='Stop')
     expect(stop).to_be_enabled(timeout=60_000)
     expect(dash).to_contain_text(re.compile(r'step [1-9]\d* of'), timeout=30_000)
-    drawn = png(look)
+    png(look)
     press(look, 'layer', 'ArrowLeft') # while it trains
     expect(look).to_contain_text(re.compile('layer 0, mean of heads|is training'))
     stop.click()
