@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
 from results import store
 
 ROOT = Path(__file__).parents[1]

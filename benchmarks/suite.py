@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-
 from results import append, machine
 
 HERE = Path(__file__).parent

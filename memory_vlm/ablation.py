@@ -6,22 +6,27 @@
 __all__ = ['Ablation', 'ablate']
 
 # %% ../nbs/32_ablation.ipynb #4a0630a2
-import shlex
 import pandas as pd
+import shlex
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from html import escape
-from omegaconf import DictConfig
-from torch import Tensor, nn
 from .attention import find_clip, find_memory_vit
 from .core import UserError, pick
-from .evaluation.retrieval import bootstrap_samples, chance_recall, hits_per_image, percentile_interval
-from .evaluation.retrieval import recall_over_images
+from memory_vlm.evaluation.retrieval import (
+    bootstrap_samples,
+    chance_recall,
+    hits_per_image,
+    percentile_interval,
+    recall_over_images,
+)
 from .evaluation.validation import encode, evaluation_mode
 from .interp.intervene import KINDS, MemoryStates, checked_tokens, intervene, memory_positions, record_states
 from .overrides import command_words, restore_references
 from .training.run_dir import as_model
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
 # %% ../nbs/32_ablation.ipynb #43e3b1b4
 _RECALLS = tuple(f'{way}/R@{k}' for way in ('i2t', 't2i') for k in (1, 5, 10))

@@ -10,12 +10,12 @@ import torch
 from contextlib import ExitStack, contextmanager
 from fastcore.basics import patch
 from functools import partial
-from torch import Tensor, nn
 from .core import UserError, pick
-from .models.attention_hooks import EAGER, attention_hooks, eager_attention
 from .memory import in_backward
+from .models.attention_hooks import EAGER, attention_hooks, eager_attention
 from .tokens import TokenLayout
 from .vision import MemoryViT
+from torch import Tensor, nn
 
 # %% ../nbs/30_attention.ipynb #1edc4b90
 class AttentionMaps:

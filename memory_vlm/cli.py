@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from fastcore.script import anno_parser
 from io import TextIOWrapper
 from json import dumps
+from .config import allow_new_kwargs, compose, config_dir, explain_arguments, register_schema
+from .core import Progress, UserError, pick, suggest
+from .overrides import allowed_values, base_values, help_texts, written_values
+from .schema import schema_fields
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from typing import Annotated
-from .config import allow_new_kwargs, compose, config_dir, explain_arguments, register_schema
-from .schema import schema_fields
-from .core import Progress, UserError, pick, suggest
-from .overrides import allowed_values, base_values, help_texts, written_values
 
 # %% ../nbs/50_cli.ipynb #f56471ff
 _FIT_HELP = """Fit a memory-CLIP. Arguments set the configuration:
@@ -80,7 +80,8 @@ def fit_main(
     try:
         with _arguments(allow_new_kwargs(words)):
             hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')(fit_task)()
-    except HydraException as e: _exit_with(explain_arguments(words, e)) if os.environ.get('RANK', '0') == '0' else sys.exit(2)
+    except HydraException as e:
+        _exit_with(explain_arguments(words, e)) if os.environ.get('RANK', '0') == '0' else sys.exit(2)
 
 # %% ../nbs/50_cli.ipynb #e2cfacb2
 def _find_keys(word:str)->list[str]:
@@ -88,7 +89,8 @@ def _find_keys(word:str)->list[str]:
     keys = schema_fields()
     found = [k for k in keys if k == word or k.startswith(f'{word}.')] or [k for k in keys if k.endswith(f'.{word}')]
     if found: return found
-    raise UserError(f"'{word}' is no configuration key{suggest(word, keys, limit=3)}; blocks are model, training and project")
+    raise UserError(f"'{word}' is no configuration key{suggest(word, keys, limit=3)}; blocks are model, training and "
+                    f"project")
 
 def _explain_keys(cfg:DictConfig, keys:Sequence[str])->dict:
     "Return value, default, allowed values and help of each key."

@@ -6,26 +6,28 @@
 __all__ = ['MEMORY_NAMES', 'normalize_images', 'MemoryCLIP', 'make_model']
 
 # %% ../nbs/12_clip.ipynb #dda8bd6a
-import fnmatch, math, os
+import fnmatch
+import math
+import os
 import torch
 import torch.nn.functional as F
 from contextlib import nullcontext
 from fastcore.basics import patch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
+from .config import compose
+from .core import UserError
+from .data.tokenizer import text_tokenizer
+from .memory import check_memory
+from .models.card import model_card
+from .models.pretrained import build_pretrained, find_pretrained, open_pretrained
+from .models.text import make_text
+from .schema import MemoryConfig, ModelConfig
+from .vision import make_vit, memory_arguments
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from .models.card import model_card
-from .models.pretrained import build_pretrained, find_pretrained, open_pretrained
-from .config import compose
-from .schema import MemoryConfig, ModelConfig
-from .core import UserError
-from .data.tokenizer import text_tokenizer
-from .memory import check_memory
-from .models.text import make_text
-from .vision import make_vit, memory_arguments
 
 # %% ../nbs/12_clip.ipynb #fe3f242f
 def normalize_images(

@@ -10,11 +10,11 @@ __all__ = ['config_dir', 'explain_error', 'check_range', 'run_checks', 'check_si
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from .core import UserError, missing_package, pick, suggest
 from .schema import Config, schema_fields
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pathlib import Path
 
 # %% ../nbs/02_config.ipynb #4d7c371c
 def config_dir(

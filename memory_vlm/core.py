@@ -7,8 +7,10 @@ __all__ = ['UserError', 'MissingPackage', 'suggest', 'pick', 'missing_package', 
            'seed_everything']
 
 # %% ../nbs/00_core.ipynb #a3529839
-import difflib, importlib, random
+import difflib
+import importlib
 import numpy as np
+import random
 import torch
 from collections.abc import Iterable, Mapping
 from tqdm import tqdm

@@ -7,13 +7,18 @@ __all__ = ['world_size', 'rank', 'is_main', 'process_group', 'gather_objects', '
            'broadcast_from_main', 'LostRankError', 'detect_lost_ranks', 'Interrupts']
 
 # %% ../nbs/05_distributed.ipynb #1b04f50e
-import os, signal, sys, threading, torch, warnings
+import os
+import signal
+import sys
+import threading
+import torch
 import torch.distributed as dist
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import lru_cache
-from torch import Tensor
 from .core import UserError
+from torch import Tensor
 
 # %% ../nbs/05_distributed.ipynb #79427d94
 def world_size()->int: # Count, at least 1

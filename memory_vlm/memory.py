@@ -8,13 +8,14 @@ __all__ = ['INITS', 'UPDATES', 'rename_old_weights', 'MemoryTokens', 'patch_cent
            'ema_step', 'is_dead', 'check_memory']
 
 # %% ../nbs/10_memory.ipynb #059b6f2b
-import itertools, math
+import itertools
+import math
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from .schema import add_choice
 from .core import UserError, pick
 from .distributed import mean_over_ranks
+from .schema import add_choice
+from torch import Tensor, nn
 
 # %% ../nbs/10_memory.ipynb #e940fc4a
 def _normal(std): return lambda tokens, generator=None: nn.init.normal_(tokens, std=std, generator=generator)

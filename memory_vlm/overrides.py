@@ -11,10 +11,10 @@ import shlex
 from dataclasses import is_dataclass
 from fastcore.docments import docments
 from functools import lru_cache
-from omegaconf import DictConfig, OmegaConf
-from typing import Any
 from .config import compose, config_dir
 from .schema import Config, schema_fields
+from omegaconf import DictConfig, OmegaConf
+from typing import Any
 
 # %% ../nbs/04_overrides.ipynb #99247843
 def help_texts(

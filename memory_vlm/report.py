@@ -6,22 +6,32 @@
 __all__ = ['MemoryReport', 'untrained_twin', 'memory_report']
 
 # %% ../nbs/31_report.ipynb #c430deea
-import html, torch
+import html
+import torch
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from torch import nn, Tensor
-from typing import NamedTuple
 from .attention import find_memory_vit
 from .clip import MemoryCLIP
-from .core import pick, UserError
-from .interp.features import map_layer, memory_features
+from .core import UserError, pick
 from .evaluation.retrieval import percentile_interval
-from .interp.stats import bootstrap_weights, effective_number, effective_rank, inverse_simpson
+from .interp.features import map_layer, memory_features
+from memory_vlm.interp.stats import (
+    bootstrap_weights,
+    effective_number,
+    effective_rank,
+    inverse_simpson,
+    largest_cosine,
+    lift,
+    usage_information,
+    variance_share,
+    weighted_means,
+)
 from .memory import is_dead
-from .interp.stats import largest_cosine, lift, usage_information, variance_share, weighted_means
 from .tokens import TokenLayout
-from .vision import MemoryViT
 from .training.run_dir import as_model
+from .vision import MemoryViT
+from torch import Tensor, nn
+from typing import NamedTuple
 
 # %% ../nbs/31_report.ipynb #aa6d9471
 class _Metric(NamedTuple):
@@ -250,7 +260,8 @@ def untrained_twin(
 
 # %% ../nbs/31_report.ipynb #0b6906ab
 def memory_report(
-    model,                    # A run folder, a Learner, a MemoryCLIP, a MemoryViT, or another thing that `as_model` takes
+    # A run folder, a Learner, a MemoryCLIP, a MemoryViT, or another thing that `as_model` takes
+    model,
     dl:Iterable=None,         # Batches, images first; None: the validation data that belongs to `model`
     num_images:int=512,       # Largest number of images (the first of the loader)
     draws:int=1000,           # Bootstrap samples (count)

@@ -8,8 +8,8 @@ __all__ = ['MemoryConfig', 'TextConfig', 'ContrastiveConfig', 'ModelConfig', 'Da
 
 # %% ../nbs/01_schema.ipynb #c48ca0c3
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any
 from omegaconf import SI
+from typing import Any
 
 # %% ../nbs/01_schema.ipynb #0be6b8f1
 def _number_field(default, low=None, high=None, above=None):

@@ -7,18 +7,21 @@ __all__ = ['check_text_tower', 'text_feature', 'best_rows', 'ImageIndex', 'write
            'open_images', 'index_path', 'open_index', 'search']
 
 # %% ../nbs/42_search.ipynb #846efff1
-import hashlib, json, os, time
+import hashlib
+import json
 import numpy as np
+import os
+import time
 import torch
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from .clip import MemoryCLIP
 from .core import UserError
+from .data.base import FileSource, PathList, Source
 from .data.folders import is_image, walk_files
 from .data.loaders import make_loader
 from .data.mixture import Subset
-from .data.base import FileSource, PathList, Source
 from .data.scenes import scenes_cache_dir
 from .data.sources import open_source
 from .evaluation.validation import evaluation_mode

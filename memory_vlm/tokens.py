@@ -9,8 +9,8 @@ __all__ = ['POSITIONS', 'TokenLayout']
 import torch
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
-from torch import Tensor
 from .core import pick
+from torch import Tensor
 
 # %% ../nbs/03_tokens.ipynb #c0fcea58
 POSITIONS = ('prepend', 'append', 'kv', 'kv_protected', 'kv_head')

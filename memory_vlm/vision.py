@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from .core import UserError, pick
+from .memory import UPDATES, MemoryTokens, check_memory, ema_step, in_backward, patch_centers
+from .models.registry import VIT_MEMORY, VIT_SIZES, register_vits
+from .tokens import TokenLayout
 from timm.layers import Attention, LayerNorm, get_act_layer
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from .core import UserError, pick
-from .memory import MemoryTokens, UPDATES, check_memory, ema_step, in_backward, patch_centers
-from .models.registry import VIT_MEMORY, VIT_SIZES, register_vits
-from .tokens import TokenLayout
 
 # %% ../nbs/11_vision.ipynb #c28efd98
 class MemoryAttention(Attention):

@@ -1,17 +1,17 @@
 """Every key of the configuration has an effect. One row per key: how it is changed, and what shows the effect."""
 import json
-from contextlib import redirect_stderr, redirect_stdout
-from functools import lru_cache
-from io import StringIO
-from types import SimpleNamespace
-from unittest.mock import patch
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
-from PIL import Image
+from contextlib import redirect_stderr, redirect_stdout
+from functools import lru_cache
+from io import StringIO
 from memory_vlm.config import compose, schema_fields, validate
 from memory_vlm.core import UserError
+from omegaconf import OmegaConf
+from PIL import Image
+from types import SimpleNamespace
+from unittest.mock import patch
 
 BASE = ['model=tiny', 'model.image_size=32', 'model.patch_size=16', 'model.embed_dim=32', 'model.depth=2', 'model.num_heads=2',
         'model.text.embed_dim=32', 'model.text.depth=1', 'model.text.num_heads=2', 'model.text.max_len=16',
@@ -159,9 +159,9 @@ def cache(cfg):
 
 def written(cfg):
     "Checkpoints, event files and steps of the rows that a run writes."
-    from tempfile import TemporaryDirectory
-    from pathlib import Path
     from memory_vlm.run import run_training
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
     with TemporaryDirectory() as d, redirect_stdout(StringIO()):
         learn, run = learner(cfg), Path(d)/'run'
         run.mkdir()
@@ -183,8 +183,8 @@ def in_wandb(cfg):
 
 def run_folder(cfg):
     "Folder of a new run without its time, and its config.yaml."
-    from memory_vlm.training.run_dir import make_run_dir
     import shutil
+    from memory_vlm.training.run_dir import make_run_dir
     with patch('memory_vlm.training.run_dir.time.strftime', return_value='now'): made = make_run_dir(cfg)
     text = (made/'config.yaml').read_text()
     shutil.rmtree(made)
@@ -193,8 +193,8 @@ def run_folder(cfg):
 
 def resumed(cfg):
     "The run that a fit resumes, where there is an unfinished one."
-    from memory_vlm.training.run_dir import choose_run, make_run_dir
     import shutil
+    from memory_vlm.training.run_dir import choose_run, make_run_dir
     run = make_run_dir(base_config())
     with redirect_stdout(StringIO()): found = choose_run(cfg)
     shutil.rmtree('runs')
@@ -218,8 +218,8 @@ def card(cfg):
 
 def report(cfg):
     "Footer of the report."
-    from pathlib import Path
     from memory_vlm.viz.html import write_report_page
+    from pathlib import Path
     Path('metrics.csv').write_text('step,epoch\n')
     return write_report_page(Path('.'), fitted(cfg)).read_text().rpartition('</pre>')[2]
 

@@ -1,19 +1,24 @@
 """A model with a tokenizer saved by transformers: trained, saved, opened and exported."""
-import json, shutil, subprocess, sys
-from pathlib import Path
-import open_clip, pytest, torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+import json
+import open_clip
+import pytest
+import shutil
+import subprocess
+import sys
+import torch
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
-from memory_vlm.evaluation.models import open_clip_eval_model, memory_clip_eval_model
-from memory_vlm.hub.open_clip import save_open_clip
 from memory_vlm.core import UserError
 from memory_vlm.data.scenes import SceneSource
 from memory_vlm.data.tokenizer import untokenize
+from memory_vlm.evaluation.models import memory_clip_eval_model, open_clip_eval_model
 from memory_vlm.evaluation.validation import encode
+from memory_vlm.hub.open_clip import save_open_clip
 from memory_vlm.learner import make_dls, make_learner
+from pathlib import Path
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
 LENGTH = 48

@@ -7,19 +7,25 @@ __all__ = ['COLUMN_NAMES', 'SPLITS', 'READERS', 'TableSource', 'split_rows', 'ma
            'file_sizes', 'cell_sizes', 'open_table']
 
 # %% ../../nbs/data/04_tables.ipynb #a26e9677
-import csv, json, os, re, warnings
+import csv
+import json
 import numpy as np
+import os
 import pyarrow as pa
 import pyarrow.compute as pc
+import re
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from ..core import suggest, UserError
+from ..core import UserError, suggest
 from .base import FileSource, PathList, is_usable
+from pathlib import Path
 
 # %% ../../nbs/data/04_tables.ipynb #0ce94ef5
 COLUMN_NAMES = dict(
-    image='image image_path file_name filename filepath file_path path image_file image_name img img_path file jpg png webp image_bytes'.split(),
-    caption='caption captions text texts title sentence sentences raw description prompt comment alt_text txt'.split()) # What columns are usually called, in lower case with _
+    image='image image_path file_name filename filepath file_path path image_file image_name img img_path file jpg '
+          'png webp image_bytes'.split(),
+    # What columns are usually called, in lower case with _
+    caption='caption captions text texts title sentence sentences raw description prompt comment alt_text txt'.split())
 
 # %% ../../nbs/data/04_tables.ipynb #808fa76f
 def _flatten_captions(columns:list)->tuple:
@@ -29,16 +35,19 @@ def _flatten_captions(columns:list)->tuple:
         c = c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c
         if isinstance(c, pa.ChunkedArray): c = pa.concat_arrays(c.chunks)
         first = next((v for v in c[:100].to_pylist() if v), None)
-        if isinstance(first, str) and first.startswith('["'): c = pa.array([json.loads(v) if v else [] for v in c.to_pylist()])
+        if isinstance(first, str) and first.startswith('["'):
+            c = pa.array([json.loads(v) if v else [] for v in c.to_pylist()])
         if pa.types.is_list(c.type) or pa.types.is_large_list(c.type):
-            parts.append((c.flatten().cast(pa.large_string()), pc.list_value_length(c).fill_null(0).to_numpy(zero_copy_only=False)))
+            parts.append((c.flatten().cast(pa.large_string()),
+                          pc.list_value_length(c).fill_null(0).to_numpy(zero_copy_only=False)))
         else: parts.append((c.cast(pa.large_string()), np.ones(len(c), int)))
     counts = np.stack([n for _, n in parts], 1) # (rows, columns)
     starts = np.concatenate([[0], counts.ravel().cumsum()])
     if len(parts) == 1: return parts[0][0], starts
     before = np.cumsum([0, *(len(values) for values, _ in parts)])
     first = before[:-1] + np.cumsum(counts, 0) - counts # where each cell begins, with the columns one after another
-    return pa.concat_arrays([values for values, _ in parts]).take(_ranges(first.ravel(), counts.ravel())), starts[::len(parts)]
+    return pa.concat_arrays([values for values, _ in parts]).take(_ranges(first.ravel(),
+            counts.ravel())), starts[::len(parts)]
 
 def _ranges(first, counts): # 3, 4, 5, 10, 11 for first 3, 10 and counts 3, 2
     return np.repeat(first - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
@@ -50,10 +59,12 @@ def _group_rows(files:pa.Array, captions:pa.Array, starts:np.ndarray)->tuple:
     which, counts = index.indices.to_numpy(), np.diff(starts)
     order = np.argsort(which, kind='stable')
     per_picture = np.bincount(which, counts, len(index.dictionary)).astype(np.int64)
-    return index.dictionary, captions.take(_ranges(starts[:-1][order], counts[order])), np.concatenate([[0], per_picture.cumsum()])
+    return index.dictionary, captions.take(_ranges(starts[:-1][order], counts[order])), np.concatenate([[0],
+            per_picture.cumsum()])
 
 # %% ../../nbs/data/04_tables.ipynb #bc15ec9a
-_IMAGE_FOLDERS = ('images', 'Images', 'img', 'train2017', 'val2017', 'train2014', 'val2014', 'flickr30k-images', 'flickr30k_images',
+_IMAGE_FOLDERS = ('images', 'Images', 'img', 'train2017', 'val2017', 'train2014', 'val2014', 'flickr30k-images',
+                  'flickr30k_images',
                  'Flicker8k_Dataset', 'Flickr8k_Dataset')
 
 def _find_root(files:Sequence[str], beside:str, given:str|None, where:str)->str:
@@ -90,7 +101,9 @@ class TableSource(FileSource):
         names = self.pictures.files.nbytes if isinstance(self.pictures, PathList) else 0
         return names + self._captions.nbytes + (0 if self._starts is None else self._starts.nbytes)
 
-SPLITS = dict(train=('train', 'training', 'restval'), valid=('val', 'valid', 'validation', 'dev'), test=('test', 'testing')) # What parts are called
+# What parts are called
+SPLITS = dict(train=('train', 'training', 'restval'), valid=('val', 'valid', 'validation', 'dev'),
+              test=('test', 'testing'))
 
 def split_rows(
     splits:list|pa.Array, # Of each row
@@ -113,8 +126,10 @@ def make_table_source(
 )->TableSource:
     "A source of columns."
     captions, starts = _flatten_captions([c if rows is None else c.filter(pa.array(rows)) for c in columns])
-    if files is None: return TableSource(name, pictures if rows is None else _Rows(pictures, np.flatnonzero(rows)), captions, starts)
-    if isinstance(files, pa.ChunkedArray): files = pa.concat_arrays(files.chunks) if files.num_chunks else pa.array([], files.type)
+    if files is None:
+        return TableSource(name, pictures if rows is None else _Rows(pictures, np.flatnonzero(rows)), captions, starts)
+    if isinstance(files, pa.ChunkedArray):
+        files = pa.concat_arrays(files.chunks) if files.num_chunks else pa.array([], files.type)
     files = files.cast(pa.large_string()).fill_null('')
     files, captions, starts = _group_rows(files if rows is None else files.filter(pa.array(rows)), captions, starts)
     if not len(files): raise UserError(f'{name} has no row')
@@ -122,7 +137,8 @@ def make_table_source(
     if not any('/' in f for f in some) and any('\\' in f for f in some): # written on Windows
         files = pc.replace_substring(files, '\\', '/')
         some = [f.replace('\\', '/') for f in some]
-    return TableSource(name, PathList(files.cast(pa.large_binary()), _find_root(some, beside, image_dir, name)), captions, starts)
+    return TableSource(name, PathList(files.cast(pa.large_binary()), _find_root(some, beside, image_dir, name)),
+                       captions, starts)
 
 class _Rows:
     "Some of the images of a table, by their rows."
@@ -154,7 +170,8 @@ def choose_columns(
     by_name = {_clean_captions(c): c for c in found}
     usual = next(([by_name[n]] for n in COLUMN_NAMES[what] if n in by_name), None)
     numbered = [c for n, c in by_name.items() if re.fullmatch(rf'({"|".join(COLUMN_NAMES[what])})_?\d+', n)]
-    if what == 'image' and not usual and 'url' in by_name: refuse('images but links to them (url): fetch them first, with img2dataset for example')
+    if what == 'image' and not usual and 'url' in by_name:
+        refuse('images but links to them (url): fetch them first, with img2dataset for example')
     return usual or numbered or refuse(f'column of {what}s that is known here: name it with training.data.{what}_key')
 
 # %% ../../nbs/data/04_tables.ipynb #2c1c2ada
@@ -194,7 +211,8 @@ class _ParquetBytes:
     def label(self, i): return f'{self.path}, row {i}'
     def sizes(self):
         import pyarrow.parquet as pq
-        groups = (pq.ParquetFile(self.path).read_row_group(g, [self.column], use_threads=False).column(0) for g in range(len(self.starts) - 1))
+        groups = (pq.ParquetFile(self.path).read_row_group(g, [self.column], use_threads=False).column(0)
+                  for g in range(len(self.starts) - 1))
         return np.concatenate([cell_sizes(g) for g in groups])
     def __getitem__(self, i):
         import pyarrow.parquet as pq
@@ -219,13 +237,15 @@ def _read_csv(path:str, choose:Callable)->pa.Table:
     import pyarrow.csv as pcsv
     data, bad = _read_text(path), []
     first = data.split(b'\n', 1)[0].decode().rstrip('\r')
-    delimiter = '\t' if path.endswith('.tsv') else max(',;\t|', key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
+    delimiter = '\t' if path.endswith('.tsv') else max(',;\t|',
+                                                       key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
     names = next(csv.reader([first], delimiter=delimiter), [])
     columns = choose(names)
     if not data[len(first.encode()):].strip(): raise UserError(f'{path} has no line after the names of its columns')
     table = pcsv.read_csv(
         pa.BufferReader(data), pcsv.ReadOptions(column_names=names, skip_rows=1, block_size=2**24, use_threads=False),
-        pcsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: bad.append(row.text) or 'skip'),
+        pcsv.ParseOptions(delimiter=delimiter, newlines_in_values=True,
+                          invalid_row_handler=lambda row: bad.append(row.text) or 'skip'),
         pcsv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(names, pa.large_string())))
     if not bad: return table
     total = len(bad) + len(table)
@@ -241,7 +261,8 @@ def _read_jsonl(path:str, choose:Callable)->pa.Table:
     data = _read_text(path)
     if not data.strip(): raise UserError(f'{path} is empty')
     try: table = pjson.read_json(pa.BufferReader(data), pjson.ReadOptions(block_size=2**24))
-    except pa.ArrowInvalid: return _from_rows([_row(l, path, n) for n, l in enumerate(data.splitlines(), 1) if l.strip()], choose)
+    except pa.ArrowInvalid:
+        return _from_rows([_row(l, path, n) for n, l in enumerate(data.splitlines(), 1) if l.strip()], choose)
     return table.select(choose(table.column_names))
 
 def _row(line, path, number):
@@ -262,7 +283,8 @@ def _read_parquet(path:str, choose:Callable)->pa.Table:
     "Read columns of a Parquet file."
     import pyarrow.parquet as pq
     schema = pq.read_schema(path)
-    return pq.read_table(path, columns=[c for c in choose(schema.names) if not holds_bytes(schema.field(c).type)], use_threads=False)
+    return pq.read_table(path, columns=[c for c in choose(schema.names) if not holds_bytes(schema.field(c).type)],
+                         use_threads=False)
 
 READERS = {'.csv': _read_csv, '.tsv': _read_csv, '.txt': _read_csv, '.jsonl': _read_jsonl, '.parquet': _read_parquet}
 
@@ -284,7 +306,9 @@ def open_table(
     table = READERS[os.path.splitext(path)[1].lower()](path, choose)
     rows = split_rows(table[chosen['split']], split) if chosen['split'] else None
     inside = chosen['image'] not in table.column_names
-    source = make_table_source(path, None if inside else table[chosen['image']], [table[c] for c in chosen['captions']], os.path.dirname(path),
+    source = make_table_source(path, None if inside
+                               else table[chosen['image']], [table[c] for c in chosen['captions']],
+                               os.path.dirname(path),
                          image_dir, rows, _ParquetBytes(path, chosen['image']) if inside else None)
     source.has_split = rows is not None
     return source

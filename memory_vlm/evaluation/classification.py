@@ -7,17 +7,22 @@ __all__ = ['TEMPLATES', 'Prompts', 'read_prompts', 'class_features', 'class_rank
            'probe_classes']
 
 # %% ../../nbs/evaluation/02_classification.ipynb #bd87b0dc
-import torch, yaml
 import numpy as np
+import torch
+import yaml
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from open_clip import build_zero_shot_classifier, IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
-from open_clip import SIMPLE_IMAGENET_TEMPLATES
+from ..core import UserError, pick
+from .retrieval import rank_of_best
+from open_clip import (
+    IMAGENET_CLASSNAMES,
+    OPENAI_IMAGENET_TEMPLATES,
+    SIMPLE_IMAGENET_TEMPLATES,
+    build_zero_shot_classifier,
+)
 from pathlib import Path
 from timm.data import ImageNetInfo
-from torch import nn, Tensor
-from ..core import pick, UserError
-from .retrieval import rank_of_best
+from torch import Tensor, nn
 
 # %% ../../nbs/evaluation/02_classification.ipynb #f928f956
 TEMPLATES = dict(imagenet=OPENAI_IMAGENET_TEMPLATES, simple=SIMPLE_IMAGENET_TEMPLATES,

@@ -16,20 +16,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
-from torch import Tensor
 from ..clip import MemoryCLIP
-from .models import EvalModel, open_clip_eval_model, memory_clip_eval_model
 from ..core import UserError, pick
-from ..data.folders import LabeledSource, check_class_names
 from ..data.base import Source
-from ..data.sources import COLUMN_KEYS, path_text, labeled_folder, open_source
+from ..data.folders import LabeledSource, check_class_names
+from ..data.sources import COLUMN_KEYS, labeled_folder, open_source, path_text
+from memory_vlm.evaluation.classification import (
+    TEMPLATES,
+    Prompts,
+    class_balance,
+    class_features,
+    class_ranks,
+    knn_classes,
+    probe_classes,
+    read_prompts,
+)
+from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
+from .retrieval import bootstrap_interval, chance_recall, retrieval_ranks
 from .validation import encode, evaluation_mode
 from ..interp.features import memory_features
-from .classification import knn_classes, probe_classes
-from .retrieval import bootstrap_interval, chance_recall, retrieval_ranks
 from ..training.run_dir import as_model
-from .classification import Prompts, TEMPLATES, class_balance, class_features, class_ranks, read_prompts
+from pathlib import Path
+from torch import Tensor
 
 # %% ../../nbs/evaluation/06_compare.ipynb #35a8e8d3
 @dataclass

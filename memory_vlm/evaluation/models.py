@@ -10,15 +10,15 @@ import open_clip
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from open_clip.pretrained import list_pretrained_tags_by_model
-from pathlib import Path
-from torch import nn
 from ..clip import MemoryCLIP
 from ..core import UserError, missing_package, suggest
 from ..data.base import Source
 from ..data.loaders import EpochSampler, PairDataset, PairLoader, make_loader, worker_settings
 from ..data.tokenizer import text_tokenizer
-from ..models.pretrained import hub_errors, hub_cache_dir
+from ..models.pretrained import hub_cache_dir, hub_errors
+from open_clip.pretrained import list_pretrained_tags_by_model
+from pathlib import Path
+from torch import nn
 
 # %% ../../nbs/evaluation/05_models.ipynb #ff4cee42
 @dataclass

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from torch import Tensor, nn
 from ..core import UserError, pick
-from ..loss import LOSSES
 from ..distributed import gather_objects
 from .retrieval import retrieval_metrics
+from ..loss import LOSSES
+from torch import Tensor, nn
 
 # %% ../../nbs/evaluation/04_validation.ipynb #f6cb98ed
 @contextmanager

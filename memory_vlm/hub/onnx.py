@@ -9,11 +9,11 @@ __all__ = ['FORMATS', 'example_input', 'run_onnx', 'export_encoders']
 import json
 import torch
 from collections.abc import Callable
+from ..clip import MemoryCLIP
+from ..core import UserError, pick, require
 from pathlib import Path
 from torch import Tensor, nn
 from torch.export import Dim
-from ..clip import MemoryCLIP
-from ..core import UserError, require, pick
 
 # %% ../../nbs/hub/02_onnx.ipynb #856ab503
 class _Encoder(nn.Module):

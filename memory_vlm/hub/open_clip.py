@@ -9,14 +9,14 @@ __all__ = ['save_open_clip']
 import json
 import torch
 from huggingface_hub import ModelCard
-from pathlib import Path
-from safetensors.torch import save_file
-from torch import Tensor
 from ..clip import MemoryCLIP
 from ..core import UserError
 from ..data.tokenizer import text_tokenizer
 from ..models.registry import vit_name
 from ..vision import MemoryViT, vit_arguments
+from pathlib import Path
+from safetensors.torch import save_file
+from torch import Tensor
 
 # %% ../../nbs/hub/01_open_clip.ipynb #4e9f90f7
 _OPEN_CLIP_DEFAULTS = dict( # timm's defaults

@@ -8,16 +8,16 @@ __all__ = ['share']
 # %% ../../nbs/hub/03_publish.ipynb #01fc96f8
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from omegaconf import OmegaConf
-from pathlib import Path
-from ..overrides import command_line
-from .open_clip import save_open_clip
 from ..core import UserError, pick
 from ..data.sources import COLUMN_KEYS, path_text
 from .onnx import FORMATS, export_encoders
-from ..viz.html import memory_figures
+from .open_clip import save_open_clip
+from ..overrides import command_line
 from ..report import memory_report
 from ..training.run_dir import LoadedModel, as_model
+from ..viz.html import memory_figures
+from omegaconf import OmegaConf
+from pathlib import Path
 
 # %% ../../nbs/hub/03_publish.ipynb #e18c907d
 def _card_facts(loaded:LoadedModel, folder:Path, look:bool=True)->dict:

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from torch import Tensor, nn
 from ..attention import checked_index, find_clip, find_memory_vit
 from ..core import UserError
 from ..evaluation.validation import evaluation_mode
-from ..models.attention_hooks import EAGER, attention_hooks
 from ..memory import AttentionUpdate, StaticUpdate
+from ..models.attention_hooks import EAGER, attention_hooks
 from ..tokens import TokenLayout
+from torch import Tensor, nn
 
 # %% ../../nbs/interp/04_attribution.ipynb #ced935f3
 @dataclass(repr=False)

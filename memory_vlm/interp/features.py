@@ -9,14 +9,21 @@ __all__ = ['map_layer', 'memory_features']
 import torch
 import torch.nn.functional as F
 from collections.abc import Iterable
-from torch import Tensor, nn
 from ..attention import AttentionMaps, capture, find_vit
 from ..core import UserError
+from ..evaluation.localization import box_masks, center_prior, localization_scores
 from ..evaluation.validation import evaluation_mode
 from .intervene import intervene
-from ..evaluation.localization import box_masks, center_prior, localization_scores
-from .stats import effective_rank, entropy, largest_cosine, norm_contrast, outlier_rates, shares
-from .stats import weighted_mass
+from memory_vlm.interp.stats import (
+    effective_rank,
+    entropy,
+    largest_cosine,
+    norm_contrast,
+    outlier_rates,
+    shares,
+    weighted_mass,
+)
+from torch import Tensor, nn
 
 # %% ../../nbs/interp/03_features.ipynb #7c0fdb8e
 def _attention_features(maps:AttentionMaps)->dict:

@@ -9,13 +9,13 @@ __all__ = ['KINDS', 'checked_tokens', 'memory_positions', 'MemoryStates', 'recor
 import torch
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from torch import Tensor
 from ..attention import checked_index, find_memory_vit
 from ..core import UserError, pick
 from ..memory import INITS, MemoryTokens
 from ..models.attention_hooks import EAGER
 from ..tokens import TokenLayout
 from ..vision import MemoryViT
+from torch import Tensor
 
 # %% ../../nbs/interp/02_intervene.ipynb #40186a8f
 def checked_tokens(

@@ -10,8 +10,8 @@ __all__ = ['lift', 'weighted_mass', 'shares', 'entropy', 'effective_number', 'in
 # %% ../../nbs/interp/01_stats.ipynb #a16883a5
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from ..evaluation.retrieval import bootstrap_samples
+from torch import Tensor
 
 # %% ../../nbs/interp/01_stats.ipynb #d306c63a
 def lift(

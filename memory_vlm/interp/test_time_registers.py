@@ -10,16 +10,16 @@ import torch
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
-from typing import NamedTuple
 from ..attention import find_module
 from ..core import UserError
 from ..evaluation.validation import evaluation_mode
-from ..models.attention_hooks import EAGER
 from .stats import outlier_thresholds
+from ..models.attention_hooks import EAGER
 from ..tokens import TokenLayout
 from ..vision import MemoryViT
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from typing import NamedTuple
 
 # %% ../../nbs/interp/05_test_time_registers.ipynb #b5fa728f
 def _find_timm_vit(model)->VisionTransformer:

@@ -6,14 +6,15 @@
 __all__ = ['EAGER', 'explicit_attention', 'eager_attention', 'AttentionHooks', 'attention_hooks']
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #127fe9d3
-import threading, torch
+import threading
+import torch
 import torch.nn.functional as F
 from contextlib import contextmanager
 from functools import partial
-from torch import nn, Tensor
-from torch.nn.attention import SDPBackend
 from ..core import UserError
 from ..memory import in_backward
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #6dc3d2eb
 def _attention_with_lse(q:Tensor, k:Tensor, v:Tensor, dropout_p:float=0.)->tuple|None:

@@ -10,12 +10,12 @@ import json
 import torch
 import torch.nn.functional as F
 from functools import lru_cache
+from ..clip import MemoryCLIP
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from typing import NamedTuple
-from ..clip import MemoryCLIP
 
 # %% ../../nbs/models/06_cost.ipynb #f5962880
 class Cost(NamedTuple):
@@ -95,4 +95,5 @@ def cost_lines(
             'Arithmetic': f"{_format_count(whole.flops, 'FLOPs')} for one pair, forward{share}",
             'Training memory': f"{_format_count(16 * whole.params, 'B')} for weights, gradients and Adam; "
                                f"activations {_format_count(whole.activations, 'B')} a pair, "
-                               f"{_format_count(whole.activations * batch_size, 'B')} for {batch_size} (fp32; bf16 about half)"}
+                               f"{_format_count(whole.activations * batch_size, 'B')} for {batch_size} (fp32; bf16 "
+                               f"about half)"}

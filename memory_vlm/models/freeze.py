@@ -27,7 +27,8 @@ def _part_names(model:MemoryCLIP, part:str)->set:
     found = model.matching(_PARTS.get(part, (part,)))
     if not found and part not in _PARTS:
         names = [n for n, _ in model.named_parameters()]
-        raise UserError(f"training.freeze: '{part}' matches no parameter{suggest(part, [*_PARTS, 'last_2', *names], limit=3)}. "
+        raise UserError(f"training.freeze: '{part}' matches no "
+                        f"parameter{suggest(part, [*_PARTS, 'last_2', *names], limit=3)}. "
                         f"Parts: {', '.join(_PARTS)}, last_2 (any number), or a pattern of names")
     return found
 

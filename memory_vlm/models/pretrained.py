@@ -7,14 +7,25 @@ __all__ = ['PretrainedSpec', 'pretrained_source', 'hub_cache_dir', 'hub_errors',
            'build_pretrained', 'open_pretrained']
 
 # %% ../../nbs/models/03_pretrained.ipynb #6d10255b
-import json, os, pickle, re
-import open_clip, timm, torch
+import json
+import open_clip
+import os
+import pickle
+import re
+import timm
+import torch
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from httpx import HTTPError
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from ..config import check_sizes, leaf_keys
+from ..core import UserError, pick, suggest
+from ..memory import rename_old_weights
+from .pretrained_config import clip_config, vit_config
+from ..schema import Config, default_value, schema_fields
+from ..vision import MemoryViT
 from omegaconf import DictConfig, OmegaConf
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
@@ -25,12 +36,6 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import clean_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
-from ..config import check_sizes, leaf_keys
-from ..schema import Config, default_value, schema_fields
-from ..core import UserError, pick, suggest
-from ..memory import rename_old_weights
-from .pretrained_config import clip_config, vit_config
-from ..vision import MemoryViT
 
 # %% ../../nbs/models/03_pretrained.ipynb #8ab9fd61
 def _read_weights(path)->dict:
@@ -42,7 +47,8 @@ def _read_weights(path)->dict:
         if Path(path).suffix == '.safetensors': return load_file(path)
         weights = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as e:
-        raise UserError(f"'{path}' cannot be read as weights only, and no code in it was run; if you trust the file, convert it "
+        raise UserError(f"'{path}' cannot be read as weights only, and no code in it was run; if you trust the file, "
+                        f"convert it "
                         f"to safetensors ({str(e).splitlines()[0]})") from e
     if not isinstance(weights, dict): raise UserError(f"'{path}' holds a {type(weights).__name__}, not weights by name")
     return clean_state_dict(weights.get('state_dict', weights))
@@ -104,7 +110,8 @@ def hub_errors(
     except (RepositoryNotFoundError, HFValidationError) as e:
         raise UserError(f"{name}: the hub has no repository {where}, or it requires a login. {local}") from e
     except (OSError, HTTPError, RuntimeError) as e:
-        raise UserError(f"{name} is not in {hub_cache_dir()} and could not be fetched from {where} ({type(e).__name__}): "
+        raise UserError(f"{name} is not in {hub_cache_dir()} and could not be fetched from {where} "
+                        f"({type(e).__name__}): "
                         f"check the network connection. {local}") from e
 
 def _fetch_file(place:str, *names:str)->Path|None:
@@ -201,7 +208,8 @@ def find_pretrained(
     if colon and prefix in _PRETRAINED_SOURCES: return _PRETRAINED_SOURCES[prefix](rest)
     if Path(name).is_file():
         beside = Path(name).parent
-        if any((beside/f).exists() for f in ('config.json', 'open_clip_config.json')): return _repository_spec(str(beside))
+        if any((beside/f).exists() for f in ('config.json', 'open_clip_config.json')):
+            return _repository_spec(str(beside))
         raise UserError(f"'{name}' has weights but no configuration; name the model: open_clip:ViT-B-16/{name}")
     if colon:
         sources = ', '.join(f'{p}:' for p in _PRETRAINED_SOURCES)
@@ -248,7 +256,8 @@ def _load_pretrained_weights(model:nn.Module, spec:PretrainedSpec):
     wrong = [k for k, v in weights.items() if k not in mine or v.shape != mine[k].shape]
     if missing or wrong:
         raise UserError(f"the weights of {spec.name} do not fit: {len(missing)} are missing"
-                        f"{' (such as ' + missing[0] + ')' if missing else ''}, {len(wrong)} do not match in name or shape"
+                        f"{' (such as ' + missing[0] + ')' if missing else ''}, {len(wrong)} do not match in name or "
+                        f"shape"
                         f"{' (such as ' + wrong[0] + ')' if wrong else ''}")
     model.load_state_dict(weights, strict=False)
 

@@ -6,18 +6,19 @@
 __all__ = ['vit_config', 'clip_config']
 
 # %% ../../nbs/models/02_pretrained_config.ipynb #edf0fca4
-import inspect, math
+import inspect
+import math
 import torch
 from dataclasses import fields
+from ..core import UserError, pick
+from .text import TEXT_KWARGS
+from ..vision import ACTIVATIONS
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.timm_model import TimmModel
 from timm.layers import Attention, AttentionPoolLatent, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
-from ..core import UserError, pick
-from .text import TEXT_KWARGS
-from ..vision import ACTIVATIONS
 
 # %% ../../nbs/models/02_pretrained_config.ipynb #fa22d2d8
 def _square_side(size, what:str)->int:
@@ -80,7 +81,8 @@ _KNOWN_VISION_KEYS = ('layers', 'width', 'head_width', 'mlp_ratio', 'patch_size'
                       'no_ln_pre', 'pool_type', 'final_ln_after_pool', 'act_kwargs', 'norm_kwargs',
                       'pos_embed_type', 'patch_dropout', 'output_tokens') # without effect on the features
 _KNOWN_TEXT_KEYS = ('context_length', 'vocab_size', 'width', 'heads', 'layers', 'mlp_ratio', 'act_kwargs',
-                    'norm_kwargs', 'output_tokens', 'hf_tokenizer_name', 'tokenizer_mode', 'tokenizer_kwargs', *TEXT_KWARGS)
+                    'norm_kwargs', 'output_tokens', 'hf_tokenizer_name', 'tokenizer_mode', 'tokenizer_kwargs',
+                    *TEXT_KWARGS)
 
 def _check_known_keys(cfg, seen, name:str):
     "Check that all changed settings are known. Raises `UserError` otherwise."

@@ -6,11 +6,12 @@
 __all__ = ['VIT_SIZES', 'VIT_MEMORY', 'vit_name', 'register_vits']
 
 # %% ../../nbs/models/08_registry.ipynb #a1c0de03
-import ast, sys
+import ast
+import sys
 from collections.abc import Callable
+from ..core import UserError, pick
 from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import checkpoint_filter_fn
-from ..core import UserError, pick
 
 # %% ../../nbs/models/08_registry.ipynb #a1c0de08
 VIT_SIZES = ('img_size', 'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio')

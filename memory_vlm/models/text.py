@@ -7,10 +7,10 @@ __all__ = ['TEXT_KWARGS', 'TextTower', 'make_text']
 
 # %% ../../nbs/models/01_text.ipynb #e7a83215
 import torch.nn.functional as F
-from open_clip.transformer import LayerNorm, TextTransformer
-from torch import Tensor
 from ..core import UserError
 from ..vision import tower_kwargs
+from open_clip.transformer import LayerNorm, TextTransformer
+from torch import Tensor
 
 # %% ../../nbs/models/01_text.ipynb #23797e2c
 class TextTower(TextTransformer):

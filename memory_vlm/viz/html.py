@@ -6,20 +6,21 @@
 __all__ = ['memory_figures', 'save_html', 'section', 'write_report_page']
 
 # %% ../../nbs/viz/03_html.ipynb #af51c73f
-import html, json
+import html
+import json
 import pandas as pd
 import torch
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 from ..attention import capture
-from ..overrides import changed_keys, command_line
 from ..evaluation.validation import evaluation_mode
 from ..interp.features import map_layer
-from .style import Plot, to_svg
-from .plots import token_overlays, training_curves, usage_through_training
+from ..overrides import changed_keys, command_line
 from ..training.resets import ResetHistory
 from ..training.run_dir import as_model
+from .plots import token_overlays, training_curves, usage_through_training
+from .style import Plot, to_svg
+from pathlib import Path
 
 # %% ../../nbs/viz/03_html.ipynb #7642c40f
 def _run_summary(metrics:dict, gallery:int, epochs:float)->str:

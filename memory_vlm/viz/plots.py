@@ -8,13 +8,24 @@ __all__ = ['to_image', 'to_gray', 'overlay', 'mixed_cmap', 'token_overlays', 'pa
            'ablation_bars', 'training_curves', 'show_norm_maps']
 
 # %% ../../nbs/viz/02_plots.ipynb #ea29dece
-import re, textwrap
 import numpy as np
+import re
+import textwrap
 from collections.abc import Mapping
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap, Normalize
-from .style import HEAT, INK, SERIES, Plot, colorbar, legend_above, make_figure, image_axes
-from .style import color_scale, style
+from memory_vlm.viz.style import (
+    HEAT,
+    INK,
+    SERIES,
+    Plot,
+    color_scale,
+    colorbar,
+    image_axes,
+    legend_above,
+    make_figure,
+    style,
+)
 
 # %% ../../nbs/viz/02_plots.ipynb #6bff7179
 def to_image(

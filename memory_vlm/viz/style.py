@@ -7,8 +7,9 @@ __all__ = ['INK', 'SERIES', 'HEAT', 'Plot', 'to_png', 'to_svg', 'make_figure', '
            'color_scale', 'colorbar']
 
 # %% ../../nbs/viz/01_style.ipynb #3bb1a3b7
-import io, textwrap
+import io
 import numpy as np
+import textwrap
 from matplotlib import rc_context
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, same_color

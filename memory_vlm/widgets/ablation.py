@@ -12,18 +12,26 @@ import torch
 import traitlets as T
 from contextlib import nullcontext
 from html import escape
-from torch import Tensor, nn
 from ..ablation import ablate
 from ..attention import AttentionMaps, capture, find_vit
 from ..core import UserError, pick
+from ..evaluation.retrieval import retrieval_metrics
 from ..interp.intervene import intervene, record_states
+from ..training.run_dir import as_model
 from ..viz.plots import ablation_bars, overlay, token_overlays
 from ..viz.style import color_scale
-from ..evaluation.retrieval import retrieval_metrics
-from .base import CellImage, Panel, ImageSet, training_paused, find_model, image_features
-from .base import enlarge, scale_html
-from .html import maps_page, image_data
-from ..training.run_dir import as_model
+from memory_vlm.widgets.base import (
+    CellImage,
+    ImageSet,
+    Panel,
+    enlarge,
+    find_model,
+    image_features,
+    scale_html,
+    training_paused,
+)
+from .html import image_data, maps_page
+from torch import Tensor, nn
 
 # %% ../../nbs/widgets/08_ablation.ipynb #5a9d899b
 class _Retrieval:

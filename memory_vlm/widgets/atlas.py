@@ -13,16 +13,15 @@ import torch
 import traitlets as T
 from dataclasses import dataclass
 from html import escape
-from PIL import Image
-from torch import Tensor, nn
 from ..attention import capture, checked_index, find_vit
 from ..core import pick
 from ..interp.features import map_layer
-from ..viz.plots import patch_gallery
-from .base import Panel, ImageSet, training_paused, find_model, image_features
-from .base import format_number
-from .html import image_url, widget_page
 from ..training.run_dir import as_model
+from ..viz.plots import patch_gallery
+from .base import ImageSet, Panel, find_model, format_number, image_features, training_paused
+from .html import image_url, widget_page
+from PIL import Image
+from torch import Tensor, nn
 
 # %% ../../nbs/widgets/07_atlas.ipynb #3d716337
 @dataclass

@@ -7,26 +7,30 @@ __all__ = ['enlarge', 'mosaic_cols', 'mosaic', 'format_number', 'scale_html', 'b
            'model_lock', 'training_paused', 'weights_version', 'find_model', 'image_features', 'ImageSet', 'Panel']
 
 # %% ../../nbs/widgets/01_base.ipynb #71afd672
-import anywidget, io, threading, torch, weakref
+import anywidget
+import io
 import ipywidgets as W
 import numpy as np
+import threading
+import torch
 import traitlets as T
+import weakref
 from contextlib import contextmanager
 from functools import wraps
 from html import escape
 from importlib.resources import files
 from matplotlib.colors import Normalize, to_hex
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from pathlib import Path
-from PIL import Image, ImageDraw, ImageFont
-from torch import nn, Tensor
 from ..attention import find_vit
 from ..clip import normalize_images
 from ..core import UserError
 from ..data.transforms import center_crop
 from ..evaluation.validation import evaluation_mode
-from ..viz.plots import to_image, mixed_cmap, overlay
 from ..training.run_dir import LoadedModel, as_model
+from ..viz.plots import mixed_cmap, overlay, to_image
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from pathlib import Path
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
 
 # %% ../../nbs/widgets/01_base.ipynb #c1da365e
 def enlarge(

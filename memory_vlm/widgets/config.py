@@ -6,19 +6,21 @@
 __all__ = ['ConfigEditor']
 
 # %% ../../nbs/widgets/05_config.ipynb #a216111f
-import asyncio, re, yaml
+import asyncio
 import ipywidgets as W
+import re
 import traitlets as T
+import yaml
 from fastcore.basics import patch
 from html import escape
 from IPython.display import HTML
-from ..overrides import allowed_values, changed_keys, command_line, help_texts, base_values, written_values
 from ..config import check_range, compose, explain_error, validate
-from ..schema import Config, schema_fields
 from ..core import UserError
-from ..models.cost import cost_lines, model_cost
 from ..data.sources import BUILT_IN
 from ..learner import CONFIG_CHECKS, check_model
+from ..models.cost import cost_lines, model_cost
+from ..overrides import allowed_values, base_values, changed_keys, command_line, help_texts, written_values
+from ..schema import Config, schema_fields
 from ..viz.html import save_html, section
 from .base import Panel, asset
 from omegaconf import DictConfig, OmegaConf

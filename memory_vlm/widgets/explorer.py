@@ -11,18 +11,31 @@ import numpy as np
 import traitlets as T
 from contextlib import ExitStack, contextmanager
 from html import escape
-from torch import Tensor
 from ..attention import AttentionMaps, capture, checked_index, find_vit
-from ..interp.attribution import attribute
 from ..core import UserError, pick
+from ..interp.attribution import attribute
 from ..interp.features import map_layer
+from ..training.run_dir import as_model
 from ..viz.plots import overlay, token_overlays
 from ..viz.style import color_scale
-from .base import CellImage, Panel, ImageSet, training_paused, find_model, image_features
-from .base import png_bytes, weights_version
-from .base import bars_html, enlarge, mosaic, mosaic_cols, format_number, scale_html
-from .html import maps_page, image_data
-from ..training.run_dir import as_model
+from memory_vlm.widgets.base import (
+    CellImage,
+    ImageSet,
+    Panel,
+    bars_html,
+    enlarge,
+    find_model,
+    format_number,
+    image_features,
+    mosaic,
+    mosaic_cols,
+    png_bytes,
+    scale_html,
+    training_paused,
+    weights_version,
+)
+from .html import image_data, maps_page
+from torch import Tensor
 
 # %% ../../nbs/widgets/04_explorer.ipynb #e6d32ebf
 _DIRECTIONS = dict(reads='its attention to patches', read_by='attention of patches to it')

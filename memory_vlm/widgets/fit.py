@@ -6,9 +6,11 @@
 __all__ = ['DashboardCallback', 'FitDashboard']
 
 # %% ../../nbs/widgets/06_fit.ipynb #4185ae4d
-import asyncio, math, time
+import asyncio
 import ipywidgets as W
+import math
 import numpy as np
+import time
 from contextlib import contextmanager
 from fastai.callback.core import Callback, CancelFitException
 from fastcore.basics import patch
@@ -16,16 +18,15 @@ from html import escape
 from IPython import get_ipython
 from IPython.display import display
 from ..attention import capture, checked_index, find_vit
-from ..training.callbacks import CheckpointCallback, is_probing, save_checkpoint
 from ..core import UserError
 from ..interp.features import map_layer
-from ..viz.html import save_html, section
+from ..training.callbacks import CheckpointCallback, is_probing, save_checkpoint
 from ..training.checkpoint import training_state
-from ..viz.style import Plot, colorbar, make_figure, color_scale, to_svg
+from ..viz.html import save_html, section
 from ..viz.plots import mixed_cmap
-from .base import Panel, ImageSet, training_paused, model_lock, image_features, png_bytes
+from ..viz.style import Plot, color_scale, colorbar, make_figure, to_svg
+from .base import ImageSet, Panel, image_features, model_lock, png_bytes, scale_html, training_paused
 from .curves import CURVES, History, draw_panel, map_sheet, panel_of_metric, panel_svg
-from .base import scale_html
 from pathlib import Path
 
 # %% ../../nbs/widgets/06_fit.ipynb #b23ada3d

@@ -6,16 +6,19 @@
 __all__ = ['unpack_bytes', 'image_url', 'widget_page', 'image_data', 'maps_page']
 
 # %% ../../nbs/widgets/02_html.ipynb #5071c9fe
-import base64, io, json, uuid
+import base64
+import io
+import json
 import numpy as np
+import uuid
 from datetime import date
 from matplotlib import colormaps
-from pathlib import Path
-from PIL import Image
 from ..attention import AttentionMaps
 from ..viz.html import save_html
-from ..viz.plots import HEAT, to_image, to_gray
+from ..viz.plots import HEAT, to_gray, to_image
 from .base import asset, mosaic_cols
+from pathlib import Path
+from PIL import Image
 
 # %% ../../nbs/widgets/02_html.ipynb #94772544
 def _pack_bytes(values:np.ndarray)->dict:

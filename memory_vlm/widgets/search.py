@@ -11,16 +11,24 @@ import numpy as np
 import torch
 import traitlets as T
 from html import escape
-from torch import Tensor
 from ..attention import AttentionMaps, capture, checked_index, find_vit
 from ..core import UserError
 from ..interp.features import map_layer
-from ..viz.plots import overlay, color_scale, token_overlays
 from ..search import best_rows, check_text_tower, text_feature
-from .base import Panel, ImageSet, training_paused, find_model, image_features, weights_version
-from .base import enlarge, scale_html
-from .html import maps_page, image_data, image_url
 from ..training.run_dir import as_model
+from ..viz.plots import color_scale, overlay, token_overlays
+from memory_vlm.widgets.base import (
+    ImageSet,
+    Panel,
+    enlarge,
+    find_model,
+    image_features,
+    scale_html,
+    training_paused,
+    weights_version,
+)
+from .html import image_data, image_url, maps_page
+from torch import Tensor
 
 # %% ../../nbs/widgets/09_search.ipynb #6a8b7cb4
 class _IndexView:
