@@ -1,4 +1,4 @@
-"""Memory and time of one contrastive batch that is computed in parts, beside one batch as large as a part.
+"""Memory and time of a contrastive batch computed in parts, compared with one batch of the size of a part.
 
     python benchmarks/accumulate.py                                  # 512 pairs as 8 x 64, and 64 pairs; the default architecture
     python benchmarks/accumulate.py --batch 8 --parts 2              # small

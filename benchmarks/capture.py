@@ -1,4 +1,4 @@
-"""What capturing attention costs, beside the plain forward pass and the usual way of getting attention maps.
+"""Cost of capturing attention, compared with a plain forward pass and with hooks on explicit attention.
 
     python benchmarks/capture.py                     # default architecture, batch 8, with 8 and with 64 memory tokens
     python benchmarks/capture.py --precision bf16 --batch 64 --device cuda

@@ -1,4 +1,4 @@
-"""What a `FitDashboard` costs a fit: time of a step with it and without it.
+"""Cost of a `FitDashboard`: time of a training step with it and without it.
 
     python benchmarks/dashboard.py                     # the quickstart's model on scenes, a redraw every 5 s, 24 blocks
     python benchmarks/dashboard.py --every 5 --blocks 40 model=base training.batch_size=16

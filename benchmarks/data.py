@@ -1,4 +1,4 @@
-"""How fast images come from files: our loader beside open_clip's CSV data set, and webdataset with open_clip's transform.
+"""Loading speed of image files: our loader compared with open_clip's CSV data set, and webdataset with open_clip's transform.
 
     python benchmarks/data.py                      # photographs of 500 x 375, made for it
     python benchmarks/data.py --folder my/images # yours

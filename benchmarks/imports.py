@@ -1,4 +1,4 @@
-"""How long it takes until something can be done: our imports beside those of what we stand on.
+"""Import time of our modules, compared with that of our dependencies.
 
     python benchmarks/imports.py
 

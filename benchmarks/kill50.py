@@ -1,4 +1,4 @@
-"""Kill a fit over and over, at any moment, and see that nothing is lost.
+"""Kill a fit repeatedly at random moments and check that it resumes without loss.
 
     python benchmarks/kill50.py [kills]
 

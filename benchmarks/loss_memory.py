@@ -1,4 +1,4 @@
-"""Time and memory of our contrastive losses beside open_clip's, forward plus backward.
+"""Time and memory of our contrastive losses compared with open_clip's, forward plus backward.
 
     python benchmarks/loss_memory.py                        # B = 8192, D = 512, on the CPU or, if there is one, on CUDA
     python benchmarks/loss_memory.py --loss siglip --batch 4096

@@ -1,4 +1,4 @@
-"""What each memory preset costs: parameters, arithmetic, time of a training step, memory.
+"""Cost of each memory preset: parameters, arithmetic, time of a training step, memory.
 
     python benchmarks/mechanisms.py                 # the default architecture, batch 4 on the CPU or 256 on CUDA
     python benchmarks/mechanisms.py --tokens 64     # all with as many tokens, instead of what their papers use

@@ -1,4 +1,4 @@
-"""What checkpoints and logs cost a fit, at the default intervals.
+"""Cost of checkpoints and logs in a fit, at the default intervals.
 
     python benchmarks/overhead.py                                              # the quickstart's model
     python benchmarks/overhead.py --config-name default --steps 6 training.batch_size=8 # the default architecture

@@ -1,4 +1,4 @@
-"""What each `training.precision` does to the time of a step, at the default architecture with 64 memory tokens.
+"""Time of a training step with each `training.precision`, at the default architecture with 64 memory tokens.
 
     python benchmarks/precision.py                    # batch 4 on the CPU, or batch 256 on CUDA if there is one
     python benchmarks/precision.py --csv benchmarks/results/precision.csv

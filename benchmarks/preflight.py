@@ -1,4 +1,4 @@
-"""Seconds that the look before a fit takes, at the default architecture.
+"""Time that the checks before a fit take (s), at the default architecture.
 
     python benchmarks/preflight.py                                      # built-in scenes
     python benchmarks/preflight.py training.data.train_path=data/train training.data.val_path=data/val

@@ -1,4 +1,4 @@
-"""Does every memory preset still learn? What each comes to on scenes with three seeds, which tests hold later versions to.
+"""Results of every memory preset on scenes with three seeds; tests compare later versions with them.
 
     python benchmarks/presets.py
     python benchmarks/presets.py --csv benchmarks/results/presets.csv

@@ -1,4 +1,4 @@
-"""Can a frozen CLIP learn a second vocabulary by protected memory, and keep the first to the bit?
+"""Can a frozen CLIP learn a second vocabulary by protected memory, and keep its outputs for the first bit-identical?
 
     python benchmarks/protected.py
     python benchmarks/protected.py --csv benchmarks/results/protected.csv

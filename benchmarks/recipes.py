@@ -1,4 +1,4 @@
-"""What do the recipes of configs/experiment come to, over three seeds, and what do they cost?
+"""Results and cost of the recipes in configs/experiment, over three seeds.
 
     python benchmarks/recipes.py
     python benchmarks/recipes.py --only stamps --csv benchmarks/results/recipes.csv

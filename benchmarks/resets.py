@@ -1,4 +1,4 @@
-"""What watching for dead memory tokens costs a training step, at the default architecture.
+"""Cost of detecting dead memory tokens per training step, at the default architecture.
 
     python benchmarks/resets.py                     # batch 8 on the CPU, or batch 256 on CUDA if there is one
     python benchmarks/resets.py --csv benchmarks/results/resets.csv

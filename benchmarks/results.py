@@ -1,4 +1,4 @@
-"What every benchmark says of where its figures come from, and how it keeps them."
+"Record the origin of benchmark results and append them to the tables."
 import os
 import pandas as pd
 import platform

@@ -1,4 +1,4 @@
-"""How fast images are found by words: a query over many images, and indexing beside the loader that it reads through.
+"""Speed of image search: a query over many images, and indexing compared with its loader alone.
 
     python benchmarks/search.py                         # features drawn at random, photographs of 500 x 375
     python benchmarks/search.py --folder my/images    # index yours

@@ -1,4 +1,4 @@
-"""All benchmarks that compare: one table of ratios, each beside the committed one, and a word on every one that got worse.
+"""Run all comparisons: one table of ratios, each beside the committed ratio, with regressions marked.
 
     python benchmarks/suite.py                          # what `make bench` runs: about 20 minutes on 2 quiet cores
     python benchmarks/suite.py --only imports capture   # some of them

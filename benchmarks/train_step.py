@@ -1,4 +1,4 @@
-"""One training step of ours beside open_clip's, at the default architecture.
+"""Time of our training step compared with open_clip's, at the default architecture.
 
     python benchmarks/train_step.py                     # batch 16 on the CPU, or batch 256 on CUDA if there is one
     python benchmarks/train_step.py --profile           # also say where the time of each goes

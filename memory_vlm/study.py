@@ -17,6 +17,7 @@ from .models.cost import model_cost
 from .overrides import command_words
 from .run import fit
 from .training.callbacks import DivergedError
+from .training.logging import read_metrics
 from .training.run_dir import config_differences
 from .viz.style import INK, SERIES, Plot, make_figure, style
 from omegaconf import OmegaConf
@@ -25,7 +26,7 @@ from pathlib import Path
 # %% ../nbs/41_study.ipynb #bc1ea0f6
 def _read_run(folder:Path)->dict:
     "Seed, cost and last evaluation of a run. Raises `UserError` if it was never evaluated."
-    cfg, log = OmegaConf.load(folder/'config.yaml'), pd.read_csv(folder/'metrics.csv')
+    cfg, log = OmegaConf.load(folder/'config.yaml'), read_metrics(folder)
     scores = [c for c in log if c == 'val_loss' or '/' in c]
     if not scores: raise UserError(f"'{folder}' holds no evaluation; leave this run out of the study, or fit it again")
     t, cost = cfg.training, model_cost(cfg.model)['model']

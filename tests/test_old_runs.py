@@ -7,7 +7,9 @@ import torch
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.learner import make_learner
 from memory_vlm.schema import Config
+from memory_vlm.study import collect
 from memory_vlm.training.callbacks import ResumeCallback
+from memory_vlm.training.logging import read_metrics
 from memory_vlm.training.run_dir import open_trained
 from omegaconf import OmegaConf
 from pathlib import Path
@@ -63,3 +65,10 @@ def test_report(run):
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr
     assert 'memory' in out.stdout
+
+
+def test_old_column_names_are_read(run):
+    "A study and a report read the metrics of a run whose columns had other names."
+    table = read_metrics(run)
+    assert table.samples_per_second.notna().any() and 'pairs_per_second' not in table
+    assert collect(run.parent).samples_per_second.notna().all()

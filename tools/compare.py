@@ -1,4 +1,4 @@
-"""Put the final evaluations of two runs side by side.
+"""Compare the final evaluations of two runs.
 
     python tools/compare.py runs/quickstart runs/quickstart_no_memory
 

@@ -1,4 +1,4 @@
-"""Photograph the pages of _docs/ as readers meet them, to be looked at: a desk and a phone, by day and by night.
+"""Save screenshots of the pages of _docs/ at desktop and phone width, in the light and the dark scheme.
 
     python tools/docs.py && python tools/photograph.py FOLDER
     python tools/photograph.py FOLDER index benchmarks     # some pages

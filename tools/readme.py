@@ -2,7 +2,7 @@
 
     python tools/readme.py
 
-Markdown cells are taken over, links made relative to the top of the repository; code cells become fenced Python with
+Markdown cells are copied, with links made relative to the top of the repository; code cells become fenced Python with
 their text output under them. Cells with `#| hide` stay out."""
 import json
 import posixpath

@@ -101,8 +101,8 @@ def preflight(
     if learn.precision == 'fp16' and learn.dls.device.type == 'cpu':
         mistakes.append('training.precision=fp16 is slow on a CPU; fp32 and bf16 are for it')
     each, size = _try_step(learn)
-    needs, there, pairs = _memory_needed(learn,
-                                         size), _memory_available(learn.dls.device), t.batch_size * t.accumulate_grad_batches
+    needs, there = _memory_needed(learn, size), _memory_available(learn.dls.device)
+    pairs = t.batch_size * t.accumulate_grad_batches
     if needs > there:
         mistakes.append(f'training.batch_size={t.batch_size} takes about {needs / 1e9:.2g} GB, and {learn.dls.device} '
                         f'has {there / 1e9:.2g}; '

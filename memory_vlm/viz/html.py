@@ -8,7 +8,6 @@ __all__ = ['memory_figures', 'save_html', 'section', 'write_report_page']
 # %% ../../nbs/viz/03_html.ipynb #af51c73f
 import html
 import json
-import pandas as pd
 import torch
 from datetime import date
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from ..attention import capture
 from ..evaluation.validation import evaluation_mode
 from ..interp.features import map_layer
 from ..overrides import changed_keys, command_line
+from ..training.logging import read_metrics
 from ..training.resets import ResetHistory
 from ..training.run_dir import as_model
 from .plots import token_overlays, training_curves, usage_through_training
@@ -136,7 +136,7 @@ def write_report_page(
     loaded = as_model(model)
     source, cfg = loaded.valid_dl.source, loaded.cfg
     metrics = {k: v for k, v in loaded.metrics.items() if k not in ('step', 'epoch')}
-    table = pd.read_csv(folder/'metrics.csv')
+    table = read_metrics(folder)
     figure = lambda fig: '' if fig is None else f'<figure>{to_svg(fig)}</figure>'
     curves = training_curves(table, gallery=len(source), title='') if len(table) else None
     code = lambda v: f'<td><code>{html.escape(v if isinstance(v, str) else json.dumps(v))}</code></td>'
