@@ -41,17 +41,17 @@ def photograph(rng, width=500, height=375):
 
 def files(args, at):
     "Paths of images."
-    if args.folder: return sorted(os.path.join(w, f) for w, names in walk_files(args.folder) for f in names if is_image(f))[:args.pictures]
-    rng, paths = np.random.default_rng(0), [at/f'{i:04}.jpg' for i in range(args.pictures)]
+    if args.folder: return sorted(os.path.join(w, f) for w, names in walk_files(args.folder) for f in names if is_image(f))[:args.images]
+    rng, paths = np.random.default_rng(0), [at/f'{i:04}.jpg' for i in range(args.images)]
     for p in paths: photograph(rng).save(p, quality=90)
     return list(map(str, paths))
 
 
-def rate(batches, pictures):
+def rate(batches, num_images):
     "Pairs per second of processor time."
     start = time.process_time()
     for _ in batches(): pass
-    return pictures/(time.process_time() - start)
+    return num_images/(time.process_time() - start)
 
 
 def resident(): # MB
@@ -71,10 +71,10 @@ def large():
     import pyarrow.parquet as pq
     with tempfile.TemporaryDirectory() as folder:
         at, rows = Path(folder), 1_000_000
-        picture = photograph(np.random.default_rng(0))
+        image = photograph(np.random.default_rng(0))
         for part in (at/'files'/f'{d:02}' for d in range(100)): # one file may not have 100 000 names
             part.mkdir(parents=True)
-            picture.save(part/'000.jpg')
+            image.save(part/'000.jpg')
             (part/'000.txt').write_text('a caption of some words')
             for i in range(1, 1000):
                 for suffix in ('jpg', 'txt'): os.link(part/f'000.{suffix}', part/f'{i:03}.{suffix}')
@@ -91,7 +91,7 @@ def large():
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--folder', help='images to use; without it some are made')
-    p.add_argument('--pictures', type=int, default=256)
+    p.add_argument('--images', type=int, default=256)
     p.add_argument('--rounds', type=int, default=7)
     p.add_argument('--large', action='store_true', help='open large sets instead')
     p.add_argument('--csv', help='append the figures to this file')
@@ -129,7 +129,7 @@ def main():
             for _ in ours: pass
             before = before or resident()
         print(f'{resident() - before:.0f} MB more after ten epochs')
-        if args.csv: store(args.csv, [dict(pictures=n, over_open_clip=round(over_csv, 2), over_webdataset=round(over_wds, 2), cached_over_ours=round(over_ours, 2), mb_grown=round(resident() - before))
+        if args.csv: store(args.csv, [dict(images=n, over_open_clip=round(over_csv, 2), over_webdataset=round(over_wds, 2), cached_over_ours=round(over_ours, 2), mb_grown=round(resident() - before))
                                       | {k: round(v) for k, v in each.items()}])
 
 

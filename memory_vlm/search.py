@@ -135,7 +135,7 @@ def open_images(
         source = open_source(data, 'valid')
         return source, [source.label(i) for i in range(len(source))], ''
     source, names = FileSource(), sorted(f.removeprefix('./') for f in files)
-    source.name, source.pictures = str(data), PathList(names, data)
+    source.name, source.images = str(data), PathList(names, data)
     return source, names, str(data)
 
 def _file_marks(source:Source)->Tensor:

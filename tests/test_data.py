@@ -44,8 +44,8 @@ def put(folder, n=20, split='train', suffix='.jpg'):
     "Images in a folder, and their names and captions."
     folder.mkdir(parents=True, exist_ok=True)
     out = []
-    for i, (picture, caption) in enumerate(pairs(split, n)):
-        picture.save(folder/f'{i:03}{suffix}')
+    for i, (image, caption) in enumerate(pairs(split, n)):
+        image.save(folder/f'{i:03}{suffix}')
         out.append((f'{i:03}{suffix}', caption))
     return out
 
@@ -145,8 +145,8 @@ def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('MEMORY_VLM_CACHE', str
 
 
 @pytest.mark.parametrize('make', KINDS)
-def test_each_kind_gives_the_same_pictures_with_and_without_workers(make, tmp_path):
-    source = open_source(make(tmp_path/'pictures'), 'train')
+def test_each_kind_gives_the_same_images_with_and_without_workers(make, tmp_path):
+    source = open_source(make(tmp_path/'images'), 'train')
     assert len(source) == 20
     assert np.abs(source.pixels(0).astype(int) - np.asarray(pairs()[0][0])).mean() < 8 # JPEG
     assert pairs()[3][1] in source.captions(3)[0] or make is as_classes
@@ -231,7 +231,7 @@ def test_a_hundred_thousand_files_open_in_seconds(tmp_path):
     source = open_source(tmp_path, 'train')
     first_batch(source)
     assert time.perf_counter() - start < 5 and len(source) == 100_000
-    assert source.pictures.files.nbytes < 100_000*(10 + 100)
+    assert source.images.files.nbytes < 100_000*(10 + 100)
 
 
 @pytest.mark.slow
@@ -252,9 +252,9 @@ def test_a_million_rows_open_in_seconds(tmp_path, suffix):
     assert source.nbytes - sum(map(len, names)) - sum(map(len, captions)) < 100*1_000_000
 
 
-def jpeg(picture, **kwargs):
-    picture.save(held := io.BytesIO(), 'JPEG', **kwargs)
-    return held.getvalue()
+def jpeg(image, **kwargs):
+    image.save(out := io.BytesIO(), 'JPEG', **kwargs)
+    return out.getvalue()
 
 
 GREY = Image.new('RGB', (60, 40), (120, 120, 120))
@@ -287,7 +287,7 @@ BOMB = b'BM' + bytes(12) + b''.join(n.to_bytes(4, 'little') for n in (40, 30_000
 
 
 @pytest.mark.parametrize('name', USABLE)
-def test_a_picture_that_can_be_shown_can_be_learned_from(name, tmp_path):
+def test_an_image_that_can_be_shown_can_be_learned_from(name, tmp_path):
     USABLE[name](tmp_path/name)
     (tmp_path/'pairs.csv').write_text(f'image,caption\n{name},words\n')
     for train in (True, False):
@@ -297,7 +297,7 @@ def test_a_picture_that_can_be_shown_can_be_learned_from(name, tmp_path):
 
 @pytest.mark.parametrize('name', UNUSABLE, ids=ascii)
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_a_picture_that_cannot_be_shown_is_named_counted_and_replaced(name, num_workers, tmp_path):
+def test_an_image_that_cannot_be_shown_is_named_counted_and_replaced(name, num_workers, tmp_path):
     spoil, reason = UNUSABLE[name]
     rows = put(tmp_path, 15) + [(name, 'words')]
     spoil(tmp_path/name)
@@ -368,7 +368,7 @@ def test_with_bad_samples_a_fit_goes_on_to_the_bit(tmp_path):
     assert all((a == b).all() for a, b in zip(straight.learn.model.parameters(), again.learn.model.parameters()))
 
 
-def test_shards_give_every_picture_once_with_more_workers_than_shards_and_from_any_point(tmp_path, monkeypatch):
+def test_shards_give_every_image_once_with_more_workers_than_shards_and_from_any_point(tmp_path, monkeypatch):
     monkeypatch.setenv('MEMORY_VLM_CACHE', str(tmp_path/'cache'))
     text = make_shards(open_source(as_folder(tmp_path/'x'), 'train'), tmp_path/'shards', per_shard=10)
     loader = make_loader(open_source(text, 'train'), image_size=32, batch_size=4, train=True, num_workers=3)
@@ -392,7 +392,7 @@ def same(batches, others): return all((a == b).all() for one, other in zip(batch
 
 @pytest.mark.parametrize('make', [as_shards, as_folder, as_parquet, as_saved])
 def test_a_cache_changes_no_batch(make, tmp_path):
-    source = open_source(make(tmp_path/'pictures'), 'train')
+    source = open_source(make(tmp_path/'images'), 'train')
     plain = make_loader(source, image_size=32, batch_size=4, train=True, augmentation='strong')
     without = epochs_of(plain)
     source.set_cache(cache := PixelCache(10**8))

@@ -14,7 +14,7 @@ import torch
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from ..core import UserError
-from .base import IMAGE_SUFFIXES, BadSample, FileSource, PathList, decode_text, is_usable
+from .base import IMAGE_SUFFIXES, BadSample, FileSource, PathList, decode_text, clean_captions
 from pathlib import Path
 
 # %% ../../nbs/data/02_folders.ipynb #bc03aee6
@@ -22,7 +22,7 @@ def walk_files(
     folder:str|Path, # Searched with all folders inside
 )->Iterator[tuple]:  # (its path, names of its files)
     "Every folder once, whatever symbolic links say."
-    stack, seen = [os.fspath(folder)], {_mark(os.stat(folder))}
+    stack, seen = [os.fspath(folder)], {_folder_id(os.stat(folder))}
     while stack:
         where, files = stack.pop(), []
         try: found = os.scandir(where)
@@ -33,12 +33,12 @@ def walk_files(
         with found as entries:
             for e in entries:
                 if _is_folder(e):
-                    if (mark := _mark(e.stat())) not in seen: stack.append(e.path)
+                    if (mark := _folder_id(e.stat())) not in seen: stack.append(e.path)
                     seen.add(mark)
                 else: files.append(e.name)
         yield where, files
 
-def _mark(s): return s.st_dev, s.st_ino
+def _folder_id(s): return s.st_dev, s.st_ino
 
 def _is_folder(entry):
     try: return entry.is_dir()
@@ -67,7 +67,7 @@ def find_pairs(
     return sorted(pairs), sorted(alone), texts
 
 # %% ../../nbs/data/02_folders.ipynb #1ac79684
-_GLOB_ESCAPES = re.compile(r'[a-z]{2,3}(_[A-Za-z]+)?(@\w+)?\.utf8\s*=')
+_TRANSLATION = re.compile(r'[a-z]{2,3}(_[A-Za-z]+)?(@\w+)?\.utf8\s*=')
 
 class FolderSource(FileSource):
     "A folder of x.jpg + x.txt (or another of `IMAGE_SUFFIXES`); each line of the text is a caption."
@@ -85,14 +85,14 @@ class FolderSource(FileSource):
         left = [f'{n:,} {what}' for n,
                 what in ((len(alone), 'images without a text'), (texts, 'texts without an image')) if n]
         if left: warnings.warn(f"{path}: left out {' and '.join(left)}")
-        self.pictures = PathList(pairs, path)
+        self.images = PathList(pairs, path)
 
     def captions(self, i)->list[str]:
         "The lines of the text beside image `i`, without empty ones."
-        path = os.path.splitext(self.pictures[i])[0] + '.txt'
+        path = os.path.splitext(self.images[i])[0] + '.txt'
         try: data = Path(path).read_bytes()
         except OSError as e: raise BadSample(f'{path} cannot be read as text: {e}', 'text that cannot be read') from e
-        return is_usable([l for l in decode_text(data, path).splitlines() if not _GLOB_ESCAPES.match(l)], path)
+        return clean_captions([l for l in decode_text(data, path).splitlines() if not _TRANSLATION.match(l)], path)
 
 # %% ../../nbs/data/02_folders.ipynb #5d26f2d8
 def _class_name(folder:str)->str:
@@ -103,7 +103,7 @@ class ClassSource(FileSource):
     "Folders of images, each named after what all of its images show."
     def __init__(self,
         path:str|Path,          # The folder of these folders
-        pictures:Sequence[str], # Paths of images within `path`
+        images:Sequence[str], # Paths of images within `path`
         templates:Sequence[str]=('a photo of a {}',), # Captions, with {} for the class
     ):
         self.name, self.templates = str(path), list(templates)
@@ -111,23 +111,23 @@ class ClassSource(FileSource):
             if '{}' not in t:
                 raise UserError(f"training.data.templates: '{t}' has no {{}} for the name of the class; such as 'a "
                                 f"photo of a {{}}'")
-        self.pictures = PathList(pictures, path)
+        self.images = PathList(images, path)
         folders = pa.array([os.fsencode(os.path.basename(os.path.dirname(p))).decode(errors='replace')
-                            for p in pictures]).dictionary_encode()
+                            for p in images]).dictionary_encode()
         self.classes = [_class_name(f) for f in folders.dictionary.to_pylist()]
         self.class_index = folders.indices.to_numpy()
 
     def captions(self, i)->list[str]:
         "The class of image `i` in each template."
-        return is_usable([t.replace('{}', self.classes[self.class_index[i]]) for t in self.templates], self.label(i))
+        return clean_captions([t.replace('{}', self.classes[self.class_index[i]]) for t in self.templates], self.label(i))
 
 # %% ../../nbs/data/02_folders.ipynb #145239c9
 def _class_folders(path:str|Path)->dict:
     "Images by class."
-    def pictures(f):
+    def images(f):
         return sorted(os.path.join(where, name) for where, files in walk_files(f) for name in files if is_image(name))
     if not Path(path).is_dir(): return {}
-    found = {f.name: pictures(f) for f in sorted(Path(path).iterdir()) if f.is_dir() and not f.name.startswith('.')}
+    found = {f.name: images(f) for f in sorted(Path(path).iterdir()) if f.is_dir() and not f.name.startswith('.')}
     return {name: files for name, files in found.items() if files}
 
 def has_class_folders(
@@ -159,7 +159,7 @@ class LabeledSource(FileSource):
         if names: check_class_names(path, found, names)
         self.folders = [f for f in names if f in found] if names else list(found)
         self.classes = [names[f] if names else _class_name(f) for f in self.folders]
-        self.pictures = PathList([file for f in self.folders for file in found[f]])
+        self.images = PathList([file for f in self.folders for file in found[f]])
         self.labels = torch.tensor([i for i, f in enumerate(self.folders) for _ in found[f]])
 
     def captions(self, i)->list[str]: return [self.classes[self.labels[i]]]

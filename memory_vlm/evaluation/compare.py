@@ -20,7 +20,7 @@ from ..clip import MemoryCLIP
 from ..core import UserError, pick
 from ..data.base import Source
 from ..data.folders import LabeledSource, check_class_names
-from ..data.sources import COLUMN_KEYS, labeled_folder, open_source, path_text
+from ..data.sources import COLUMN_KEYS, join_paths, labeled_folder, open_source
 from memory_vlm.evaluation.classification import (
     TEMPLATES,
     Prompts,
@@ -158,7 +158,7 @@ def _open_eval_model(name:str|Path)->EvalModel:
     if not Path(text).exists() and text.partition('/')[0] in open_clip.list_models(): return open_clip_eval_model(text)
     trained = as_model(name)
     found = memory_clip_eval_model(trained.model, text)
-    if trained.cfg is not None: found.trained_on = path_text(trained.cfg.training.data.train_path, COLUMN_KEYS['train'])
+    if trained.cfg is not None: found.trained_on = join_paths(trained.cfg.training.data.train_path, COLUMN_KEYS['train'])
     return found
 
 def _has_object_boxes(source)->bool:

@@ -9,7 +9,7 @@ __all__ = ['share']
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from ..core import UserError, pick
-from ..data.sources import COLUMN_KEYS, path_text
+from ..data.sources import COLUMN_KEYS, join_paths
 from .onnx import FORMATS, export_encoders
 from .open_clip import save_open_clip
 from ..overrides import command_line
@@ -25,8 +25,8 @@ def _card_facts(loaded:LoadedModel, folder:Path, look:bool=True)->dict:
     cfg = loaded.cfg
     if cfg is None: return {}
     d = cfg.training.data
-    train = path_text(d.train_path, COLUMN_KEYS['train']) if d.train_path else ''
-    valid = path_text(d.val_path, COLUMN_KEYS['valid']) if d.val_path else f'{train}, held out'
+    train = join_paths(d.train_path, COLUMN_KEYS['train']) if d.train_path else ''
+    valid = join_paths(d.val_path, COLUMN_KEYS['valid']) if d.val_path else f'{train}, held out'
     facts = dict(project=OmegaConf.to_container(cfg.project), data=f'`{train}`', tested_on=valid,
                  metrics=loaded.metrics, command=command_line(cfg))
     if not look: return facts

@@ -17,7 +17,7 @@ from functools import cached_property
 from ..clip import MemoryCLIP
 from ..core import UserError, suggest
 from ..data.loaders import PairLoader, make_loader
-from ..data.sources import is_builtin, open_source, open_sources, source_options
+from ..data.sources import has_own_validation, open_source, open_sources, source_options
 from ..data.tokenizer import text_tokenizer
 from ..models.pretrained import hub_errors
 from ..overrides import command_words, restore_references
@@ -207,7 +207,7 @@ class LoadedModel:
 def _make_valid_dl(cfg:DictConfig)->PairLoader:
     "Open the validation data of a run without its training data, where the two are apart."
     d = cfg.training.data
-    source = (open_source(d.val_path, 'valid', **source_options(d)) if is_builtin(d.train_path, d.val_path)
+    source = (open_source(d.val_path, 'valid', **source_options(d)) if has_own_validation(d.train_path, d.val_path)
               else open_sources(d.train_path, d.val_path, d.val_fraction, **source_options(d))[1])
     return make_loader(source, image_size=cfg.model.image_size, batch_size=min(cfg.training.batch_size, 64),
                        train=False,
