@@ -433,7 +433,7 @@ def test_a_disk_without_room_for_a_cache_ends_no_epoch(tmp_path):
     """
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == '20 True\n'*3 and 'Decoded images are not kept any more: ' in done.stderr
+    assert done.stdout == '20 True\n'*3 and 'Caching of decoded images stopped: ' in done.stderr
 
 
 def test_a_fit_with_a_cache_is_the_same_fit_and_both_loaders_share_it(tmp_path):
