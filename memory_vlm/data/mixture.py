@@ -15,10 +15,10 @@ from pathlib import Path
 
 # %% ../../nbs/data/07_mixture.ipynb #6232334f
 class _SourceView(Source):
-    "Images of other sources. A kind of it defines `where`."
+    "Images of other sources. A subclass defines `where`."
     def where(self,
-        i:int,              # Index here
-    )->tuple[Source, int]:  # The source that image `i` belongs to, and its index there
+        i:int,              # Index in this source
+    )->tuple[Source, int]:  # Source of image `i`, and the index in that source
         raise NotImplementedError
     def pixels(self, i): return (at := self.where(i))[0].pixels(at[1])
     def pixels_for(self, i, side): return (at := self.where(i))[0].pixels_for(at[1], side)
@@ -29,10 +29,10 @@ class _SourceView(Source):
         for s in self.sources: s.set_cache(cache)
 
 class Mixture(_SourceView):
-    "Several sources, each shown so many times in an epoch."
+    "Several sources, each with a number of repeats per epoch."
     def __init__(self,
-        sources:Sequence[Source],  # What is mixed
-        weights:Sequence[float],   # Showings of each image in an epoch
+        sources:Sequence[Source],  # Sources to mix
+        weights:Sequence[float],   # Repeats of each image per epoch (above 0); 0.5: half of the images
     ):
         self.sources, self.weights = list(sources), list(weights)
         self.name = ' + '.join(s.name if w == 1 else f'{s.name}*{w:g}' for s, w in zip(sources, weights))
@@ -54,21 +54,21 @@ class Mixture(_SourceView):
         return None if any(p is None for p in parts) else np.concatenate(parts)
 
     def order(self, rng):
-        "The order of each source, with places of all of them drawn."
+        "Return the order of an epoch: the order of each source, randomly interleaved."
         orders = []
         for source, start, count in zip(self.sources, self.starts, self.counts):
             rounds = [source.order(rng) + k*source.num_indices for k in range(-(-count//max(1, len(source))))]
             orders.append(start + np.concatenate([*rounds, np.zeros(0, int)])[:count])
-        which = rng.permutation(np.repeat(np.arange(len(orders)), self.counts))
-        out = np.empty(len(which), int)
-        for k, order in enumerate(orders): out[which == k] = order
+        chosen = rng.permutation(np.repeat(np.arange(len(orders)), self.counts))
+        out = np.empty(len(chosen), int)
+        for k, order in enumerate(orders): out[chosen == k] = order
         return out
 
 class Subset(_SourceView):
     "Some images of a source."
     def __init__(self,
-        source:Source,       # Where they come from
-        indices:np.ndarray,  # Which, int64
+        source:Source,       # Source of the images
+        indices:np.ndarray,  # int64, indices of the images
     ):
         self.source, self.indices = source, np.asarray(indices)
         self.name, self.attribution = source.name, source.attribution
@@ -77,54 +77,53 @@ class Subset(_SourceView):
     def __len__(self): return len(self.indices)
     def where(self, i): return self.source, int(self.indices[i])
     def order(self, rng):
-        place = np.full(self.source.num_indices, -1)
-        place[self.indices] = np.arange(len(self.indices))
-        order = place[self.source.order(rng)] # a source that likes its neighbors read together gets that here too
+        position = np.full(self.source.num_indices, -1)
+        position[self.indices] = np.arange(len(self.indices))
+        order = position[self.source.order(rng)] # keeps the order of the source, which may read neighbors together
         return order[order >= 0]
 
 # %% ../../nbs/data/07_mixture.ipynb #792f4f20
-_MAX_VALID = 5000 # Images in a part that is held out
+_MAX_VALID = 5000 # Maximum of held-out images
 
 def hash_image(
-    file:str|bytes, # Path of a file, or what it holds
+    file:str|bytes, # Path of a file, or its content
 )->bytes:           # 16 bytes
-    "What is the same for files of the same content."
+    "Return a hash of the content of a file; of its path if the file is missing."
     try: return hashlib.blake2b(file if isinstance(file, bytes) else Path(file).read_bytes(), digest_size=16).digest()
-    # not there: like no other
     except OSError: return hashlib.blake2b(str(file).encode(errors='replace'), digest_size=16).digest()
 
 def _group_duplicates(source:Source, chosen:np.ndarray)->np.ndarray:
-    "Find the copies of some images."
+    "Return `chosen` with all copies of chosen images."
     sizes = source.sizes()
     if sizes is None: return chosen
-    alike = np.flatnonzero(np.isin(sizes, sizes[chosen]))
-    digests = [hash_image(source.file(i)) for i in alike]
-    known = {d for d, i in zip(digests, alike) if chosen[i]}
+    same_size = np.flatnonzero(np.isin(sizes, sizes[chosen]))
+    hashes = [hash_image(source.file(i)) for i in same_size]
+    chosen_hashes = {h for h, i in zip(hashes, same_size) if chosen[i]}
     out = chosen.copy()
-    out[alike] = [d in known for d in digests]
+    out[same_size] = [h in chosen_hashes for h in hashes]
     return out
 
 def split_source(
-    source:Source,      # What there is
-    fraction:float=.05, # Share that is held out, 0..0.5, at most `_MAX_VALID` images
-    seed:int=0,         # Which part
-)->tuple[Source, Source]: # For training, for validation
-    "Hold out a part of a source. Raises `UserError` if one side would be empty."
+    source:Source,      # Source to split
+    fraction:float=.05, # Share to hold out, 0..0.5, at most `_MAX_VALID` images
+    seed:int=0,         # Seed of the choice
+)->tuple[Source, Source]: # (training, validation)
+    "Hold out a part of a source, copies included. Raises `UserError` if no image would be left for training."
     if isinstance(source, Mixture): return _split_mixture(source, fraction, seed)
     held = _holdout_indices(source, fraction, seed)
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
 
 def _holdout_indices(source, fraction, seed)->np.ndarray: # bool (images)
-    "Which images are held out, copies of them included."
+    "Return which images are held out, with their copies."
     total, held = len(source), np.zeros(len(source), bool)
     held[np.random.default_rng(seed).permutation(total)[:min(max(1, round(total*fraction)), _MAX_VALID)]] = True
     held = _group_duplicates(source, held)
     if held.all():
-        raise UserError(f'{source.name} has {total} image(s), which cannot be divided for training and validation; '
-                        f'give training.data.val_path')
+        raise UserError(f'{source.name} has {total} image(s), which cannot be split into training and validation; '
+                        'set training.data.val_path')
     return held
 
-def _split_mixture(mixture, fraction, seed): # Divide all images together, then mix as before
+def _split_mixture(mixture, fraction, seed): # Split all images together, then mix the training parts
     plain = Mixture(mixture.sources, [1]*len(mixture.sources))
     held = _holdout_indices(plain, fraction, seed)
     parts = [Subset(s, np.flatnonzero(~held[a:b])) for s, a, b in zip(plain.sources, plain.starts, plain.starts[1:])]
