@@ -14,18 +14,18 @@ from torch import Tensor
 
 # %% ../../nbs/data/09_transforms.ipynb #014e58b6
 def _resize(image:Tensor, size:tuple)->Tensor:
-    "Bicubic, with antialiasing."
+    "Resize by bicubic interpolation with antialiasing."
     return F.interpolate(image[None], size, mode='bicubic', antialias=True)[0]
 
 def center_crop(
-    image:Tensor,              # uint8 (3,H,W)
-    size:int,                    # Side of the result (pixels)
+    image:Tensor,                 # uint8 (3,H,W)
+    size:int,                     # Side of the result (pixels)
     rng:np.random.Generator=None, # Not used
-)->Tensor:                       # uint8 (3,size,size)
-    "Scale the shortest side to `size` and cut out the middle."
+)->Tensor:                        # uint8 (3,size,size); the image itself if it has this size
+    "Resize the shorter side to `size` and crop the center."
     if image.shape[1:] == (size, size): return image
     short = min(image.shape[1:])
-    # else a strip of 1 x 4000 would grow to a gigabyte
+    # crop long strips first: an image of 1 x 4000 would be resized to a gigabyte
     top, left = ((extent - min(extent, 8*short))//2 for extent in image.shape[1:])
     image = image[:, top:top + 8*short, left:left + 8*short]
     height, width = image.shape[1:]
@@ -35,7 +35,7 @@ def center_crop(
 
 # %% ../../nbs/data/09_transforms.ipynb #36155372
 def _sample_rectangle(height:int, width:int, rng:np.random.Generator, scale:tuple, ratio:tuple=(3/4, 4/3))->tuple:
-    "A random part of an image, distributed as in torchvision's `RandomResizedCrop`."
+    "Draw (top, left, height, width), distributed as in torchvision's `RandomResizedCrop`."
     low, high = map(math.log, ratio)
     for a, b in rng.random((10, 2)).tolist(): # plain floats: arrays of ten cost more than they save
         area, stretch = (scale[0] + a*(scale[1] - scale[0]))*height*width, math.exp(low + b*(high - low))
@@ -46,7 +46,7 @@ def _sample_rectangle(height:int, width:int, rng:np.random.Generator, scale:tupl
     return (height - h)//2, (width - w)//2, h, w
 
 def _random_crop(image:Tensor, size:int, rng:np.random.Generator, scale:tuple=(.9, 1.))->Tensor:
-    "A random part of the image, resized. The defaults are open_clip's."
+    "Crop a random rectangle and resize it. The default `scale` is open_clip's."
     top, left, height, width = _sample_rectangle(*image.shape[1:], rng, scale)
     return _resize(image[:, top:top + height, left:left + width], (size, size))
 
@@ -54,14 +54,14 @@ def _random_crop(image:Tensor, size:int, rng:np.random.Generator, scale:tuple=(.
 _JITTER = TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation
 
 def _jitter(image:Tensor, rng:np.random.Generator, strength:float=.4)->Tensor:
-    ("Other brightness, contrast and saturation, one after the other in a drawn order, distributed as in torchvision's "
-     "`ColorJitter`.")
+    "Change brightness, contrast and saturation in random order, distributed as in torchvision's `ColorJitter`."
     factors = rng.uniform(1 - strength, 1 + strength, 3)
     for k in rng.permutation(3): image = _JITTER[k](image, factors[k])
     return image
 
 def _strong_crop(image:Tensor, size:int, rng:np.random.Generator)->Tensor:
-    "A random half to whole of the image, with other brightness, contrast and saturation (0.6 to 1.4 times)."
+    "Crop 50 to 100 % of the area and change brightness, contrast and saturation by factors of 0.6 to 1.4."
     return _jitter(_random_crop(image, size, rng, scale=(.5, 1.)), rng)
 
+# Called with (image, size, rng); image uint8 (3,H,W), result uint8 (3,size,size)
 AUGMENTATIONS = dict(clip=_random_crop, none=center_crop, strong=_strong_crop)
