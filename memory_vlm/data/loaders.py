@@ -26,14 +26,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 # %% ../../nbs/data/11_loaders.ipynb #bcbe6698
 class PairDataset(Dataset):
-    "Samples of a source by (epoch, index): image, ids of its captions, index; and what could not be used on the way."
+    "Samples of a source by (epoch, index): ((image, ids of its captions, index), bad samples that were replaced)."
     def __init__(self,
         source:Source,       # Images and captions
         image_size:int,      # Side of the images in a batch (pixels)
-        augment,             # Function of `AUGMENTATIONS`
-        one_caption:bool,    # Draw one caption of each image (training), or give all (evaluation)
-        seed:int,            # Of all draws
-        tokenizer:Tokenizer, # Reads captions
+        augment,               # Function as in `AUGMENTATIONS`
+        one_caption:bool,    # Draw one caption of each image (training), or return all (evaluation)
+        seed:int,            # Seed of all draws
+        tokenizer:Tokenizer, # Tokenizer of the captions
     ):
         self.source, self.image_size, self.augment = source, image_size, augment
         self.one_caption, self.seed, self.tokenizer = one_caption, seed, tokenizer
@@ -41,61 +41,61 @@ class PairDataset(Dataset):
     def __len__(self): return len(self.source)
 
     def sample(self,
-        index:int,               # Of the image
-        rng:np.random.Generator, # Source of caption and crop
-    )->tuple:                    # uint8 (3,image_size,image_size), ids of captions, index
-        "One sample. Raises `UserError` if the image or its captions cannot be used."
+        index:int,               # Index of the image
+        rng:np.random.Generator, # Generator of caption and crop
+    )->tuple:                    # (uint8 (3,image_size,image_size), ids of captions, index)
+        "Return one sample. Raises `UserError` if the image or its captions are unusable."
         captions, pixels = self.source.captions(index), self.source.pixels_for(index, self.image_size)
         if self.one_caption: captions = [captions[rng.integers(len(captions))]]
-        pixels = pixels if pixels.flags.writeable else pixels.copy() # torch wants no pixels that are mapped read-only
+        pixels = pixels if pixels.flags.writeable else pixels.copy() # torch needs writable memory, not a read-only map
         image = torch.from_numpy(pixels).permute(2, 0, 1) # (3,height,width)
         image = self.augment(image, self.image_size, rng) # (3,image_size,image_size)
         return image, [encode_caption(c, self.tokenizer) for c in captions], index
 
-    def candidates(self, epoch:int, index:int): # Indices, the one that was asked for first
+    def _candidates(self, epoch:int, index:int): # Yield the requested index, then replacements
         yield index
         if self.one_caption:
-            yield from np.random.default_rng([self.seed, epoch, index, 1]).integers(self.source.num_indices,
-                    size=20).tolist()
+            rng = np.random.default_rng([self.seed, epoch, index, 1])
+            yield from rng.integers(self.source.num_indices, size=20).tolist()
 
     def __getitem__(self, key): # (epoch, index)
         bad = []
-        for index in self.candidates(*key):
+        for index in self._candidates(*key):
             try: return self.sample(index, sample_rng(self.seed, *key)), bad
             except UserError as e: bad.append((getattr(e, 'reason', 'other'), str(e)))
         return None, bad
 
 def _collate(samples:list)->tuple:
-    "Samples to a batch. Captions of one image stand together; the ids end with the longest caption."
+    "Return a batch of samples. Captions of an image are adjacent; ids are padded to the longest caption."
     good, bad = [s for s, _ in samples if s], [b for _, several in samples for b in several]
     if not good: return None, None, None, bad
     images, captions, index = zip(*good)
     ids = pad_ids([c for several in captions for c in several])
-    return torch.stack(images), ids, torch.tensor(index).repeat_interleave(torch.tensor([len(c)
-            for c in captions])), bad
+    image_index = torch.tensor(index).repeat_interleave(torch.tensor([len(c) for c in captions]))
+    return torch.stack(images), ids, image_index, bad
 
 # %% ../../nbs/data/11_loaders.ipynb #4933e873
 class EpochSampler(Sampler):
-    "Batches of (epoch, index) for one rank. `epoch` and `start` may be set between epochs."
+    "Batches of (epoch, index) for one rank. Set `epoch` and `start` (first batch) before an epoch."
     def __init__(self,
-        source:Source,     # Gives length and order
-        batch_size:int,    # Samples in a batch of this rank
-        shuffle:bool=True, # Order of the epoch, or order of the source
-        drop_last:bool=True, # Leave out a last batch that would not be full on all ranks
-        seed:int=0,        # Of the order
-        rank:int=0,        # This process, 0..world_size-1
+        source:Source,     # Source of length and order
+        batch_size:int,    # Samples per batch of this rank
+        shuffle:bool=True, # Random order, instead of the order of the source
+        drop_last:bool=True, # Leave out a last batch that is not full on all ranks
+        seed:int=0,        # Seed of the order
+        rank:int=0,        # Rank of this process, 0..world_size-1
         world_size:int=1,  # Number of processes
     ):
         self.source, self.batch_size, self.shuffle, self.drop_last = source, batch_size, shuffle, drop_last
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = self.start = 0
 
-    def __len__(self): # Batches in a whole epoch, wherever it starts
+    def __len__(self): # Batches of a complete epoch, for any `start`
         total, together = len(self.source), self.batch_size*self.world_size
         return total//together if self.drop_last else max(0, math.ceil((total - self.rank*self.batch_size)/together))
 
     def __iter__(self):
-        # No sample has this index, so the order shares its random numbers with none
+        # no sample has this index, so no sample shares the random numbers of the order
         rng = sample_rng(self.seed, self.epoch, self.source.num_indices)
         order = self.source.order(rng) if self.shuffle else np.arange(len(self.source))
         for b in range(self.start, len(self)):
@@ -104,11 +104,11 @@ class EpochSampler(Sampler):
 
 # %% ../../nbs/data/11_loaders.ipynb #21ed6f80
 class BadSamples:
-    "Counts what could not be used. Raises `UserError` with a table once it is too much."
+    "Counter of unusable samples. Raises `UserError` with a table if there are too many."
     def __init__(self,
-        name:str,    # Of the source
+        name:str,    # Name of the source
         total:int,   # Images in an epoch
-        limit:float, # Largest share of bad ones, 0..1
+        limit:float, # Largest share of bad samples, 0..1
     ):
         self.name, self.limit = name, limit
         self.least = min(total, 100/limit) if limit else total
@@ -117,13 +117,14 @@ class BadSamples:
     def __len__(self): return self.reasons.total()
 
     @property
-    def too_many(self)->bool: return len(self) > self.limit*max(self.seen, self.least)
+    def too_many(self)->bool: # Whether the limit is exceeded
+        return len(self) > self.limit*max(self.seen, self.least)
 
     def count(self,
-        good:int, # Samples of a batch
-        bad:list, # (reason, message) of what was not usable in it
-    )->list[str]: # Messages that are new, of the first ten
-        "Count a batch."
+        good:int, # Usable samples of a batch
+        bad:list, # (reason, message) of each unusable sample
+    )->list[str]: # Messages that are new, among the first ten
+        "Count the samples of a batch."
         self.seen, before = self.seen + good + len(bad), len(self.named)
         for reason, message in bad:
             self.reasons[reason] += 1
@@ -131,10 +132,10 @@ class BadSamples:
         return self.named[before:]
 
     def add(self, good:int, bad:list):
-        "Count a batch and tell of it. Raises `UserError` where there are too many."
+        "Count the samples of a batch and warn. Raises `UserError` if there are too many bad samples."
         for message in self.count(good, bad):
             warnings.warn(f'Left out: {message}'
-                          + ('. Others will be counted only' if [message] == self.named[9:] else ''), stacklevel=3)
+                          + ('. Further bad samples are only counted' if [message] == self.named[9:] else ''), stacklevel=3)
         if self.too_many:
             raise UserError(f'{self}\nThis is more than training.data.max_bad_fraction={self.limit:g} allows')
 
@@ -149,16 +150,16 @@ class BadSamples:
 
 # %% ../../nbs/data/11_loaders.ipynb #97cee933
 class PairLoader(DataLoader):
-    "Batches (images, ids, image_index) of a source. Made by `make_loader`."
+    "Loader of batches (images, ids, image_index) of a source. Made by `make_loader`."
     n_inp, device = 2, None
     def __init__(self, source, batch_size, settings, dataset, sampler, **kwargs):
-        own = torch.Generator() # torch draws a seed for workers; from its global generator, that would disturb dropout
-        super().__init__(dataset, batch_sampler=sampler, collate_fn=_collate, generator=own, **kwargs)
+        generator = torch.Generator() # torch draws worker seeds; from its global generator, that would change dropout
+        super().__init__(dataset, batch_sampler=sampler, collate_fn=_collate, generator=generator, **kwargs)
         self.source, self.bs, self.settings = source, batch_size, settings
         self.bad = BadSamples(source.name, len(source), settings['max_bad_fraction'])
 
     @property
-    def world_size(self): return self.batch_sampler.world_size # above 1: this is one rank's share
+    def world_size(self): return self.batch_sampler.world_size # above 1: these are the batches of one rank
 
     def __iter__(self):
         for *batch, bad in super().__iter__():
@@ -166,34 +167,33 @@ class PairLoader(DataLoader):
             if batch[0] is not None: yield tuple(batch)
 
     def set_epoch(self,
-        epoch:int,         # From 0
-        start_batch:int=0, # First batch to give; `len` stays that of the whole epoch
+        epoch:int,         # Epoch, from 0
+        start_batch:int=0, # First batch; `len` remains that of the complete epoch
     ):
-        "Choose what the next iteration gives. Without a call it is epoch 0 again."
+        "Set the epoch of the next iteration. Without a call it is epoch 0 again."
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, start_batch
 
     def one_batch(self)->tuple:
-        "The next iteration's first batch, loaded in this process, where batches are used."
+        "Return the first batch of the next iteration, loaded in this process, on `device`."
         *batch, bad = _collate([self.dataset[key] for key in next(iter(self.batch_sampler))])
-        if batch[0] is None: raise UserError(f'Nothing in the first batch can be used: {bad[0][1]}')
+        if batch[0] is None: raise UserError(f'No sample of the first batch can be used: {bad[0][1]}')
         return tuple(t.to(self.device) for t in batch)
 
     def to(self, device)->'PairLoader':
-        "Remember where batches are used."
+        "Set the device of `one_batch`."
         self.device = device
         return self
 
     def new(self,
-        **changes, # Arguments of `make_loader`
+        **changes, # Changed arguments of `make_loader`
     )->'PairLoader':
-        "A loader like this one but for `changes`."
+        "Return a copy of this loader with changed arguments."
         return make_loader(self.source, **{**self.settings, **changes})
 
 # %% ../../nbs/data/11_loaders.ipynb #0d976cd9
 def _exit_with_parent(worker:int):
-    ("End this worker when the process that loads is gone, and not before: torch asks after a fork server instead, "
-     "where there is one.")
-    # Ctrl-C and torchrun send signals to the whole group; the fit is to stop between two steps
+    "End this worker when its parent ends. (With a fork server, torch checks for the end of the server instead.)"
+    # Ctrl-C and torchrun send signals to the process group; the fit must stop between two steps
     if hasattr(os, 'setpgrp'): os.setpgrp()
     def wait():
         parent_process().join()
@@ -201,39 +201,39 @@ def _exit_with_parent(worker:int):
     threading.Thread(target=wait, daemon=True).start()
 
 def worker_settings(
-    num_workers:int,          # Processes; 0 loads in this one
-    prefetch_factor:int|None, # Batches that each worker prepares ahead
+    num_workers:int,          # Worker processes; 0: load in this process
+    prefetch_factor:int|None, # Batches that each worker loads ahead
     persistent_workers:bool,  # Keep workers between epochs
-)->dict:                      # What torch accepts
-    "Drop what has no meaning without workers, with one warning."
+)->dict:                      # Keyword arguments of torch's `DataLoader`
+    "Return worker settings that torch accepts. Warns about settings that have no effect without workers."
     if num_workers:
         return dict(num_workers=num_workers, prefetch_factor=prefetch_factor, persistent_workers=persistent_workers,
                     worker_init_fn=_exit_with_parent)
-    idle = ['persistent_workers=true'] if persistent_workers else []
-    if prefetch_factor not in (None, 2): idle.append(f'prefetch_factor={prefetch_factor}')
-    if idle: warnings.warn(f'{" and ".join(idle)} has no effect: num_workers=0 loads in the main process', stacklevel=3)
+    unused = ['persistent_workers=true'] if persistent_workers else []
+    if prefetch_factor not in (None, 2): unused.append(f'prefetch_factor={prefetch_factor}')
+    if unused: warnings.warn(f'{" and ".join(unused)} has no effect: num_workers=0 loads in the main process', stacklevel=3)
     return dict(num_workers=0)
 
 def make_loader(
     source:Source,                # Images and captions
     *,
     image_size:int,               # Side of the images (pixels)
-    batch_size:int,               # Images in a batch of this rank
-    train:bool,                   # One drawn caption, augmentation, shuffled; or all captions, nothing drawn
+    batch_size:int,               # Images per batch of this rank
+    train:bool,                   # True: one random caption, augmented, shuffled; False: all captions, not random
     augmentation:str='clip',      # Key of `AUGMENTATIONS`, for training
-    seed:int=0,                   # Of order, captions and crops
-    num_workers:int=0,            # Loader processes
-    prefetch_factor:int|None=2,   # Batches that each worker prepares ahead
-    pin_memory:bool=False,        # Page-locked batches, where there is a CUDA device
+    seed:int=0,                   # Seed of order, captions and crops
+    num_workers:int=0,            # Worker processes; 0: load in this process
+    prefetch_factor:int|None=2,   # Batches that each worker loads ahead
+    pin_memory:bool=False,        # Page-locked batches; ignored without a CUDA device
     persistent_workers:bool=False, # Keep workers between epochs
-    rank:int=0,                   # This process, 0..world_size-1
+    rank:int=0,                   # Rank of this process, 0..world_size-1
     world_size:int=1,             # Number of processes
-    tokenizer:Tokenizer=Tokenizer(), # Reads captions
+    tokenizer:Tokenizer=Tokenizer(), # Tokenizer of the captions
     shuffle:bool|None=None,       # None: as `train`
     drop_last:bool|None=None,     # None: as `train`
-    max_bad_fraction:float=.01,   # Largest share of images that cannot be used, 0..1
+    max_bad_fraction:float=.01,   # Largest share of unusable images, 0..1
 )->PairLoader:
-    "The loader of a source. Raises `UserError` for an unknown augmentation, or data that does not fill one batch."
+    "Make the loader of a source. Raises `UserError` for an unknown augmentation, or too few images for a batch."
     settings = {k: v for k, v in locals().items() if k != 'source'}
     augment = pick(AUGMENTATIONS, augmentation, 'training.data.augmentation')
     shuffle, drop_last = (train if x is None else x for x in (shuffle, drop_last))
@@ -249,11 +249,11 @@ def make_loader(
 # %% ../../nbs/data/11_loaders.ipynb #027167ea
 def draw_image_grid(
     images:Tensor,      # uint8 (B,3,H,W)
-    titles:list[str],   # One for each image
-    colors:list=None,  # Of the titles; None: black
-    footer:str='',      # Small line below
+    titles:list[str],   # Title of each image
+    colors:list=None,   # Color of each title; None: black
+    footer:str='',      # Small text below
 ):                      # Figure, open in pyplot
-    "Images in rows of three with their captions."
+    "Draw images in rows of three with titles."
     import matplotlib.pyplot as plt
     rows = math.ceil(len(images)/3)
     figure, axes = plt.subplots(rows, 3, figsize=(6.6, 2.5*rows), squeeze=False, layout='constrained')
@@ -265,35 +265,35 @@ def draw_image_grid(
     return figure
 
 def _image_rows(image_index:Tensor)->Tensor:
-    "For each caption of a batch, the row of its image."
+    "Return the row of the image of each caption of a batch."
     return image_index.unique_consecutive(return_inverse=True)[1]
 
 @patch
 def show_batch(self:PairLoader,
-    batch:tuple=None, # (images, ids, image_index); None: the next
-    max_n:int=9,      # Most images
+    batch:tuple=None, # (images, ids, image_index); None: the first batch
+    max_n:int=9,      # Maximum of images
 ):                    # Figure
-    "Images of a batch, each with its first caption."
+    "Draw images of a batch, each with its first caption."
     import matplotlib.pyplot as plt
     images, ids, image_index = batch or self.one_batch()
     rows, words = _image_rows(image_index).tolist(), untokenize(ids, self.settings['tokenizer'])
     figure = draw_image_grid(images[:max_n], [words[rows.index(r)] for r in range(min(max_n, len(images)))],
-                          footer=self.source.attribution)
-    plt.close(figure) # else a notebook shows it twice
+                             footer=self.source.attribution)
+    plt.close(figure) # otherwise a notebook shows it twice
     return figure
 
 # %% ../../nbs/data/11_loaders.ipynb #6f65e411
 @patch
 def show_results(self:PairLoader,
     batch:tuple, # (images, ids, image_index)
-    outs:tuple,  # What the model gave for it: image features (B,D), text features (C,D), and what else it gives
-    max_n:int=9, # Most images
-    **kwargs,    # Not used: fastai passes what it was given
-):               # Figure, left open because fastai drops it and the notebook is to show it
-    "Images of a batch, each with the nearest of all captions of the batch: green if right, red if wrong."
+    outs:tuple,  # Output of the model: image features (B,D), text features (C,D), ...
+    max_n:int=9, # Maximum of images
+    **kwargs,    # Not used; fastai passes further arguments
+):               # Figure, left open: fastai drops it, and the notebook shows open figures
+    "Draw images of a batch, each with the nearest of all captions of the batch: green if correct, red if not."
     images, ids, image_index = batch
     image_features, text_features = (F.normalize(f.float(), dim=-1) for f in outs[:2])
-    found = (image_features @ text_features.T).argmax(1).cpu() # (B,)
-    right = _image_rows(image_index.cpu())[found] == torch.arange(len(images))
-    return draw_image_grid(images[:max_n], untokenize(ids[found[:max_n].to(ids.device)], self.settings['tokenizer']),
-                        ['green' if r else 'crimson' for r in right[:max_n]], self.source.attribution)
+    nearest = (image_features @ text_features.T).argmax(1).cpu() # (B,)
+    correct = _image_rows(image_index.cpu())[nearest] == torch.arange(len(images))
+    return draw_image_grid(images[:max_n], untokenize(ids[nearest[:max_n].to(ids.device)], self.settings['tokenizer']),
+                           ['green' if c else 'crimson' for c in correct[:max_n]], self.source.attribution)
