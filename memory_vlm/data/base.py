@@ -52,7 +52,7 @@ class PixelCache:
     def take(self,
         size:int,   # Bytes
     )->int|None:    # Where they are in the file; None: there is no room
-        "Reserve a part of the file."
+        "Reserve space in the file."
         from fcntl import LOCK_EX, LOCK_UN, lockf  # not flock, whose locks forked processes share
         free = np.zeros(1, np.int64)
         try:
@@ -68,7 +68,7 @@ class PixelCache:
         place:int,       # Of the image's entry
         side:int,        # What its shorter side will be used at (pixels)
     )->np.ndarray|None:  # uint8 (height, width, 3), writable; None: it is not there
-        "An image that is kept."
+        "Return a cached image, or None."
         entry, again = np.zeros((2, _ENTRY_DTYPE), np.int64)
         try:
             if not self._read(place, entry) or entry[3] != side: return None
@@ -103,7 +103,7 @@ class PixelCache:
         side:int,        # What its shorter side will be used at (pixels)
         decode:Callable, # Called without arguments for an image that is not kept
     )->np.ndarray:       # uint8 (height, width, 3)
-        "An image, from here or decoded."
+        "Return an image from the cache, or decode it."
         found = self.find(place, side)
         if found is None: self.keep(place, side, found := decode())
         return found
@@ -113,7 +113,7 @@ def make_cache(
     megabytes:int,     # Most that is kept (MB); 0: nothing
     folder:str=None,   # Where; None: the system's folder for temporary files
 )->PixelCache|None:    # None: nothing is kept
-    "A cache for the images of a fit. One that cannot be had costs a warning."
+    "Make the image cache of a fit; if that fails, warn and return None."
     if not megabytes: return None
     try:
         free = shutil.disk_usage(folder or tempfile.gettempdir()).free
@@ -132,47 +132,47 @@ class Source:
     def pixels(self,
         i:int,       # Index of the image
     )->np.ndarray:   # uint8 (height, width, 3)
-        "The pixels of image `i`. Raises `BadSample` that names the file if it cannot be read."
+        "Return the pixels of image `i`. Raises `BadSample` with the file name if it cannot be read."
         raise NotImplementedError
 
     def captions(self,
         i:int,       # Index of the image
     )->list[str]:    # At least one
-        "The captions of image `i`. Raises `BadSample` if there is none."
+        "Return the captions of image `i`. Raises `BadSample` if there is none."
         raise NotImplementedError
 
     def pixels_for(self,
         i:int,       # Index of the image
         side:int,    # What its shorter side will be used at (pixels)
     )->np.ndarray:   # uint8 (height, width, 3)
-        "Image `i`, smaller than it is where that is quicker and still more than `side` needs."
+        "Return image `i`, decoded at a reduced size if that is faster and still larger than `side`."
         return self.pixels(i)
 
     def set_cache(self,
         cache:PixelCache, # Shared with other sources
     ):
-        "Keep images in a cache once they are decoded. Without effect where nothing is decoded."
+        "Keep decoded images in a cache. Has no effect on sources that do not decode."
 
     def image(self,
         i:int,       # Index of the image
     )->Image.Image:  # RGB
-        "Image `i` for showing."
+        "Return image `i` for display."
         return Image.fromarray(self.pixels(i))
 
     def label(self,
         i:int,       # Index of the image
     )->str:          # A path, where there is one
-        "What image `i` is called in messages."
+        "Return the name of image `i` in messages."
         return f'{self.name}, image {i}'
 
     def file(self,
         i:int,         # Index of the image
     )->str|bytes|None: # Path of the file it is in, or what that holds; None: it is not from a file
-        "Where image `i` comes from."
+        "Return the file of image `i`."
         return None
 
     def sizes(self)->np.ndarray|None: # int64 (images); None: they are not from files
-        "The bytes that each image's file has; -1 where it is not there."
+        "Return the file size of each image in bytes; -1 for a missing file."
         return None
 
     @property
@@ -182,12 +182,12 @@ class Source:
     def order(self,
         rng:np.random.Generator, # Belongs to the epoch
     )->np.ndarray:               # `len` different indices
-        "The order of one training epoch. A source of large files overrides it to read neighbors together."
+        "Return the order of one training epoch. A source of large files overrides it to read neighbors together."
         return rng.permutation(len(self))
 
 # %% ../../nbs/data/01_base.ipynb #ef835973
 class BadSample(UserError):
-    "An image or a caption that cannot be used. The message is a line, `reason` a phrase by which such are counted."
+    "An unusable image or caption. The message is one line, and `reason` is the phrase under which it is counted."
     def __init__(self, message:str, reason:str):
         super().__init__(message, reason)
         self.reason = reason
@@ -252,7 +252,7 @@ def is_usable(
     captions:Iterable, # Texts, or None
     label:str,         # What the image is called
 )->list[str]:          # At least one, stripped
-    "The captions with something in them. Raises `BadSample` if there is none."
+    "Return the captions that are not empty. Raises `BadSample` if there is none."
     kept = [c.strip() for c in captions if c and any(x.isprintable() and not x.isspace() for x in c)]
     if not kept: raise BadSample(f'{label} holds no caption', 'no caption')
     return kept
@@ -261,14 +261,14 @@ def decode_text(
     data:bytes,   # What a text file holds
     label:str,    # What it is called
 )->str:
-    "Bytes to text. Raises `BadSample` for what is not UTF-8."
+    "Decode bytes as UTF-8. Raises `BadSample` if they are not."
     try: return data.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         raise BadSample(f'{label} cannot be read as text, it is not UTF-8: {e.reason}', 'not UTF-8') from e
 
 # %% ../../nbs/data/01_base.ipynb #a18875a7
 class PathList:
-    "Names of files in a folder, packed. An item is a path."
+    "File names in a folder, packed into one array; an item is a path."
     def __init__(self,
         files:Iterable,   # Names, relative to `root` or absolute
         root:str|Path='', # Folder
@@ -291,7 +291,7 @@ class FileSource(Source):
     def sizes(self)->np.ndarray: return self.pictures.sizes()
 
     def pixels(self, i)->np.ndarray:
-        "The pixels of image `i`: uint8 (height, width, 3)."
+        "Return the pixels of image `i`, uint8 (height, width, 3)."
         return self.pixels_for(i, None)
 
     def pixels_for(self, i, side)->np.ndarray:

@@ -25,7 +25,7 @@ from pathlib import Path
 # %% ../../nbs/data/13_check.ipynb #b03c0a57
 @dataclass
 class DataReport:
-    "What `check` found."
+    "What `check` found in a data set."
     name:str                 # Of the source
     total:int                # Images in it
     bad:BadSamples           # What could not be used; `bad.seen` images were looked at
@@ -40,7 +40,7 @@ class DataReport:
 
     @property
     def problems(self)->list[str]:
-        "Why training on this would fail; empty: it would not."
+        "List why training on this data would fail; empty if it would not."
         lines = []
         if self.bad.too_many:
             lines.append(f'{len(self.bad)} of {self.bad.seen} cannot be used, more than '
@@ -50,7 +50,7 @@ class DataReport:
         return lines
 
     def to_dict(self)->dict: # Plain values, for JSON; spans are [smallest, median, largest]
-        "What was found, without the images."
+        "Return the report as plain values, without images."
         width, height = np.array(self.sizes).reshape(-1, 2).T
         spans = dict(width=width, height=height, captions=self.counts, tokens=self.tokens)
         return dict(name=self.name, pictures=self.total, looked_at=self.bad.seen, seconds=self.seconds,
@@ -81,7 +81,7 @@ class DataReport:
     __repr__ = __str__
 
     def figure(self): # Closed, else a notebook shows it twice
-        "A contact sheet: images as a model gets them, with a caption each."
+        "Draw a contact sheet: images as the model gets them, each with a caption."
         import matplotlib.pyplot as plt
         pictures, words = zip(*self.sheet)
         made = image_grid(torch.stack(pictures), [w.replace('$', r'\$')[:80] for w in words], footer=self.attribution)
@@ -108,7 +108,8 @@ def check(
     max_bad_fraction:float=.01, # As in the configuration
     **options,               # Further arguments of `open_source`, such as `caption_key`
 )->DataReport:
-    "Open data and as many of its images as time allows. Raises `UserError` if the data cannot be opened at all."
+    ("Open a data set and decode as many of its images as time allows. Raises `UserError` if the data cannot be opened "
+     "at all.")
     source = data if isinstance(data, Source) else open_source(data, split, **options)
     report = DataReport(source.name, len(source), BadSamples(source.name, len(source), max_bad_fraction),
                         attribution=source.attribution)

@@ -21,7 +21,7 @@ from pathlib import Path
 def walk_files(
     folder:str|Path, # Searched with all folders inside
 )->Iterator[tuple]:  # (its path, names of its files)
-    "Every folder once, whatever symbolic links say."
+    "Walk a folder tree and visit each folder once, symbolic links included."
     stack, seen = [os.fspath(folder)], {_mark(os.stat(folder))}
     while stack:
         where, files = stack.pop(), []
@@ -47,14 +47,14 @@ def _is_folder(entry):
 def is_image(
     name:str, # Of a file
 )->bool:
-    "Whether a file is called like an image."
+    "Return whether a file name has the suffix of an image."
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith('.')
 
 def find_pairs(
     folder:str|Path, # Searched with all folders inside
 # Paths within `folder` of images with a text beside them, sorted; of images without; number of texts without
 )->tuple:
-    "Match images and texts of the same name."
+    "Match images and text files of the same name."
     pairs, alone, texts = [], [], 0
     for where, files in walk_files(folder):
         here = {os.path.splitext(f)[0] for f in files if f.endswith('.txt')}
@@ -88,7 +88,7 @@ class FolderSource(FileSource):
         self.pictures = PathList(pairs, path)
 
     def captions(self, i)->list[str]:
-        "The lines of the text beside image `i`, without empty ones."
+        "Return the non-empty lines of the text file beside image `i`."
         path = os.path.splitext(self.pictures[i])[0] + '.txt'
         try: data = Path(path).read_bytes()
         except OSError as e: raise BadSample(f'{path} cannot be read as text: {e}', 'text that cannot be read') from e
@@ -118,7 +118,7 @@ class ClassSource(FileSource):
         self.class_index = folders.indices.to_numpy()
 
     def captions(self, i)->list[str]:
-        "The class of image `i` in each template."
+        "Return the class of image `i` in each template."
         return is_usable([t.replace('{}', self.classes[self.class_index[i]]) for t in self.templates], self.label(i))
 
 # %% ../../nbs/data/02_folders.ipynb #145239c9
@@ -133,7 +133,7 @@ def _class_folders(path:str|Path)->dict:
 def has_class_folders(
     path:str|Path, # Anything
 )->bool:           # Whether it holds labeled images, and no captions
-    "Whether images lie in folders by class: at least two folders, and no caption beside the first image of each."
+    "Return whether a folder has one folder of images per class: at least two, without captions beside the first image."
     found = _class_folders(path)
     return len(found) > 1 and not any(Path(os.path.splitext(files[0])[0] + '.txt').exists() for files in found.values())
 
@@ -142,12 +142,12 @@ def check_class_names(
     found:Iterable, # What there is
     names:Iterable, # For what a name is given
 ):
-    "Raise `UserError` for what has no name."
+    "Raise `UserError` for a class without a name."
     if missing := sorted(set(found) - set(names)):
         raise UserError(f"'{where}': no name is given for {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}")
 
 class LabeledSource(FileSource):
-    "Labeled images. The caption of an image is the name of its class."
+    "Labeled images; the caption of an image is the name of its class."
     def __init__(self,
         path:str|Path,     # A folder of folders
         names:dict=None,   # Name of each class by its folder; None: what the folder is called, as in training

@@ -83,7 +83,7 @@ _TOKEN_LINE = re.compile(r'([^\t]+)#\w+\t(.*)')
 def is_flickr_tokens(
     path:str, # A file
 )->bool:
-    "Whether a file begins like a token file of Flickr."
+    "Return whether a file starts like a token file of Flickr."
     try:
         with open(path, encoding='utf-8', errors='replace') as f: return bool(_TOKEN_LINE.match(f.readline()))
     except OSError: return False
@@ -102,7 +102,7 @@ def open_flickr_tokens(
     split:str='train',  # 'train', 'valid' or 'test', where files beside it tell
     image_dir:str=None, # Folder of the images; None: found
 )->TableSource:
-    "Open a token file of Flickr. Raises `UserError` for a line of another form."
+    "Open a token file of Flickr. Raises `UserError` for a line in another format."
     captions = {}
     with open(path, encoding='utf-8', errors='strict') as f:
         for n, line in enumerate(f, 1):
@@ -145,7 +145,7 @@ def open_saved_dataset(
     caption_key:str=None,   # Column of captions, or several with commas between; None: a usual name
     image_dir:str=None,     # Folder of images that are named and not held
 )->TableSource:
-    "Open a saved data set. Raises `UserError` for a part or a column that is not there."
+    "Open a saved data set. Raises `UserError` for a missing split or column."
     listed, is_dict = os.path.join(path, 'dataset_dict.json'), False
     if os.path.isfile(listed):
         parts, is_dict = json.loads(Path(listed).read_text())['splits'], True

@@ -44,7 +44,7 @@ class PairDataset(Dataset):
         index:int,               # Of the image
         rng:np.random.Generator, # Source of caption and crop
     )->tuple:                    # uint8 (3,image_size,image_size), ids of captions, index
-        "One sample. Raises `UserError` if the image or its captions cannot be used."
+        "Return one sample. Raises `UserError` if the image or its captions cannot be used."
         captions, pixels = self.source.captions(index), self.source.pixels_for(index, self.image_size)
         if self.one_caption: captions = [captions[rng.integers(len(captions))]]
         pixels = pixels if pixels.flags.writeable else pixels.copy() # torch wants no pixels that are mapped read-only
@@ -104,7 +104,7 @@ class EpochSampler(Sampler):
 
 # %% ../../nbs/data/12_loaders.ipynb #21ed6f80
 class BadSamples:
-    "Counts what could not be used. Raises `UserError` with a table once it is too much."
+    "Counts unusable samples. Raises `UserError` with a table if there are too many."
     def __init__(self,
         name:str,    # Of the source
         total:int,   # Images in an epoch
@@ -131,7 +131,7 @@ class BadSamples:
         return self.named[before:]
 
     def add(self, good:int, bad:list):
-        "Count a batch and tell of it. Raises `UserError` where there are too many."
+        "Count the unusable samples of a batch and warn. Raises `UserError` if there are too many."
         for message in self.count(good, bad):
             warnings.warn(f'Left out: {message}'
                           + ('. Others will be counted only' if [message] == self.named[9:] else ''), stacklevel=3)
@@ -169,24 +169,24 @@ class PairLoader(DataLoader):
         epoch:int,         # From 0
         start_batch:int=0, # First batch to give; `len` stays that of the whole epoch
     ):
-        "Choose what the next iteration gives. Without a call it is epoch 0 again."
+        "Set the epoch and the first batch of the next iteration; without a call it is epoch 0."
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, start_batch
 
     def one_batch(self)->tuple:
-        "The next iteration's first batch, loaded in this process, where batches are used."
+        "Load the first batch of the next iteration in this process, on the device of the batches."
         *batch, bad = _collate([self.dataset[key] for key in next(iter(self.batch_sampler))])
         if batch[0] is None: raise UserError(f'Nothing in the first batch can be used: {bad[0][1]}')
         return tuple(t.to(self.device) for t in batch)
 
     def to(self, device)->'PairLoader':
-        "Remember where batches are used."
+        "Set the device of the batches."
         self.device = device
         return self
 
     def new(self,
         **changes, # Arguments of `make_loader`
     )->'PairLoader':
-        "A loader like this one but for `changes`."
+        "Return a copy of this loader with `changes`."
         return make_loader(self.source, **{**self.settings, **changes})
 
 # %% ../../nbs/data/12_loaders.ipynb #0d976cd9
@@ -233,7 +233,7 @@ def make_loader(
     drop_last:bool|None=None,     # None: as `train`
     max_bad_fraction:float=.01,   # Largest share of images that cannot be used, 0..1
 )->PairLoader:
-    "The loader of a source. Raises `UserError` for an unknown augmentation, or data that does not fill one batch."
+    "Make the loader of a source. Raises `UserError` for an unknown augmentation, or data that does not fill one batch."
     settings = {k: v for k, v in locals().items() if k != 'source'}
     augment = pick(AUGMENTATIONS, augmentation, 'training.data.augmentation')
     shuffle, drop_last = (train if x is None else x for x in (shuffle, drop_last))
@@ -253,7 +253,7 @@ def image_grid(
     colors:list=None,  # Of the titles; None: black
     footer:str='',      # Small line below
 ):                      # Figure, open in pyplot
-    "Images in rows of three with their captions."
+    "Show images in rows of three with their captions."
     import matplotlib.pyplot as plt
     rows = math.ceil(len(images)/3)
     figure, axes = plt.subplots(rows, 3, figsize=(6.6, 2.5*rows), squeeze=False, layout='constrained')
@@ -273,7 +273,7 @@ def show_batch(self:PairLoader,
     batch:tuple=None, # (images, ids, image_index); None: the next
     max_n:int=9,      # Most images
 ):                    # Figure
-    "Images of a batch, each with its first caption."
+    "Show images of a batch, each with its first caption."
     import matplotlib.pyplot as plt
     images, ids, image_index = batch or self.one_batch()
     rows, words = _image_rows(image_index).tolist(), untokenize(ids, self.settings['tokenizer'])
@@ -290,7 +290,7 @@ def show_results(self:PairLoader,
     max_n:int=9, # Most images
     **kwargs,    # Not used: fastai passes what it was given
 ):               # Figure, left open because fastai drops it and the notebook is to show it
-    "Images of a batch, each with the nearest of all captions of the batch: green if right, red if wrong."
+    "Show images of a batch, each with its nearest caption in the batch: green if correct, red if wrong."
     images, ids, image_index = batch
     image_features, text_features = (F.normalize(f.float(), dim=-1) for f in outs[:2])
     found = (image_features @ text_features.T).argmax(1).cpu() # (B,)

@@ -29,7 +29,7 @@ class _SourceView(Source):
         for s in self.sources: s.set_cache(cache)
 
 class Mixture(_SourceView):
-    "Several sources, each shown so many times in an epoch."
+    "Several sources, each repeated a given number of times per epoch."
     def __init__(self,
         sources:Sequence[Source],  # What is mixed
         weights:Sequence[float],   # Showings of each image in an epoch
@@ -54,7 +54,7 @@ class Mixture(_SourceView):
         return None if any(p is None for p in parts) else np.concatenate(parts)
 
     def order(self, rng):
-        "The order of each source, with places of all of them drawn."
+        "Return the order of one epoch: the order of each source, interleaved at random."
         orders = []
         for source, start, count in zip(self.sources, self.starts, self.counts):
             rounds = [source.order(rng) + k*source.num_indices for k in range(-(-count//max(1, len(source))))]
@@ -88,7 +88,7 @@ _MAX_VALID = 5000 # Images in a part that is held out
 def image_digest(
     file:str|bytes, # Path of a file, or what it holds
 )->bytes:           # 16 bytes
-    "What is the same for files of the same content."
+    "Return a digest of the content of a file."
     try: return hashlib.blake2b(file if isinstance(file, bytes) else Path(file).read_bytes(), digest_size=16).digest()
     # not there: like no other
     except OSError: return hashlib.blake2b(str(file).encode(errors='replace'), digest_size=16).digest()
@@ -109,7 +109,7 @@ def split_source(
     fraction:float=.05, # Share that is held out, 0..0.5, at most `_MAX_VALID` images
     seed:int=0,         # Which part
 )->tuple[Source, Source]: # For training, for validation
-    "Hold out a part of a source. Raises `UserError` if one side would be empty."
+    "Split a source into training and held-out images. Raises `UserError` if one side would be empty."
     if isinstance(source, Mixture): return _split_mixture(source, fraction, seed)
     held = _holdout_indices(source, fraction, seed)
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))

@@ -199,7 +199,7 @@ _CACHE_LIMIT = 2**29 # Larger sets are drawn when asked for (bytes); easy at 160
 
 def scenes_cache_dir(
 )->Path: # Folder of the drawn arrays, which may be deleted at any time
-    "`MEMORY_VLM_CACHE` from the environment, or a folder in the user's cache."
+    "Return `MEMORY_VLM_CACHE` of the environment, or a folder in the user's cache."
     return Path(os.environ.get('MEMORY_VLM_CACHE') or Path.home()/'.cache'/'memory_vlm')
 
 def _saved_or_drawn(path:Path, shape:tuple, draw)->np.ndarray:
@@ -264,22 +264,22 @@ class SceneSource(Source):
         return _draw_scene(self.scenes[i], self.drawings, self.level, self.image_size, rng)
 
     def draw(self, i)->np.ndarray:
-        "The pixels of scene `i`, drawn now: uint8 (size, size, 3)."
+        "Draw scene `i`, uint8 (size, size, 3)."
         return np.asarray(self._drawn(i)[0])
 
     def pixels(self, i)->np.ndarray:
-        "The pixels of scene `i`, uint8 (size, size, 3), read-only."
+        "Return the pixels of scene `i`, uint8 (size, size, 3), read-only."
         if self._array is None and self.path: self._array = np.load(self.path, mmap_mode='r')
         return self.draw(i) if self._array is None else self._array[i]
 
     def captions(self, i)->list[str]:
-        "The wordings of scene `i`."
+        "Return the captions of scene `i`."
         layout, objects = self.scenes[i]
         names = [self.names[o] for o in objects]
         words = [_caption(names, layout, self.wordings[i] + k) for k in range(self.level.num_captions)]
         return list(dict.fromkeys(words))
 
     def objects(self, i)->list[tuple]:
-        "(name, box, mask) of each object: (left, top, right, bottom) in pixels and bool (size, size)."
+        "Return (name, box, mask) of each object: (left, top, right, bottom) in pixels and bool (size, size)."
         masks = _visible_masks(self._drawn(i)[1], self.image_size)
         return [(self.names[o], _box_around(m), m) for o, m in zip(self.scenes[i].objects, masks)]

@@ -99,7 +99,7 @@ def _expand_braces(text:str)->list[str]:
     return [t for w in words for t in _expand_braces(text[:found.start()] + w + text[found.end():])]
 
 def is_remote(text:str)->bool:
-    "Whether a place of data is a URL or a command."
+    "Return whether a data path is a URL or a command."
     return '://' in text or text.startswith('pipe:')
 
 # %% ../../nbs/data/07_shards.ipynb #cc49dcda
@@ -134,7 +134,7 @@ def _begins(path, mark):
     with open(path, 'rb') as f: return f.read(len(mark)) == mark
 
 class ShardSource(FileSource):
-    "Pairs in tar files."
+    "Images and captions in tar files."
     def __init__(self,
         text:str,               # Names of the shards: 'x-{0000..0099}.tar', 'x-*.tar', a URL
         caption_key:str=None,   # Field of a JSON; None: a usual name
@@ -171,12 +171,12 @@ class ShardSource(FileSource):
     def sizes(self)->np.ndarray: return self.index[:, 1]
 
     def label(self, i)->str:
-        "Shard and name of image `i`."
+        "Return the shard and the name of image `i`."
         name = self._read(i, self.index[i, 0] - 512, 100).split(b'\0')[0].decode(errors='replace')
         return f'{self.shards[int(np.searchsorted(self.starts, i, "right")) - 1]}/{name}'
 
     def captions(self, i)->list[str]:
-        "The captions of image `i`: lines of its text, or a field of its JSON."
+        "Return the captions of image `i`: the lines of its text, or a field of its JSON."
         offset, size = self.index[i, 2:]
         text = decode_text(self._read(i, abs(offset), size), self.label(i))
         if offset > 0: return is_usable(text.splitlines(), self.label(i))
@@ -188,7 +188,7 @@ class ShardSource(FileSource):
         return is_usable([found] if isinstance(found, str) else found or [], self.label(i))
 
     def order(self, rng):
-        "Shards in drawn order, the images of `_SHUFFLE_WINDOW` of them mixed."
+        "Return shards in random order, with the images of `_SHUFFLE_WINDOW` shards shuffled together."
         shards = rng.permutation(len(self.shards))
         windows = (shards[k:k + _SHUFFLE_WINDOW] for k in range(0, len(shards), _SHUFFLE_WINDOW))
         return np.concatenate([rng.permutation(np.concatenate([np.arange(*self.starts[s:s + 2]) for s in w]))
@@ -233,7 +233,8 @@ def make_shards(
     per_shard:int=1000, # Images in each
     progress:Callable=None, # Called with (shards done, shards)
 )->str:                 # What to give as `train_path`
-    "Write a source as shards, or go on with it. Raises `UserError` if the folder holds shards of something else."
+    ("Write a source as shards, or continue an interrupted conversion. Raises `UserError` if the folder holds other "
+     "shards.")
     folder, total = Path(folder), -(-len(source)//per_shard)
     folder.mkdir(parents=True, exist_ok=True)
     made_of, note = dict(source=source.name, pictures=len(source), per_shard=per_shard), folder/'shards.json'

@@ -144,7 +144,7 @@ def labeled_folder(
     path,      # As `open_source` takes it
     split:str, # 'train', 'valid' or 'test': which of the folders inside, where data come in such
 )->str|None:   # None: they have captions
-    "The folder of images in folders by class that data are."
+    "Return the folder if a data path is one folder of images per class."
     whole = path = str(path)
     while _detect_format(path)[1] == _FORMATS[_SPLIT_NAMES]: path = _inside(path, SPLITS[split], os.path.isdir) or ''
     if split == 'test' and path == whole: return None # `open_source` says that there is no such part
@@ -154,7 +154,7 @@ def path_text(
     path,    # What a configuration says: a text, a path, or a list of them
     key:str, # For messages
 )->str:      # A list becomes a mixture
-    "A place of data as one text. Raises `UserError` for what is no place."
+    "Return a data path as one string. Raises `UserError` for a value that is not a path, a URL or a list of these."
     if isinstance(path, (str, Path)): return str(path)
     if isinstance(path, Sequence) and path and all(isinstance(p, (str, Path)) for p in path):
         return ' + '.join(map(str, path))
@@ -170,7 +170,7 @@ def open_source(
     templates:Sequence[str]=_TEMPLATES, # Captions of class folders, with {} for the class
     key:str=None,         # What messages call the path; None: the configuration's key for this part
 )->Source:                # Images and captions by index
-    "Open data by what its path looks like. Raises `UserError` if nothing is there."
+    "Open a data set by its path. Raises `UserError` if nothing is there."
     key = key or pick(COLUMN_KEYS, split, 'split')
     path = path_text(path, key)
     name, form = _detect_format(path)
@@ -199,7 +199,7 @@ def open_sources(
     fraction:float=.05, # Share of the training data that is held out in that case
     **options,          # Of `open_source`
 )->tuple[Source, Source]:
-    "Sources for training and for evaluation."
+    "Open the sources for training and for evaluation."
     train = open_source(train_path, 'train', **options)
     if is_builtin(train_path, val_path): return train, open_source(val_path, 'valid', **options)
     return (train, open_source(train_path, 'valid', **options)) if train.has_split else split_source(train, fraction)
@@ -207,12 +207,12 @@ def open_sources(
 def source_options(
     data, # `cfg.training.data`
 )->dict:  # For `open_source` and `open_sources`
-    "How a configuration says that data are to be read."
+    "Return the options of `open_source` that a configuration gives."
     return {k: data[k] for k in ('image_size', *_COLUMNS, 'templates')}
 
 def is_builtin(
     train_path, # As `open_sources` takes it
     val_path,   # As `open_sources` takes it
 )->bool:
-    "Whether data for evaluation are no part of those for training."
+    "Return whether the validation data is separate from the training data."
     return bool(val_path) and path_text(val_path, COLUMN_KEYS['valid']) != path_text(train_path, COLUMN_KEYS['train'])

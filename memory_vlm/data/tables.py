@@ -91,13 +91,13 @@ class TableSource(FileSource):
         self._starts = None if len(captions) == len(pictures) and (np.diff(starts) == 1).all() else starts
 
     def captions(self, i)->list[str]:
-        "The captions of image `i`, without empty ones."
+        "Return the non-empty captions of image `i`."
         first, last = (i, i + 1) if self._starts is None else self._starts[i:i + 2]
         return is_usable(self._captions[int(first):int(last)].to_pylist(), self.label(i))
 
     @property
     def nbytes(self)->int: # Of the index in memory, texts included
-        "How much memory names and captions take."
+        "Return the memory of names and captions in bytes."
         names = self.pictures.files.nbytes if isinstance(self.pictures, PathList) else 0
         return names + self._captions.nbytes + (0 if self._starts is None else self._starts.nbytes)
 
@@ -109,7 +109,7 @@ def split_rows(
     splits:list|pa.Array, # Of each row
     split:str,            # 'train', 'valid' or 'test'
 )->np.ndarray|None:       # bool (rows); None: the rows are not divided like this
-    "The rows of a part, in a table that says which part each belongs to."
+    "Return the rows of a split, in a table with a column of splits."
     splits = np.array(splits.to_pylist() if hasattr(splits, 'to_pylist') else splits, dtype=object)
     parts = {s: np.isin(splits, names) for s, names in SPLITS.items()}
     needed = ['test'] if split == 'test' else ['train', 'valid']
@@ -124,7 +124,7 @@ def make_table_source(
     rows:np.ndarray=None,   # bool: the rows to take; None: all
     pictures=None,          # By index the bytes of a file, where there are no names
 )->TableSource:
-    "A source of columns."
+    "Make a source from columns."
     captions, starts = _flatten_captions([c if rows is None else c.filter(pa.array(rows)) for c in columns])
     if files is None:
         return TableSource(name, pictures if rows is None else _Rows(pictures, np.flatnonzero(rows)), captions, starts)
@@ -159,7 +159,7 @@ def choose_columns(
     given:str|None,      # What the user says, several captions with commas between; None: look for a usual name
     where:str,           # What the table is called
 )->list[str]:            # One column, or several of captions
-    "The columns of images or of captions. Raises `UserError` that lists the columns."
+    "Choose the columns of images or of captions. Raises `UserError` that lists the columns."
     def refuse(problem): raise UserError(f"{where} has no {problem}; its columns: {', '.join(found)}")
     if given:
         by_name = {c.strip(): c for c in found}
@@ -178,21 +178,21 @@ def choose_columns(
 def holds_bytes(
     kind:pa.DataType, # Of a column
 )->bool:
-    "Whether a column holds files and not their names."
+    "Return whether a column holds image bytes instead of file names."
     return pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 def file_sizes(
     value,         # What a cell holds
     folder:str,    # Where relative paths lead
 )->bytes|str:      # Bytes of a file, or its path
-    "The image in a cell: `{bytes, path}`, or bytes alone."
+    "Return the image bytes of a cell: `{bytes, path}`, or bytes alone."
     if not isinstance(value, dict): return value or b''
     return value.get('bytes') or (os.path.join(folder, value['path']) if value.get('path') else b'')
 
 def cell_sizes(
     cells:pa.ChunkedArray, # A column of images
 )->np.ndarray:             # int64: bytes in each cell
-    "How large the images of a column are, which Arrow knows without looking at them."
+    "Return the image sizes of a column in bytes, from Arrow's offsets."
     if pa.types.is_struct(cells.type): cells = pc.struct_field(cells, 'bytes')
     return pc.binary_length(cells).fill_null(-1).to_numpy()
 
@@ -296,7 +296,7 @@ def open_table(
     caption_key:str=None,   # Column of captions, or several with commas between; None: a usual name
     image_dir:str=None,     # Folder of the images; None: found
 )->TableSource:
-    "Open a table. Raises `UserError` that says what is wrong with it."
+    "Open a table. Raises `UserError` with the reason if it cannot be used."
     chosen = {}
     def choose(names):
         chosen['image'], = choose_columns(names, 'image', image_key, path)[:1]

@@ -32,7 +32,7 @@ def _open_tokenizer(name:str='clip', settings:str='{}')->SimpleTokenizer|HFToken
 
 @dataclass(frozen=True)
 class Tokenizer:
-    "How a model reads captions."
+    "The tokenizer of a model."
     name:str = 'clip'     # As `_open_tokenizer` takes it
     length:int = 77       # Longest caption, with its start and end (tokens, at least 2)
     whole:bool = False    # Whether every caption has that length, padding included
@@ -60,7 +60,7 @@ def caption_ids(
     text:str,                  # A caption
     by:Tokenizer=Tokenizer(),  # Who reads it
 )->tuple[int, ...]:            # No padding behind CLIP's EOT, unless captions are `whole`
-    "The ids of one caption; a long one is cut, and still ends as it must."
+    "Return the ids of one caption; a long caption is truncated and still ends with the end token."
     ids = by.opened([text], by.length)[0].tolist()
     return tuple(ids if by.whole or by.name != 'clip' else ids[:ids.index(by.opened.eot_token_id) + 1])
 
@@ -68,7 +68,7 @@ def pad_ids(
     rows:list,         # Ids of each caption, of any lengths
     length:int|None=None, # Columns of the result (tokens); None: those of the longest caption
 )->Tensor:             # int64 (captions, length), zeros after EOT
-    "Ids of several captions as one tensor."
+    "Pad the ids of several captions into one tensor."
     padded = torch.zeros(len(rows), length or max(map(len, rows)), dtype=torch.int64)
     for row, ids in zip(padded, rows): row[:len(ids)] = torch.tensor(ids)
     return padded
@@ -77,21 +77,21 @@ def tokenize(
     texts:list[str]|str,   # Captions
     context_length:int=77, # Columns of the result (tokens, at least 2)
 )->Tensor:                 # int64 (captions, context_length), zeros after EOT
-    "Captions to CLIP's ids. A model reads by its own `tokenize`."
+    "Tokenize captions with CLIP's tokenizer; for another model use its own `tokenize`."
     return Tokenizer(length=context_length)(texts)
 
 # %% ../../nbs/data/11_tokenizer.ipynb #8a6b8e4c
 def trim(
     ids:Tensor, # int64 (captions, T), CLIP's
 )->Tensor:      # int64 (captions, longest): a view
-    "Cut off the columns behind the EOT of the longest caption."
+    "Trim the columns after the EOT of the longest caption."
     return ids[:, :ids.argmax(1).max() + 1]
 
 def untokenize(
     ids:Tensor,               # int64 (captions, T)
     by:Tokenizer=Tokenizer(), # Whose ids they are
 )->list[str]:
-    "Ids back to captions, as the text tower sees them."
+    "Decode ids into captions, as the text tower sees them."
     t = by.opened
     if isinstance(t, HFTokenizer): return t.tokenizer.batch_decode(ids, skip_special_tokens=True)
     ends = (ids == t.eot_token_id).int().argmax(1)
@@ -101,6 +101,6 @@ def untokenize(
 def text_tokenizer(
     cfg, # `cfg.model.text`
 )->Tokenizer:
-    "The tokenizer of a configuration. Captions are `whole` where the tower would notice that they are not."
+    "Make the tokenizer of a configuration. Captions are not trimmed (`whole`) if the tower is not causal."
     whole = cfg.tokenizer != 'clip' or cfg.kwargs.get('pool_type', 'argmax') != 'argmax'
     return Tokenizer(cfg.tokenizer, cfg.max_len, whole, json.dumps(OmegaConf.to_container(cfg.tokenizer_kwargs)))
