@@ -61,7 +61,7 @@ def make_dls(
     cfg:DictConfig,           # The configuration
     device:torch.device=None, # Where batches go; None: fastai's default device
 )->DataLoaders:
-    "Training and evaluation loaders. Raises `UserError` where there is no data."
+    "Make the training and evaluation loaders. Raises `UserError` if there is no data."
     d, t = cfg.training.data, cfg.training
     tokenizer = text_tokenizer(cfg.model.text)
     _check_vocabulary(cfg.model, tokenizer.vocab_size)
@@ -120,7 +120,7 @@ class MemoryLearner(Learner):
         self,
         dl=None, # A loader; None: the validation data, and what is found is remembered
     )->dict:     # Metrics, with `step` and `epoch`
-        "Evaluate the model. Several ranks do it together."
+        "Evaluate the model, on several ranks together."
         known = dl is None or dl is self.dls.valid
         result = evaluate(self.averaged or self.model, self.rank_share(self.dls.valid if known else dl), self.precision)
         step = getattr(self, 'train_iter', 0)
@@ -187,17 +187,17 @@ class MemoryLearner(Learner):
         self.fit(n_epoch, lr, cbs=L(StepScheduler(lr_at, total)) + L(cbs))
 
     def fit_cosine(self, n_epoch:int=None, lr_max:float=None, cbs=None, **kwargs):
-        "Warm up in a straight line, come down along a cosine."
+        "Fit with linear warm-up and cosine decay."
         self.fit_schedule('cosine', n_epoch, lr_max, cbs, **kwargs)
 
     def lr_find(self, *args, **kwargs):
-        "fastai's, which takes as many steps as it needs, whatever `max_steps` says."
+        "Run fastai's `lr_find`, which ignores `max_steps`."
         limit, self.max_steps = self.max_steps, None
         try: return super().lr_find(*args, **kwargs)
         finally: self.max_steps = limit
 
     def show_results(self, ds_idx:int=1, dl=None, max_n:int=9, **kwargs):
-        "Show images with the captions the model finds nearest."
+        "Show images with the captions that the model ranks first."
         dl = dl or self.dls[ds_idx]
         batch = dl.one_batch()
         training = self.model.training
@@ -211,7 +211,7 @@ def make_loss(
     cfg:DictConfig,  # `cfg.model.contrastive`
     num_parts:int=1, # Parts of a batch whose pairs do not meet; the loss is their mean
 ):                   # What fastai calls with the model's output and the index of the images
-    "The loss of a configuration as fastai's `loss_func`."
+    "Make the loss of a configuration, as fastai's `loss_func`."
     loss = pick(LOSSES, cfg.loss_type, 'model.contrastive.loss_type')
     def mean_of_parts(outputs, image_index):
         pairs = zip(*(features.chunk(num_parts) for features in outputs[:2]))
@@ -239,7 +239,7 @@ def make_learner(
     dls:DataLoaders=None,         # Loaders; None: those of the configuration
     device:torch.device=None,     # None: fastai's default device
 )->MemoryLearner:
-    "Everything a configuration describes, ready to fit. Raises `UserError` for what cannot be."
+    "Make the Learner of a configuration. Raises `UserError` for every mistake in it."
     cfg = with_pretrained(validate(cfg, CONFIG_CHECKS))
     t = cfg.training
     device = device or default_device()

@@ -31,7 +31,7 @@ from PIL import Image
 # %% ../nbs/40_run.ipynb #b15a49d9
 @dataclass
 class Run:
-    "What a fit leaves behind."
+    "The result of a fit."
     folder:Path           # The run folder
     learn:MemoryLearner   # The learner, with the trained model
     metrics:dict          # The last evaluation; empty if there was none

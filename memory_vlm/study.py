@@ -46,7 +46,7 @@ def _variant_names(cfgs:Sequence)->list[str]:
 def collect(
     *folders:Path, # Run folders, or folders that hold some at any depth
 )->pd.DataFrame:   # A row per run
-    "All finished runs in some folders. Raises `UserError` if there is none."
+    "Collect all finished runs of some folders. Raises `UserError` if there is none."
     found = sorted({p.parent for f in folders for p in Path(f).rglob('DONE')}, key=lambda f: (f/'DONE').stat().st_mtime)
     if not found:
         raise UserError(f"there is no finished run (a folder with a file DONE) in: "
@@ -60,7 +60,7 @@ def summarize(
     runs:pd.DataFrame,                         # As `collect` or `study` gives it
     metrics:Sequence[str]=('i2t/R@1', 't2i/R@1'), # Columns of `runs`
 )->pd.DataFrame:                               # A row per variant, in their order
-    "Number of seeds, mean and standard deviation of each metric, parameters, step time and memory."
+    "Summarize each variant: seeds, mean and standard deviation of each metric, parameters, step time and memory."
     groups = runs.groupby('variant', sort=False)
     table = dict(seeds=groups.seed.nunique())
     for m in metrics: table |= {m: groups[pick(runs.columns, m, 'metric')].mean(), f'{m} std': groups[m].std()}
@@ -73,7 +73,7 @@ def paired_differences(
     baseline:str,         # The variant that the others are compared with
     metric:str='i2t/R@1', # Column of `runs`
 )->pd.DataFrame:          # A row per other variant
-    "Differences from a baseline, paired by seed, with their 95 % interval."
+    "Compute differences from a baseline, paired by seed, with their 95 % CI."
     from scipy.stats import t
     table = runs.pivot(index='seed', columns='variant', values=pick(runs.columns, metric, 'metric'))
     own, rows = table[pick(table.columns, baseline, 'variant')], []
@@ -89,7 +89,7 @@ def study_plot(
     metric:str='i2t/R@1', # Column of `runs`
     title:str='',         # What is shown; empty: the metric
 )->Plot:
-    "A row per variant: mean, standard deviation, and a dot for each seed."
+    "Plot a row per variant: mean, standard deviation, and a dot for each seed."
     groups = list(runs.groupby('variant', sort=False)[pick(runs.columns, metric, 'metric')])
     fig = make_figure(title or metric,
                       'Line: the mean. Bar: one standard deviation to each side. Dots: seeds.', (6.8,
@@ -128,7 +128,7 @@ def study(
     config_name:str='quickstart',         # YAML file in configs/
     folder:Path='runs/study',             # Where the runs lie
 )->pd.DataFrame:                          # As `collect` gives it, with the names of `variants`
-    "Fit every variant with every seed, but for runs that are finished. Raises `UserError` before the first fit."
+    "Train every variant with every seed, except finished runs. Raises `UserError` before the first fit."
     if not variants or not len(seeds): raise UserError('a study needs at least one variant and one seed')
     place = lambda name, seed: Path(folder)/re.sub(r'[^\w.=-]+', '_', name)/f'seed{seed}'
     plan = {(name, seed): compose([*base, *words, f'training.seed={seed}', 'training.resume=auto'],

@@ -320,7 +320,7 @@ KEYS = {
     'training.logging.wandb': row('true', in_wandb),
     'training.logging.tensorboard': row('true', written),
     'training.checkpoint.save_top_k': row(2, written, *STEPS),
-    'training.checkpoint.monitor': row('t2i/R@1', written, *STEPS),
+    'training.checkpoint.monitor': row('t2i/R@1', written, *STEPS, 'training.checkpoint.mode=max'),
     'training.checkpoint.mode': row('max', written, *STEPS),
     'training.checkpoint.save_last': row('true', written, *STEPS, 'training.checkpoint.mode=max'),
     'training.checkpoint.dirpath': row('../kept', written),

@@ -62,7 +62,7 @@ def test_reference_knows_every_public_name(site):
     page = (site/'evaluation/01_retrieval.html').read_text(encoding='utf-8')
     for name in ('rank_of_best', 'retrieval_ranks', 'chance_recall', 'bootstrap_interval'): assert f'id="{name}"' in page, name
     assert 'Share of draws inside the interval, 0..1' in page and '1000' in page
-    assert '<code>str | None</code>' in (site/'00_core.html').read_text(encoding='utf-8') # a type with a bar in a cell of a table
+    assert '<code>str | None</code>' in (site/'hub/03_publish.html').read_text(encoding='utf-8') # a type with a bar in a cell of a table
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def given(request, run):
 def test_every_consumer_takes_every_form_of_a_run(given, run, tmp_path):
     assert len(memory_report(given, num_images=8).sentences) == 3
     assert ablate(given, kinds=('mask',), draws=20).changes.index[0] == ('mask', 'all')
-    assert 'Where memory looks' in write_report_page(run[1], given).read_text()
+    assert 'Attention of memory tokens' in write_report_page(run[1], given).read_text()
     assert (share(given, tmp_path/'exported', look=False)/'config.json').exists()
     assert AttentionExplorer(given).main.layers == 2
 

@@ -42,12 +42,12 @@ from torch.nn.parallel import DistributedDataParallel
 def is_probing(
     learn, # A fastai Learner
 )->bool:
-    "Whether the learner is looking for a learning rate or collecting predictions."
+    "Return whether the learner runs `lr_find` or `get_preds`."
     return hasattr(learn, 'lr_finder') or hasattr(learn, 'gather_preds')
 
 # %% ../../nbs/training/03_callbacks.ipynb #257c2940
 class EpochCallback(Callback):
-    "Tell the training loader which epoch it is, and with which batch to begin."
+    "Set the epoch and the first batch of the training loader."
     run_valid = False
     def before_train(self): self.dls.train.set_epoch(self.epoch, self.first_batch)
     def state_dict(self): return dict(bad=[dl.bad.state_dict() for dl in self.dls if hasattr(dl, 'bad')])
@@ -59,7 +59,7 @@ def choose_precision(
     name:str,            # 'auto' or one of `PRECISIONS`
     device:torch.device, # Where the model will run
 )->str:                  # One of `PRECISIONS`
-    "What `auto` means: bf16 where a CUDA device has it natively, else fp32. A rule, never a measurement."
+    "Resolve `auto`: bf16 if the CUDA device supports it natively, else fp32. This is a rule, never a measurement."
     if name != 'auto': return name
     native = device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
     return 'bf16' if native else 'fp32'
@@ -84,7 +84,7 @@ def set_precision(
     learn,         # A learner of `make_learner`
     precision:str, # One of `PRECISIONS`
 ):
-    "Let a learner compute so. Raises `UserError` where its device cannot."
+    "Set the precision of a learner. Raises `UserError` if its device does not support it."
     dtype, device = PRECISIONS[precision], next(learn.model.parameters()).device.type
     try:
         with warnings.catch_warnings(action='error'): torch.autocast(device, dtype, enabled=dtype is not None)
@@ -266,7 +266,7 @@ class CheckpointCallback(Callback):
 
 # %% ../../nbs/training/03_callbacks.ipynb #2f68ea92
 class ResumeCallback(Callback):
-    "Go on where a checkpoint was written, in a fit of the same length. Raises `UserError` if it cannot be read."
+    "Resume from a checkpoint, in a fit of the same length. Raises `UserError` if it cannot be read."
     order = 99 # after all others are prepared
     def __init__(self,
         folder:Path, # The checkpoint
@@ -287,7 +287,7 @@ class ResumeCallback(Callback):
 
 # %% ../../nbs/training/03_callbacks.ipynb #938aee36
 class DivergedError(ArithmeticError):
-    "Training has come to an infinite or undefined number; the message is one line."
+    "The loss or the gradient is not finite; the message is one line."
 
 class DivergenceCallback(Callback):
     "End the fit before a step whose loss or gradient is not finite. The learner raises `DivergedError`."

@@ -53,7 +53,7 @@ def _remove_checkpoint(folder:Path):
 def remove_unfinished(
     dirpath:Path, # Folder of checkpoints, in which nobody else is writing
 ):
-    "Clear away what killed processes have left."
+    "Remove unfinished checkpoints of killed processes."
     for p in Path(dirpath).glob(f'{UNFINISHED_PREFIX}*'): shutil.rmtree(p, ignore_errors=True)
 
 # %% ../../nbs/training/02_checkpoint.ipynb #49c92665
@@ -67,7 +67,7 @@ def write_checkpoint(
     epoch:float,   # Epochs done
     metrics:dict,  # Metric values by name, measured at this step; may be empty
 )->Path:           # Where it stands
-    "Write a checkpoint folder whole. Nothing of an interrupted write is ever taken for a checkpoint."
+    "Write a checkpoint folder atomically: an interrupted write is never taken for a checkpoint."
     folder = _unique_path(Path(folder))
     aside = _unique_path(folder.with_name(UNFINISHED_PREFIX + folder.name))
     aside.mkdir(parents=True)
@@ -125,7 +125,7 @@ def checkpoint_name(
     step:int,     # Optimizer steps done
     metrics:dict, # Metric values; `/` and `@` of their names are `_` here
 )->str:           # A file name
-    "The name of a checkpoint."
+    "Return the name of a checkpoint."
     values = {re.sub('[/@]', '_', k): v for k, v in metrics.items()}
     return re.sub(r'[/\\]', '_', pattern.format_map(_Metrics(values, name=name, epoch=epoch, step=step)))
 
@@ -133,7 +133,7 @@ def check_name(
     pattern:str, # `training.checkpoint.filename`
     name:str,    # Name of the run
 ):
-    "Raise `UserError` where checkpoints cannot be named so, before a fit finds out."
+    "Raise `UserError` if `filename` cannot name checkpoints."
     said = f"training.checkpoint.filename='{pattern}'"
     metrics = [re.sub('[/@]', '_', k) for k in schema_fields()['training.checkpoint.monitor'].metadata['choices']]
     try: made = pattern.format_map(dict.fromkeys(metrics, 0.) | dict(name=name, epoch=0, step=0))
@@ -149,7 +149,7 @@ def checkpoint_folder(
     run:Path,    # Run folder
     dirpath:str, # `training.checkpoint.dirpath`
 )->Path:         # Inside the run folder, or `<dirpath>/<name>/<run>`
-    "Where a run keeps its checkpoints."
+    "Return the checkpoint folder of a run."
     whole = Path(os.path.abspath(run))
     place = Path(os.path.abspath(whole/dirpath))
     return Path(run)/dirpath if place.is_relative_to(whole) else place/whole.parent.name/whole.name
@@ -158,7 +158,7 @@ def checkpoint_folder(
 def list_checkpoints(
     dirpath:Path, # Folder of checkpoints
 )->list[Path]:    # From the oldest to the newest step
-    "Every whole checkpoint in a folder."
+    "List the complete checkpoints in a folder."
     if not Path(dirpath).is_dir(): return []
     found = {p: m for p in Path(dirpath).iterdir() if not p.name.startswith('.') and (m := read_manifest(p))}
     return sorted(found, key=lambda p: (found[p]['step'], (p/'manifest.json').stat().st_mtime_ns, p.name))
@@ -168,7 +168,7 @@ def best_checkpoints(
     monitor:str,        # Metric that ranks them
     mode:str='min',     # 'min' or 'max': which values are good
 )->list[Path]:          # From the best to the worst; those without the metric are left out
-    "The checkpoints of a folder, ranked. Of equals the newer is the better."
+    "List the checkpoints of a folder, best first; of equal ones the newer comes first."
     sign = 1 if mode == 'min' else -1
     found = [(sign * m['metrics'][monitor], -m['step'], p) for p in list_checkpoints(dirpath)
              if monitor in (m := read_manifest(p))['metrics']]
@@ -192,7 +192,7 @@ def prune_checkpoints(
     mode:str,      # 'min' or 'max'
     last:bool,     # Whether the newest is kept too
 ):
-    "Remove all but the best and the newest. While none is ranked the newest stays anyway."
+    "Remove all checkpoints but the best and the newest; while none is ranked, the newest stays."
     everything, ranked = list_checkpoints(dirpath), best_checkpoints(dirpath, monitor, mode)
     keep = {*ranked[:top_k], *(everything[-1:] if last or not ranked else [])}
     for p in everything:
@@ -241,7 +241,7 @@ def training_state(
     learn,     # A Learner of `make_learner`, in a fit, between two steps
     epoch:int, # Epoch in which to go on; its steps may all be done
 )->dict:       # For `write_checkpoint`, beside the weights
-    "Everything but the weights that decides how a fit goes on. All ranks call it together."
+    "Return the training state besides the weights. All ranks must call it together."
     common, own = ({name: cb.state_dict() for name, cb in _stateful_callbacks(learn).items()
                     if getattr(type(cb), 'of_this_rank', False) == mine} for mine in (False, True))
     return dict(step=learn.train_iter, epoch=epoch, precision=learn.precision, batches=len(learn.dls.train),
@@ -253,7 +253,8 @@ def load_training_state(
     folder:Path, # The checkpoint
     learn,       # The Learner that is to go on
 )->dict:         # Its state
-    "Read a state. Raises `UserError` if there is none, or if it belongs to other data or another number of processes."
+    ("Load a training state. Raises `UserError` if it is missing, or belongs to other data or another number of "
+     "processes.")
     state, batches = read_state(folder), len(learn.dls.train)
     if 'batches' not in state: raise UserError(f"'{folder}' holds no position in a fit, so none can go on from it")
     if (were := len(state['ranks'])) != world_size():
@@ -270,7 +271,7 @@ def restore_training_state(
     state:dict,  # Of `load_training_state`
     folder:Path, # Its checkpoint, for the weights
 ):
-    "Put weights and state back; the random states last, so that nothing here disturbs them."
+    "Restore weights and training state; the random states come last, so that nothing here changes them."
     load_model(learn.model, Path(folder)/'model.safetensors', device=str(next(learn.model.parameters()).device))
     learn.opt.load_state_dict(state['opt'])
     learn.epoch, learn.train_iter, learn.pct_train = state['epoch'], state['step'], state['pct_train']

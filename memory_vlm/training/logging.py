@@ -89,7 +89,7 @@ def _wandb_mode(timeout:float=3.)->tuple[str, str]:
 
 # %% ../../nbs/training/05_logging.ipynb #a0abcad7
 class WandbWriter:
-    "A W&B run, offline where it cannot be online. A folder that has one goes on with it."
+    "A W&B run, offline without a key or a network. A run folder that has one continues it."
     def __init__(self, folder:Path, cfg):
         wandb = require('wandb', 'log to Weights & Biases (or set training.logging.wandb=false)')
         mode, why = _wandb_mode()
@@ -108,7 +108,7 @@ class WandbWriter:
 
 # %% ../../nbs/training/05_logging.ipynb #f9f6ceca
 class MetricLog:
-    "Everything a run writes its metrics to."
+    "All outputs of a run's metrics."
     def __init__(
         self,
         folder:Path, # Run folder

@@ -24,7 +24,7 @@ def optimizer_kwargs(
     name:str,    # An optimizer of timm's
     kwargs:dict, # `training.optimizer_kwargs`
 )->dict:         # What to pass to its class
-    "The arguments for an optimizer, fused where it can be. Raises `UserError` for an unknown name or argument."
+    "Return the arguments of an optimizer, fused if possible. Raises `UserError` for an unknown name or argument."
     pick(list_optimizers(), name.split('_')[-1], 'training.optimizer')
     known = list(inspect.signature(get_optimizer_class(name.split('_')[-1], bind_defaults=False)).parameters)
     defaults = default_value(schema_fields()['training.optimizer_kwargs'])
@@ -56,7 +56,7 @@ def _parameter_groups(model:MemoryCLIP, weight_decay:float, **scales)->list:
 
 # %% ../../nbs/training/01_optim.ipynb #e39b6bf3
 class ScaledOptimizer(OptimWrapper):
-    "Gives every group what a schedule says, times the group's `lr_scale`."
+    "An optimizer whose groups get the scheduled learning rate times their `lr_scale`."
     def set_hyper(self, k, v):
         if k == 'lr' and isinstance(v, Number): v = [v * group['lr_scale'] for group in self.opt.param_groups]
         super().set_hyper(k, v)
@@ -68,7 +68,7 @@ def make_optimizer(
     cfg:DictConfig,   # `cfg.training`
     lr:float=None,    # Learning rate; None: the configuration's
 )->ScaledOptimizer:   # As fastai wants it
-    "timm's optimizer with our groups, for fastai."
+    "Make a timm optimizer with parameter groups, wrapped for fastai."
     kwargs = optimizer_kwargs(cfg.optimizer, OmegaConf.to_container(cfg.optimizer_kwargs))
     groups = _parameter_groups(model, cfg.weight_decay, layer_decay=cfg.layer_decay,
                                memory_lr_scale=cfg.memory_lr_scale)
@@ -105,7 +105,7 @@ def make_schedule(
     min_lr:float=0.,        # Learning rate at the end
     notice:Callable=print,  # Told in one line when the rise is cut
 )->Callable:                # Share of the run that is done (0..1) -> learning rate
-    "The schedule of a run. Raises `UserError` for an unknown kind, or for a rise or end below zero."
+    "Make the schedule of a run. Raises `UserError` for an unknown kind, or for a negative warm-up or `min_lr`."
     schedule = pick(_SCHEDULES, kind, 'training.scheduler')
     if warmup_epochs < 0 or min_lr < 0: raise UserError(f'{warmup_epochs=} and {min_lr=} must be at least 0')
     longest = epochs / 3
@@ -126,7 +126,7 @@ def schedule_kwargs(
 
 # %% ../../nbs/training/01_optim.ipynb #e48d75d4
 class StepScheduler(ParamScheduler):
-    "Set the learning rate by the share of `total` optimizer steps that are done."
+    "Set the learning rate from the fraction of `total` optimizer steps completed."
     def __init__(self, lr_at:Callable, total:int):
         super().__init__({'lr': lr_at})
         self.total = total

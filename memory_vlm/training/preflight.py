@@ -88,7 +88,7 @@ def _format_duration(seconds:float)->str:
 def preflight(
     learn,         # A Learner of `make_learner`
 )->list[str]:      # Lines for people: two that describe, then the mistakes
-    "Look before a fit. Raises `UserError` for data that cannot be read."
+    "Check data, schedule, time and memory before a fit. Raises `UserError` for data that cannot be read."
     t, steps = learn.cfg.training, len(learn.dls.train)
     epochs = learn.steps_of(t.epochs) / steps
     warmup = min(schedule_kwargs(t.scheduler_kwargs).get('warmup_epochs', 0) / epochs, 1 / 3)

@@ -39,7 +39,7 @@ def _reading_tokens(layout:TokenLayout, num_queries:int)->list:
     return [layout.cls, layout.patches] if num_queries == layout.num_tokens else [slice(None)]
 
 class Usage:
-    "Sums the attention that memory gets while it listens."
+    "Sum of the attention that memory tokens receive in recorded steps."
     def __init__(self, vit:MemoryViT):
         self.vit, self.layout = vit, vit.layout
         self.clear()
@@ -50,7 +50,7 @@ class Usage:
         self.num_keys = self.layout.num_keys
 
     def hear(self, layer, q, k, v, weights):
-        "A listener, as `attention_hooks` wants it."
+        "Record one attention call; passed to `attention_hooks`."
         if self.layout.num_new_cls and q.shape[2] > self.layout.num_new_cls: return # the old tokens of `kv_protected`
         # fewer keys where patches are dropped
         outside, self.num_keys = self.layout.num_keys - self.layout.num_tokens, k.shape[2]
@@ -60,7 +60,7 @@ class Usage:
         self.calls += layer == 0
 
     def listen(self, stack:ExitStack):
-        "Listen until `stack` is closed."
+        "Record attention until `stack` is closed."
         stack.enter_context(EAGER)
         for i, block in enumerate(self.vit.blocks):
             stack.enter_context(attention_hooks(block.attn, partial(self.hear, i)))
@@ -97,7 +97,7 @@ def _clear_moments(opt:torch.optim.Optimizer, param:nn.Parameter, rows:Tensor):
 
 # %% ../../nbs/training/04_resets.ipynb #f818dbbc
 class MemoryResetCallback(Callback):
-    "At the end of each window of `every` optimizer steps, give dead memory tokens a new start."
+    "Re-initialize dead memory tokens at the end of each window of `every` optimizer steps."
     of_this_rank = True # the images it has seen in a window
     run_valid, order = False, 60 # after the step; before evaluation, log and checkpoint, which then see the new tokens
     def __init__(
@@ -113,7 +113,7 @@ class MemoryResetCallback(Callback):
         self.forget()
 
     def forget(self):
-        "Be as if no step had been taken."
+        "Clear all records."
         self.usage, self.looks = Usage(self.vit), 0
         self.window_steps, self.usages, self.was_reset = [], [], [] # Of each window: its last step, (G,M), (G,M)
 
@@ -139,7 +139,7 @@ def to_reset(
     self:MemoryResetCallback,
     usage:Tensor, # Usage in this window (G, M)
 )->Tensor:        # bool (G, M)
-    "Which tokens start anew now."
+    "Return the tokens to re-initialize now."
     total = getattr(self.learn, 'steps_of', lambda n: n * len(self.dls.train))(self.n_epoch)
     seen, lasting = self.looks >= min(MIN_SAMPLES, self.every), total - self.train_iter >= self.every
     if not (seen and lasting): return torch.zeros_like(usage, dtype=torch.bool)
@@ -151,7 +151,7 @@ def to_reset(
 
 @patch
 def end_window(self:MemoryResetCallback):
-    "Reset what is dead, write it down, and begin the next window."
+    "Reset dead tokens, record the window, and begin the next one."
     usage = self.usage.mean()
     reset = self.to_reset(usage)
     images = normalize_images(self.xb[0][:self.num_images], self.net.mean, self.net.std)
@@ -173,12 +173,12 @@ def end_window(self:MemoryResetCallback):
 # %% ../../nbs/training/04_resets.ipynb #82e696dc
 @patch(as_prop=True)
 def num_images(self:MemoryResetCallback)->int:
-    "Images of a batch that k-means looks at: k-means of a large batch would take longer than its step."
+    "Return how many images of a batch k-means uses; on a large batch it would take longer than the step."
     return max(8, -(-2 * self.vit.layout.num_memory // self.vit.layout.num_patches))
 
 @patch
 def row(self:MemoryResetCallback)->dict:
-    "The last window for the log. Tokens that were reset are named by number, or as `block:token`."
+    "Return the last window as a row for the log; reset tokens are named by number, or as `block:token`."
     usage, reset = self.usages[-1], self.was_reset[-1]
     row = {'epoch': self.train_iter / len(self.dls.train)}
     row |= {'memory/least_usage': usage.min().item(), 'memory/resets': int(reset.sum())}
@@ -216,13 +216,13 @@ def history(self:MemoryResetCallback)->ResetHistory: # Of this fit so far
 # %% ../../nbs/training/04_resets.ipynb #43109ba3
 @patch
 def state_dict(self:MemoryResetCallback)->dict: # Tensors, numbers and lists
-    "Everything that the next decision depends on, and all earlier ones."
+    "Return everything that the next reset depends on, and the history."
     return dict(looks=self.looks, total=self.usage.total.cpu(), calls=self.usage.calls, usages=list(self.usages),
                 window_steps=list(self.window_steps), was_reset=list(self.was_reset))
 
 @patch
 def load_state_dict(self:MemoryResetCallback, state:dict): # As `state_dict` gives it
-    "Go on from a state."
+    "Restore a state."
     self.forget()
     self.looks, self.usage.calls = state['looks'], state['calls']
     self.usage.total.copy_(state['total'])
@@ -233,7 +233,7 @@ def make_resets(
     net:MemoryCLIP,  # What will be trained
     cfg:DictConfig,  # The configuration
 )->list:             # With a `MemoryResetCallback`, or empty
-    "The callback that a configuration asks for. Says which keys have no effect."
+    "Make the reset callback of a configuration, and print which keys have no effect."
     m, keys = cfg.model.memory, ('mem_reinit_steps', 'mem_dead_threshold', 'mem_reset')
     if net.visual.layout.num_memory and m.mem_reinit_steps and m.memory_init != 'frozen':
         return [MemoryResetCallback(net, m.mem_reinit_steps, m.mem_dead_threshold, m.mem_reset, cfg.training.seed)]

@@ -75,7 +75,7 @@ def make_run_dir(
 def run_lock(
     folder:Path, # A run folder
 )->Iterator[None]:
-    "Keep other processes off a run. Raises `UserError` if one is at it."
+    "Lock a run folder for this process. Raises `UserError` if another process trains this run."
     path = Path(folder)/'.lock'
     file = path.open('a')
     try:
@@ -94,7 +94,7 @@ def run_lock(
 def is_locked(
     folder:Path, # A run folder
 )->bool:
-    "Whether another process is fitting this run."
+    "Return whether another process is training this run."
     try:
         with run_lock(folder): return False
     except UserError: return True
@@ -119,7 +119,7 @@ def config_differences(
     cfg:DictConfig, # A configuration
     folder:Path,    # A run folder
 )->dict:            # (value there, value here) by dotted key
-    "Where a configuration differs from that of a run."
+    "Return the keys in which a configuration differs from that of a run."
     here, there = _compared_settings(cfg), _compared_settings(OmegaConf.load(folder/'config.yaml'))
     return {k: (there[k], here[k]) for k in here if there[k] != here[k]}
 
@@ -144,7 +144,7 @@ def _is_unfinished(folder:Path)->bool:
 def unfinished_runs(
     cfg:DictConfig, # A configuration
 )->list[Path]:      # From the newest to the oldest
-    "Runs of this name that have not come to their end and that nobody is fitting."
+    "List the unfinished runs of this name that no process is training."
     return [f for f in sorted(_list_runs(cfg).glob('*'), reverse=True) if _is_unfinished(f) and not is_locked(f)]
 
 def _read_run_dir(path:Path)->Path:
@@ -165,7 +165,7 @@ def _read_run_dir(path:Path)->Path:
 def choose_run(
     cfg:DictConfig, # The configuration
 )->Path|None:       # The folder of the run to go on with; None: a new run
-    "What `training.resume` asks for. Raises `UserError` if that cannot be."
+    "Return the run that `training.resume` selects. Raises `UserError` if it cannot be resumed."
     asked, place = cfg.training.resume, cfg.training.run_dir and Path(cfg.training.run_dir)
     if asked is None: return None
     if asked != 'auto' or place and _is_unfinished(place):
@@ -198,7 +198,8 @@ class LoadedModel:
 
     @cached_property
     def valid_dl(self)->PairLoader:
-        "The evaluation loader. Raises `UserError` if there is no configuration or its validation data is missing."
+        ("Return the evaluation loader. Raises `UserError` without a configuration, or if its validation data is "
+         "missing.")
         if self.loader is not None: return self.loader
         if self.cfg is not None: return _make_valid_dl(self.cfg)
         raise UserError(f"{self.place or 'This model'} belongs to no run, so its evaluation data is unknown: pass "
@@ -224,7 +225,7 @@ def _read_resets(checkpoint:Path)->ResetHistory|None:
 def find_run(
     path:Path, # A run folder, the folder of all runs of a name, a checkpoint or the folder of a run's checkpoints
 )->Path|None:  # The run folder; None: this is no run
-    "The run that a path belongs to. Of several runs the newest finished one."
+    "Return the run that a path belongs to; of several runs, the newest finished one."
     if not path.is_dir(): return None
     done = sorted(path.glob('*/DONE'))
     if done and not (path/'config.yaml').exists(): return done[-1].parent
@@ -236,7 +237,7 @@ def best_checkpoint(
     run:Path,       # A run folder
     cfg:DictConfig, # Its configuration
 )->Path:
-    "The checkpoint of a run that is to be handed on. Raises `UserError` if there is none."
+    "Return the best checkpoint of a run. Raises `UserError` if there is none."
     kept = cfg.training.checkpoint
     folder = checkpoint_folder(run, kept.dirpath)
     found = best_checkpoints(folder, kept.monitor, kept.mode) or list_checkpoints(folder)[::-1]

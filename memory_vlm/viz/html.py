@@ -155,5 +155,5 @@ def write_report_page(
     versions = ', '.join(f'{p} {version(p)}' for p in ('torch', 'timm', 'open_clip_torch', 'fastai'))
     attribution = getattr(source, 'attribution', '')
     footer = f'{cfg.project.name}, {date.today()}. {cfg.project.license}. {versions}. {attribution}'
-    lead = _run_summary(metrics, len(source), loaded.epochs)
+    lead = _run_summary(metrics, len(source), loaded.epochs or 0)
     return save_html(folder/'report.html', cfg.training.logging.name, lead, body, footer)
