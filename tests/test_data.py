@@ -1,4 +1,4 @@
-"""Data of every kind, at the sizes and in the states that people have it in."""
+"""Data of every format, also large and damaged."""
 import io
 import json
 import numpy as np
@@ -35,13 +35,13 @@ SMALL = ['--config-name=quickstart', 'training.batch_size=8', 'training.max_step
 
 
 def pairs(split='train', n=20):
-    "Images and captions."
+    "Return images and captions."
     scenes = SceneSource(split, 'tiny', cache=False)
     return [(scenes.image(i), scenes.captions(i)[0]) for i in range(n)]
 
 
 def put(folder, n=20, split='train', suffix='.jpg'):
-    "Images in a folder, and their names and captions."
+    "Save images in a folder, and return their names and captions."
     folder.mkdir(parents=True, exist_ok=True)
     out = []
     for i, (image, caption) in enumerate(pairs(split, n)):
@@ -66,7 +66,7 @@ def as_jsonl(at):
     (at.parent/'pairs.jsonl').write_text(''.join(json.dumps(dict(image=f'{at.name}/{n}', caption=[c, 'too'])) + '\n' for n, c in put(at)))
     return at.parent/'pairs.jsonl'
 
-def table_of(at): # Images inside
+def table_of(at): # Table that holds the images
     rows = put(at)
     return pa.table(dict(image=[dict(bytes=(at/n).read_bytes(), path=n) for n, _ in rows], caption=[c for _, c in rows]))
 
@@ -110,7 +110,7 @@ def as_karpathy(at):
     (at.parent/'dataset_flickr8k.json').write_text(json.dumps(dict(images=images)))
     return at.parent/'dataset_flickr8k.json'
 
-def inside(name): # A folder with a table in it
+def inside(name): # Return a function that makes a folder with a table
     def make(at):
         rows = put(at)
         if name.endswith('.json'): (at/name).write_text(json.dumps({n: [c, 'too'] for n, c in rows}))
@@ -141,7 +141,7 @@ KINDS = [as_shards, as_remote_shards, as_folder, as_csv, as_tsv, as_jsonl, as_pa
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('MEMORY_VLM_CACHE', str(tmp_path/'kept'))
+def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('MEMORY_VLM_CACHE', str(tmp_path/'cache'))
 
 
 @pytest.mark.parametrize('make', KINDS)
@@ -155,7 +155,7 @@ def test_each_kind_gives_the_same_images_with_and_without_workers(make, tmp_path
 
 
 def words_for(make, at):
-    "The configuration of a small fit on data of a kind."
+    "Return the configuration of a small fit on data of a format."
     return [*SMALL, f'training.run_dir={at}/run', *(f"training.data.{s}_path='{make(at/s/'x')}'" for s in ('train', 'val'))]
 
 
@@ -172,11 +172,11 @@ def test_a_fit_runs_from_the_command_line(tmp_path):
     assert '20 images for training' in done.stdout
 
 
-ROWS = re.findall(r'^\| ([^|]+) \| `("?training\.data\.train_path=[^|]+)` \|$', '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/explain/data.ipynb').read_text())['cells']), re.M) # what you have, what to give
+TABLE_ROWS = re.findall(r'^\| ([^|]+) \| `("?training\.data\.train_path=[^|]+)` \|$', '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/explain/data.ipynb').read_text())['cells']), re.M) # (data, argument)
 
 
-def as_readme(line):
-    "In the working folder, what a line of the table in explain/data refers to."
+def write_data_of(line):
+    "Write the data of a line of the table in explain/data into the working folder."
     as_folder(Path('my/images'))
     as_classes(Path('my/classes'))
     as_csv(Path('my/csv'))
@@ -192,24 +192,24 @@ def as_readme(line):
     if '.tar' in line: make_shards(open_source('my/images*15', 'train'), 'more', per_shard=1), [os.rename(p, f'my/{p.name}') for p in Path('more').glob('*.tar')]
 
 
-def test_the_readme_has_a_line_for_each_kind():
-    assert len(ROWS) == 13 and len(dict(ROWS)) == 13
+def test_the_guide_has_a_line_for_each_kind():
+    assert len(TABLE_ROWS) == 13 and len(dict(TABLE_ROWS)) == 13
 
 
-@pytest.mark.parametrize('line', [line for _, line in ROWS], ids=[what for what, _ in ROWS])
-def test_each_line_of_the_readme_opens(line, tmp_path, monkeypatch):
+@pytest.mark.parametrize('line', [line for _, line in TABLE_ROWS], ids=[what for what, _ in TABLE_ROWS])
+def test_each_line_of_the_guide_opens(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    as_readme(line)
+    write_data_of(line)
     d = compose([*shlex.split('training.data.val_path='), *shlex.split(line)]).training.data
     train, valid = open_sources(d.train_path, d.val_path, image_size=32, image_key=d.image_key, caption_key=d.caption_key, image_dir=d.image_dir, templates=d.templates)
     assert len(train) >= 18 and len(valid) >= 1 and train.captions(0) and valid.pixels(0).shape[2] == 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('line', [line for _, line in ROWS], ids=[what for what, _ in ROWS])
-def test_each_line_of_the_readme_trains_as_it_is_typed(line, tmp_path, monkeypatch):
+@pytest.mark.parametrize('line', [line for _, line in TABLE_ROWS], ids=[what for what, _ in TABLE_ROWS])
+def test_each_line_of_the_guide_trains_as_it_is_typed(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    as_readme(line)
+    write_data_of(line)
     words = shlex.join([sys.executable, str(ROOT/'train.py'), *SMALL, 'training.run_dir=run', 'training.data.val_path='])
     done = subprocess.run(f'{words} {line}', shell=True, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -257,21 +257,21 @@ def jpeg(image, **kwargs):
     return out.getvalue()
 
 
-GREY = Image.new('RGB', (60, 40), (120, 120, 120))
-TURNED = GREY.getexif()
+GRAY = Image.new('RGB', (60, 40), (120, 120, 120))
+TURNED = GRAY.getexif()
 TURNED[0x112] = 6
 
 USABLE = {
-    'cmyk.jpg': lambda p: GREY.convert('CMYK').save(p),
+    'cmyk.jpg': lambda p: GRAY.convert('CMYK').save(p),
     '16 bits.png': lambda p: Image.fromarray(np.full((40, 60), 120*257, np.uint16)).save(p),
     'palette.png': lambda p: Image.new('P', (60, 40), 3).save(p, transparency=3),
-    'moving.gif': lambda p: GREY.save(p, save_all=True, append_images=[Image.new('RGB', (60, 40))]),
-    'turned.jpg': lambda p: GREY.save(p, exif=TURNED),
+    'moving.gif': lambda p: GRAY.save(p, save_all=True, append_images=[Image.new('RGB', (60, 40))]),
+    'turned.jpg': lambda p: GRAY.save(p, exif=TURNED),
     'one pixel.png': lambda p: Image.new('RGB', (1, 1)).save(p),
     'wide.png': lambda p: Image.new('RGB', (4000, 1)).save(p),
     'high.png': lambda p: Image.new('RGB', (1, 4000)).save(p),
-    'really a PNG.jpg': lambda p: GREY.save(p, format='PNG'),
-    'émoji 🐶.jpg': lambda p: GREY.save(p),
+    'really a PNG.jpg': lambda p: GRAY.save(p, format='PNG'),
+    'émoji 🐶.jpg': lambda p: GRAY.save(p),
 }
 UNUSABLE = {
     'cut.jpg': (lambda p: p.write_bytes(jpeg(pairs()[0][0])[:900]), 'cut short'),
@@ -283,7 +283,7 @@ UNUSABLE = {
     'nul\x00.jpg': (lambda p: None, 'missing file'),
     'bomb.bmp': (lambda p: p.write_bytes(BOMB), 'too many pixels'),
 }
-BOMB = b'BM' + bytes(12) + b''.join(n.to_bytes(4, 'little') for n in (40, 30_000, 30_000, 1 + (24 << 16))) + bytes(24) # asks for 2.7 GB
+BOMB = b'BM' + bytes(12) + b''.join(n.to_bytes(4, 'little') for n in (40, 30_000, 30_000, 1 + (24 << 16))) + bytes(24) # declares 2.7 GB
 
 
 @pytest.mark.parametrize('name', USABLE)
@@ -298,9 +298,9 @@ def test_an_image_that_can_be_shown_can_be_learned_from(name, tmp_path):
 @pytest.mark.parametrize('name', UNUSABLE, ids=ascii)
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_an_image_that_cannot_be_shown_is_named_counted_and_replaced(name, num_workers, tmp_path):
-    spoil, reason = UNUSABLE[name]
+    write, reason = UNUSABLE[name]
     rows = put(tmp_path, 15) + [(name, 'words')]
-    spoil(tmp_path/name)
+    write(tmp_path/name)
     (tmp_path/'pairs.csv').write_text('image,caption\n' + ''.join(f'{n},{c}\n' for n, c in rows))
     loader = make_loader(open_source(tmp_path/'pairs.csv', 'train'), image_size=32, batch_size=4, train=True, num_workers=num_workers, max_bad_fraction=.2)
     with pytest.warns(UserWarning, match=f'Left out: .*{name}'): batches = list(loader)
@@ -317,7 +317,7 @@ CAPTIONS = {'': None, '  ': None, '\x00': None, '\u200f\u200f': None, 'a'*10_000
 
 @pytest.mark.parametrize('caption', CAPTIONS, ids=range(len(CAPTIONS)))
 def test_a_caption_is_used_if_something_can_be_read_in_it(caption, tmp_path):
-    GREY.save(tmp_path/'x.jpg')
+    GRAY.save(tmp_path/'x.jpg')
     (tmp_path/'x.jsonl').write_text(json.dumps(dict(image='x.jpg', caption=caption)) + '\n')
     source = open_source(tmp_path/'x.jsonl', 'train')
     if any(c.isprintable() and not c.isspace() for c in caption):
@@ -327,8 +327,8 @@ def test_a_caption_is_used_if_something_can_be_read_in_it(caption, tmp_path):
         with pytest.raises(UserError, match='x.jpg holds no caption'): make_loader(source, image_size=32, batch_size=1, train=True).one_batch()
 
 
-def spoiled_fit(tmp_path, *words):
-    "The configuration of a fit on 40 images, of which three are spoilt."
+def broken_fit(tmp_path, *words):
+    "Return the configuration of a fit on 40 images, of which three are broken."
     at = tmp_path/'train'
     if not at.exists():
         for name, caption in put(at, 40): (at/name).with_suffix('.txt').write_text(caption)
@@ -339,30 +339,30 @@ def spoiled_fit(tmp_path, *words):
                     'training.data.val_path=scenes:tiny', 'training.preflight=false', *words], config_name='quickstart')
 
 
-def test_bad_samples_end_no_fit_and_are_told_of(tmp_path):
-    with pytest.warns(UserWarning, match='Left out'): run = fit(spoiled_fit(tmp_path, 'training.data.max_bad_fraction=0.2', f'training.run_dir={tmp_path}/run'))
+def test_bad_samples_do_not_end_a_fit_and_are_reported(tmp_path):
+    with pytest.warns(UserWarning, match='Left out'): run = fit(broken_fit(tmp_path, 'training.data.max_bad_fraction=0.2', f'training.run_dir={tmp_path}/run'))
     assert len(run.learn.recorder.losses) == 12
-    told = (tmp_path/'run'/'bad_samples.txt').read_text()
-    for words in ('empty file', 'not UTF-8', 'cut short', '007.jpg', '011.txt', '030.jpg'): assert words in told
+    report = (tmp_path/'run'/'bad_samples.txt').read_text()
+    for words in ('empty file', 'not UTF-8', 'cut short', '007.jpg', '011.txt', '030.jpg'): assert words in report
     assert 'bad_samples' in (tmp_path/'run'/'metrics.csv').read_text()
 
 
 def test_too_many_bad_samples_end_a_fit_with_a_table(tmp_path):
     with pytest.raises(UserError, match=r'samples could not be used\n +1  ') as e, warnings.catch_warnings(action='ignore'):
-        fit(spoiled_fit(tmp_path, f'training.run_dir={tmp_path}/run'))
+        fit(broken_fit(tmp_path, f'training.run_dir={tmp_path}/run'))
     assert 'max_bad_fraction=0.01' in str(e.value)
 
 
 @pytest.mark.slow
-def test_with_bad_samples_a_fit_goes_on_to_the_bit(tmp_path):
+def test_with_bad_samples_a_resumed_fit_is_bit_identical(tmp_path):
     words = ['training.data.max_bad_fraction=0.2', 'training.checkpoint.save_top_k=5', 'model.drop_rate=0.1']
     with warnings.catch_warnings(action='ignore'):
-        straight = fit(spoiled_fit(tmp_path, *words, f'training.run_dir={tmp_path}/a'))
-        fit(spoiled_fit(tmp_path, *words, f'training.run_dir={tmp_path}/b'))
+        straight = fit(broken_fit(tmp_path, *words, f'training.run_dir={tmp_path}/a'))
+        fit(broken_fit(tmp_path, *words, f'training.run_dir={tmp_path}/b'))
         for p in sorted((tmp_path/'b'/'checkpoints').iterdir()):
             if json.loads((p/'manifest.json').read_text())['step'] > 8: shutil.rmtree(p)
         (tmp_path/'b'/'DONE').unlink()
-        again = fit(spoiled_fit(tmp_path, *words, f'training.run_dir={tmp_path}/b', 'training.resume=auto', 'training.data.num_workers=2'))
+        again = fit(broken_fit(tmp_path, *words, f'training.run_dir={tmp_path}/b', 'training.resume=auto', 'training.data.num_workers=2'))
     assert straight.learn.recorder.losses == again.learn.recorder.losses
     assert straight.learn.dls.train.bad.reasons == again.learn.dls.train.bad.reasons
     assert all((a == b).all() for a, b in zip(straight.learn.model.parameters(), again.learn.model.parameters()))
@@ -380,7 +380,7 @@ def test_shards_give_every_image_once_with_more_workers_than_shards_and_from_any
 
 
 def epochs_of(loader, n=3):
-    "All batches of some epochs."
+    "Return all batches of some epochs."
     def one(epoch):
         loader.set_epoch(epoch)
         return list(loader)
@@ -411,12 +411,12 @@ def test_workers_share_a_cache_and_its_limit_however_they_start(start, tmp_path)
     loader = loader.new(num_workers=2, persistent_workers=True) # they see what others decode after they have started
     loader.multiprocessing_context = start
     assert same(without, epochs_of(loader))
-    assert os.fstat(cache.file.fileno()).st_size == room # each image once, whoever decoded it
+    assert os.fstat(cache.file.fileno()).st_size == room # each image once, whichever worker decoded it
     for p in (tmp_path/'x').glob('*.jpg'): p.unlink()
     assert same(without, epochs_of(loader))
 
 
-def test_a_disk_without_room_for_a_cache_ends_no_epoch(tmp_path):
+def test_a_full_disk_does_not_end_an_epoch(tmp_path):
     as_folder(tmp_path/'x')
     program = f"""if True:
         import os, resource, sys
@@ -448,21 +448,21 @@ def test_a_fit_with_a_cache_is_the_same_fit_and_both_loaders_share_it(tmp_path):
 
 
 def test_a_remote_shard_is_tried_again_and_later_each_time(tmp_path):
-    shard, asked = Path(as_shards(tmp_path/'x').replace('{00000..00002}', '00000')), []
+    shard, requests = Path(as_shards(tmp_path/'x').replace('{00000..00002}', '00000')), []
     class Failing(Quiet):
         def do_GET(self):
-            asked.append(time.monotonic())
-            if len(asked) == 1: return self.send_error(404)
+            requests.append(time.monotonic())
+            if len(requests) == 1: return self.send_error(404)
             data = shard.read_bytes()
             self.send_response(200)
             self.send_header('Content-Length', len(data))
             self.end_headers()
-            self.wfile.write(data[:len(data)//2] if len(asked) == 2 else data)
+            self.wfile.write(data[:len(data)//2] if len(requests) == 2 else data)
     url = f'{serve(Failing)}/x.tar'
     assert Path(fetch_shard(url, wait=.3)).read_bytes() == shard.read_bytes()
-    assert len(asked) == 3 and asked[1] - asked[0] > .3 and asked[2] - asked[1] > .6
+    assert len(requests) == 3 and requests[1] - requests[0] > .3 and requests[2] - requests[1] > .6
     fetch_shard(url) # from the cache
-    assert len(asked) == 3
+    assert len(requests) == 3
 
 
 MIXED = ['pairs.csv*2 + {}', "[pairs.csv*2,'{}']"]

@@ -73,10 +73,10 @@ class FolderSource(FileSource):
     def __init__(self,
         path:str|Path,        # Folder
         key:str='path',       # Configuration key of the path, for messages
-        found:tuple=None,     # Result of `find_pairs`, if it is known
+        matched:tuple=None,     # Result of `find_pairs`, if it is known
     ):
         self.name = str(path)
-        pairs, alone, texts = found or find_pairs(path)
+        pairs, alone, texts = matched or find_pairs(path)
         if not pairs:
             raise UserError(f"{key}='{path}' holds no pair: {len(alone)} images ({', '.join(IMAGE_SUFFIXES)}) and "
                             f'{texts} texts, none of the same name; a pair is dog.jpg with its captions in dog.txt')
@@ -125,23 +125,23 @@ def _class_folders(path:str|Path)->dict:
     def images(f):
         return sorted(os.path.join(at, name) for at, files in walk_files(f) for name in files if is_image(name))
     if not Path(path).is_dir(): return {}
-    found = {f.name: images(f) for f in sorted(Path(path).iterdir()) if f.is_dir() and not f.name.startswith('.')}
-    return {name: files for name, files in found.items() if files}
+    files = {f.name: images(f) for f in sorted(Path(path).iterdir()) if f.is_dir() and not f.name.startswith('.')}
+    return {name: paths for name, paths in files.items() if paths}
 
 def has_class_folders(
     path:str|Path, # Any path
 )->bool:
     "Return whether a folder holds at least two folders of images, without a caption for the first image of each."
-    found = _class_folders(path)
-    return len(found) > 1 and not any(Path(os.path.splitext(files[0])[0] + '.txt').exists() for files in found.values())
+    classes = _class_folders(path)
+    return len(classes) > 1 and not any(Path(os.path.splitext(files[0])[0] + '.txt').exists() for files in classes.values())
 
 def check_class_names(
-    path,           # Folder of the data, for messages
-    found:Iterable, # Classes in the data
-    names:Iterable, # Classes that have a name
+    path,             # Folder of the data, for messages
+    classes:Iterable, # Classes in the data
+    names:Iterable,   # Classes that have a name
 ):
     "Raise `UserError` if a class has no name."
-    if missing := sorted(set(found) - set(names)):
+    if missing := sorted(set(classes) - set(names)):
         raise UserError(f"'{path}': no name is given for {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}")
 
 class LabeledSource(FileSource):
@@ -150,14 +150,14 @@ class LabeledSource(FileSource):
         path:str|Path,     # Folder that holds the class folders
         names:dict=None,   # Class name of each folder; None: from the folder name
     ):
-        self.name, found = str(path), _class_folders(path)
-        if len(found) < 2:
-            raise UserError(f"'{path}' holds {len(found)} folders with images ({', '.join(IMAGE_SUFFIXES)}); "
+        self.name, files = str(path), _class_folders(path)
+        if len(files) < 2:
+            raise UserError(f"'{path}' holds {len(files)} folders with images ({', '.join(IMAGE_SUFFIXES)}); "
                             'classification needs at least 2')
-        if names: check_class_names(path, found, names)
-        self.folders = [f for f in names if f in found] if names else list(found)
+        if names: check_class_names(path, files, names)
+        self.folders = [f for f in names if f in files] if names else list(files)
         self.classes = [names[f] if names else _class_name(f) for f in self.folders]
-        self.images = PathList([file for f in self.folders for file in found[f]])
-        self.labels = torch.tensor([i for i, f in enumerate(self.folders) for _ in found[f]])
+        self.images = PathList([file for f in self.folders for file in files[f]])
+        self.labels = torch.tensor([i for i, f in enumerate(self.folders) for _ in files[f]])
 
     def captions(self, i)->list[str]: return [self.classes[self.labels[i]]]

@@ -106,8 +106,8 @@ def open_flickr_tokens(
     captions = {}
     with open(path, encoding='utf-8', errors='strict') as f:
         for n, line in enumerate(f, 1):
-            found = _TOKEN_LINE.match(line.rstrip('\n'))
-            if found: captions.setdefault(found[1], []).append(found[2])
+            match = _TOKEN_LINE.match(line.rstrip('\n'))
+            if match: captions.setdefault(match[1], []).append(match[2])
             elif line.strip():
                 raise UserError(f"{path}, line {n} must be name.jpg#0, a tab and a caption: '{line.strip()[:80]}'")
     parts = _flickr_splits(os.path.dirname(path))

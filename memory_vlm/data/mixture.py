@@ -110,21 +110,21 @@ def split_source(
 )->tuple[Source, Source]: # (training, validation)
     "Hold out a part of a source, copies included. Raises `UserError` if no image would be left for training."
     if isinstance(source, Mixture): return _split_mixture(source, fraction, seed)
-    held = _holdout_indices(source, fraction, seed)
-    return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
+    in_valid = _holdout_indices(source, fraction, seed)
+    return Subset(source, np.flatnonzero(~in_valid)), Subset(source, np.flatnonzero(in_valid))
 
 def _holdout_indices(source, fraction, seed)->np.ndarray: # bool (images)
     "Return which images are held out, with their copies."
-    total, held = len(source), np.zeros(len(source), bool)
-    held[np.random.default_rng(seed).permutation(total)[:min(max(1, round(total*fraction)), _MAX_VALID)]] = True
-    held = _group_duplicates(source, held)
-    if held.all():
+    total, in_valid = len(source), np.zeros(len(source), bool)
+    in_valid[np.random.default_rng(seed).permutation(total)[:min(max(1, round(total*fraction)), _MAX_VALID)]] = True
+    in_valid = _group_duplicates(source, in_valid)
+    if in_valid.all():
         raise UserError(f'{source.name} has {total} image(s), which cannot be split into training and validation; '
                         'set training.data.val_path')
-    return held
+    return in_valid
 
 def _split_mixture(mixture, fraction, seed): # Split all images together, then mix the training parts
     plain = Mixture(mixture.sources, [1]*len(mixture.sources))
-    held = _holdout_indices(plain, fraction, seed)
-    parts = [Subset(s, np.flatnonzero(~held[a:b])) for s, a, b in zip(plain.sources, plain.starts, plain.starts[1:])]
-    return Mixture(parts, mixture.weights), Subset(plain, np.flatnonzero(held))
+    in_valid = _holdout_indices(plain, fraction, seed)
+    parts = [Subset(s, np.flatnonzero(~in_valid[a:b])) for s, a, b in zip(plain.sources, plain.starts, plain.starts[1:])]
+    return Mixture(parts, mixture.weights), Subset(plain, np.flatnonzero(in_valid))

@@ -42,8 +42,8 @@ def _tar_files(path:str)->Iterator[tuple]:
             if info.type == tarfile.GNUTYPE_LONGNAME:
                 long = data[body:body + info.size].rstrip(b'\0').decode(errors='surrogateescape')
             elif info.type == tarfile.XHDTYPE:
-                found = re.search(rb'\d+ path=(.*)\n', data[body:body + info.size])
-                long = found and found[1].decode(errors='surrogateescape')
+                match = re.search(rb'\d+ path=(.*)\n', data[body:body + info.size])
+                long = match and match[1].decode(errors='surrogateescape')
             else:
                 if info.isreg(): yield long or info.name, body, info.size
                 long = None
@@ -92,11 +92,11 @@ def _load_index(path)->tuple:
 
 def _expand_braces(text:str)->list[str]:
     "Return the names that a pattern with {0..9}, {a,b}, * or ? stands for."
-    found = re.search(r'\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}', text)
-    if not found: return sorted(glob.glob(text)) if re.search(r'[*?]', text) and not is_remote(text) else [text]
-    low, high, choices = found.groups()
+    match = re.search(r'\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}', text)
+    if not match: return sorted(glob.glob(text)) if re.search(r'[*?]', text) and not is_remote(text) else [text]
+    low, high, choices = match.groups()
     words = choices.split(',') if choices else [f'{n:0{len(low)}}' for n in range(int(low), int(high) + 1)]
-    return [t for w in words for t in _expand_braces(text[:found.start()] + w + text[found.end():])]
+    return [t for w in words for t in _expand_braces(text[:match.start()] + w + text[match.end():])]
 
 def is_remote(
     text:str, # Data path
