@@ -64,7 +64,8 @@ class DataReport:
             shape = np.array(self.sizes)
             lines += [f'pixels    {_format_span(shape[:, 0])} wide, {_format_span(shape[:, 1])} high',
                       f'captions  {_format_span(self.counts)} per image, of {_format_span(self.tokens)} tokens'
-                      + (f'; {sum(n >= 77 for n in self.tokens):,} reach the limit of 77 and may be truncated' if max(self.tokens) >= 77 else '')]
+                      + (f'; {sum(n >= 77 for n in self.tokens):,} of them at the limit of 77' if max(self.tokens) >= 77
+                         else '')]
         often = self.captions.most_common(1)
         if often and often[0][1] > 1:
             lines.append(f'repeated  {self.captions.total() - len(self.captions):,} captions occur more than once, '

@@ -14,7 +14,7 @@ import torch
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from ..core import UserError
-from .base import IMAGE_SUFFIXES, BadSample, FileSource, PathList, decode_text, clean_captions
+from .base import IMAGE_SUFFIXES, BadSample, FileSource, PathList, clean_captions, decode_text
 from pathlib import Path
 
 # %% ../../nbs/data/02_folders.ipynb #bc03aee6
@@ -71,9 +71,9 @@ _TRANSLATION = re.compile(r'[a-z]{2,3}(_[A-Za-z]+)?(@\w+)?\.utf8\s*=') # Line of
 class FolderSource(FileSource):
     "A folder of x.jpg (any of `IMAGE_SUFFIXES`) and x.txt; each line of the text is a caption."
     def __init__(self,
-        path:str|Path,        # Folder
-        key:str='path',       # Configuration key of the path, for messages
-        matched:tuple=None,     # Result of `find_pairs`, if it is known
+        path:str|Path,      # Folder
+        key:str='path',     # Configuration key of the path, for messages
+        matched:tuple=None, # Result of `find_pairs`, if it is known
     ):
         self.name = str(path)
         pairs, alone, texts = matched or find_pairs(path)
@@ -117,7 +117,8 @@ class ClassSource(FileSource):
 
     def captions(self, i)->list[str]:
         "Return the class name of image `i` in each template."
-        return clean_captions([t.replace('{}', self.classes[self.class_index[i]]) for t in self.templates], self.label(i))
+        name = self.classes[self.class_index[i]]
+        return clean_captions([t.replace('{}', name) for t in self.templates], self.label(i))
 
 # %% ../../nbs/data/02_folders.ipynb #145239c9
 def _class_folders(path:str|Path)->dict:
@@ -133,7 +134,8 @@ def has_class_folders(
 )->bool:
     "Return whether a folder holds at least two folders of images, without a caption for the first image of each."
     classes = _class_folders(path)
-    return len(classes) > 1 and not any(Path(os.path.splitext(files[0])[0] + '.txt').exists() for files in classes.values())
+    first = [files[0] for files in classes.values()]
+    return len(classes) > 1 and not any(Path(os.path.splitext(f)[0] + '.txt').exists() for f in first)
 
 def check_class_names(
     path,             # Folder of the data, for messages

@@ -17,9 +17,9 @@ from memory_vlm.data.tables import (
     TableSource,
     cell_sizes,
     choose_columns,
-    read_cell,
     holds_bytes,
     make_table_source,
+    read_cell,
     split_rows,
 )
 from pathlib import Path
@@ -111,8 +111,8 @@ def open_flickr_tokens(
             elif line.strip():
                 raise UserError(f"{path}, line {n} must be name.jpg#0, a tab and a caption: '{line.strip()[:80]}'")
     parts = _flickr_splits(os.path.dirname(path))
-    return _make_source(path, list(captions), list(captions.values()), [parts.get(n) for n in captions] if parts else None,
-                   split, image_dir)
+    parts = [parts.get(n) for n in captions] if parts else None
+    return _make_source(path, list(captions), list(captions.values()), parts, split, image_dir)
 
 # %% ../../nbs/data/04_formats.ipynb #9971169b
 def _read_arrow(files:list[str])->pa.Table:

@@ -134,8 +134,8 @@ class BadSamples:
     def add(self, good:int, bad:list):
         "Count the samples of a batch and warn. Raises `UserError` if there are too many bad samples."
         for message in self.count(good, bad):
-            warnings.warn(f'Left out: {message}'
-                          + ('. Further bad samples are only counted' if [message] == self.named[9:] else ''), stacklevel=3)
+            note = '. Further bad samples are only counted' if [message] == self.named[9:] else ''
+            warnings.warn(f'Left out: {message}{note}', stacklevel=3)
         if self.too_many:
             raise UserError(f'{self}\nThis is more than training.data.max_bad_fraction={self.limit:g} allows')
 
@@ -211,7 +211,8 @@ def worker_settings(
                     worker_init_fn=_exit_with_parent)
     unused = ['persistent_workers=true'] if persistent_workers else []
     if prefetch_factor not in (None, 2): unused.append(f'prefetch_factor={prefetch_factor}')
-    if unused: warnings.warn(f'{" and ".join(unused)} has no effect: num_workers=0 loads in the main process', stacklevel=3)
+    if unused:
+        warnings.warn(f'{" and ".join(unused)} has no effect: num_workers=0 loads in the main process', stacklevel=3)
     return dict(num_workers=0)
 
 def make_loader(

@@ -126,5 +126,6 @@ def _holdout_indices(source, fraction, seed)->np.ndarray: # bool (images)
 def _split_mixture(mixture, fraction, seed): # Split all images together, then mix the training parts
     plain = Mixture(mixture.sources, [1]*len(mixture.sources))
     in_valid = _holdout_indices(plain, fraction, seed)
-    parts = [Subset(s, np.flatnonzero(~in_valid[a:b])) for s, a, b in zip(plain.sources, plain.starts, plain.starts[1:])]
+    spans = zip(plain.sources, plain.starts, plain.starts[1:])
+    parts = [Subset(s, np.flatnonzero(~in_valid[a:b])) for s, a, b in spans]
     return Mixture(parts, mixture.weights), Subset(plain, np.flatnonzero(in_valid))

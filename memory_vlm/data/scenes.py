@@ -100,7 +100,8 @@ def _choose_drawings(level:_Level, vocabulary=None)->list[str]:
     elif isinstance(vocabulary, str): chosen = sum((pick(themes, t, 'vocabulary') for t in vocabulary.split('+')), [])
     else: chosen = [pick(by_name, n, 'vocabulary') for n in vocabulary]
     chosen = list(dict.fromkeys(chosen))
-    if len(chosen) < 4: raise UserError(f'vocabulary={vocabulary!r} selects {len(chosen)} drawings; scenes need at least 4')
+    if len(chosen) < 4:
+        raise UserError(f'vocabulary={vocabulary!r} selects {len(chosen)} drawings; scenes need at least 4')
     return chosen
 
 # %% ../../nbs/data/05_scenes.ipynb #fc49c186

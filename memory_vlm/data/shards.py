@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from ..core import UserError, require
-from .base import IMAGE_SUFFIXES, BadSample, FileSource, Source, decode_text, clean_captions
+from .base import IMAGE_SUFFIXES, BadSample, FileSource, Source, clean_captions, decode_text
 from .scenes import scenes_cache_dir
 from .tables import COLUMN_NAMES
 from pathlib import Path
@@ -225,7 +225,7 @@ def _write_shard(path:str, source:Source, indices)->int:
             count += 1
     samples, problems = _index_shard(part)
     if len(samples) != count or problems:
-        raise UserError(f'{part}: {count} pairs were written, {len(samples)} can be read; check that the disk is not full')
+        raise UserError(f'{part}: {count} pairs were written, {len(samples)} can be read; is the disk full?')
     os.replace(part, path)
     return count
 

@@ -90,7 +90,8 @@ def _is_mixture(text:str)->bool:
 def _open_mixture(path, o:_OpenOptions)->Source:
     "Open several sources as one. In evaluation weights are ignored, and each image occurs once."
     paths, weights = zip(*_parse_mixture(path))
-    if min(weights) <= 0: raise UserError(f"{o.key}='{path}': weights must be above 0; to use no image of a source, leave it out")
+    if min(weights) <= 0:
+        raise UserError(f"{o.key}='{path}': weights must be above 0; to use no image of a source, leave it out")
     if o.split != 'train': weights = [1]*len(paths)
     return Mixture([open_source(p, **vars(o)) for p in paths], weights)
 
@@ -146,7 +147,8 @@ def labeled_folder(
 )->str|None:   # None: the data are not class folders, or have captions
     "Return the folder that holds the class folders of data."
     whole = path = str(path)
-    while _detect_format(path)[1] == _FORMATS[_SPLIT_NAMES]: path = _find_inside(path, SPLITS[split], os.path.isdir) or ''
+    while _detect_format(path)[1] == _FORMATS[_SPLIT_NAMES]:
+        path = _find_inside(path, SPLITS[split], os.path.isdir) or ''
     if split == 'test' and path == whole: return None # `open_source` reports the missing part
     return path if _detect_format(path)[1] == _FORMATS[_FOLDER] and has_class_folders(path) else None
 

@@ -260,7 +260,8 @@ def _read_jsonl(path:str, choose:Callable)->pa.Table:
     if not data.strip(): raise UserError(f'{path} is empty')
     try: table = pjson.read_json(pa.BufferReader(data), pjson.ReadOptions(block_size=2**24))
     except pa.ArrowInvalid:
-        return _from_rows([_parse_json_line(l, path, n) for n, l in enumerate(data.splitlines(), 1) if l.strip()], choose)
+        lines = enumerate(data.splitlines(), 1)
+        return _from_rows([_parse_json_line(l, path, n) for n, l in lines if l.strip()], choose)
     return table.select(choose(table.column_names))
 
 def _parse_json_line(line, path, number):

@@ -26,8 +26,8 @@ def _open_tokenizer(name:str='clip', settings:str='{}')->SimpleTokenizer|HFToken
         return HFTokenizer(name, cache_dir=os.environ.get('TRANSFORMERS_CACHE'), **json.loads(settings))
     except (OSError, ValueError, TypeError, AssertionError) as e:
         raise UserError(f"model.text.tokenizer='{name}' cannot be opened with model.text.tokenizer_kwargs={settings}: "
-                        f"{str(e).splitlines()[0]}; give 'clip', OWNER/NAME on the Hugging Face Hub, or the folder of a "
-                        'saved transformers tokenizer') from e
+                        f"{str(e).splitlines()[0]}; give 'clip', OWNER/NAME on the Hugging Face Hub, or the folder of "
+                        'a saved transformers tokenizer') from e
 
 @dataclass(frozen=True)
 class Tokenizer:

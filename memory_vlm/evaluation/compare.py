@@ -158,7 +158,8 @@ def _open_eval_model(name:str|Path)->EvalModel:
     if not Path(text).exists() and text.partition('/')[0] in open_clip.list_models(): return open_clip_eval_model(text)
     trained = as_model(name)
     found = memory_clip_eval_model(trained.model, text)
-    if trained.cfg is not None: found.trained_on = join_paths(trained.cfg.training.data.train_path, COLUMN_KEYS['train'])
+    if trained.cfg is not None:
+        found.trained_on = join_paths(trained.cfg.training.data.train_path, COLUMN_KEYS['train'])
     return found
 
 def _has_object_boxes(source)->bool:
