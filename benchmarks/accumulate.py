@@ -3,13 +3,12 @@
     python benchmarks/accumulate.py                                  # 512 pairs as 8 x 64, and 64 pairs; the default architecture
     python benchmarks/accumulate.py --batch 8 --parts 2              # small
     python benchmarks/accumulate.py --parts 32                       # 2048 pairs
-    python benchmarks/accumulate.py --csv benchmarks/results/accumulate.csv  # also append the figures to a file
+    python benchmarks/accumulate.py --csv benchmarks/results/accumulate.csv  # also append the results to a file
 
 Each figure comes from a fresh process, which builds the model and its AdamW, takes a step with two pairs, so that
 libraries are loaded and the optimizer has its state, resets the kernel's high-water mark, takes one step, and reads the
-mark: all that is resident then, weights and images included. On CUDA it is the allocator's peak. On a CPU this needs
-Linux (/proc). `whole` is the batch computed at once, for which a small machine may lack the memory; --whole measures it.
-"""
+mark: all resident memory, weights and images included. On CUDA it is the allocator's peak. On a CPU this needs Linux
+(/proc). `whole` is the batch computed at once, for which a small machine may lack the memory; --whole measures it. """
 import argparse
 import os
 import subprocess
@@ -28,7 +27,7 @@ GOAL = 1.15 # times the memory of one batch, at batch 64 in 8 parts
 
 
 def make_step(args):
-    "A function that takes one optimizer step with so many pairs in so many parts."
+    "Return a function that takes one optimizer step over `parts` parts of `batch` pairs."
     cfg = compose(args.overrides)
     torch.manual_seed(0)
     model, m = MemoryCLIP.from_config(cfg.model).to(args.device).train(), cfg.model
@@ -45,7 +44,7 @@ def make_step(args):
 
 
 def measure(args):
-    "Peak bytes and seconds of one step; to be called in a fresh process."
+    "Return peak bytes and seconds of one step. Call it in a fresh process."
     step = make_step(args)
     step(2, 1)
     if args.device == 'cuda': torch.cuda.reset_peak_memory_stats()
@@ -57,7 +56,7 @@ def measure(args):
 
 
 def measured(args, kind, parts):
-    "`measure` in a process of its own."
+    "Run `measure` in a fresh process."
     command = [sys.executable, __file__, '--measure', kind, '--batch', args.batch, '--parts', parts, '--words', args.words,
                '--device', args.device, '--threads', args.threads, *args.overrides]
     out = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout.split()
@@ -66,14 +65,14 @@ def measured(args, kind, parts):
 
 def parse():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('overrides', nargs='*', help='changes of the configuration, such as model=tiny')
-    p.add_argument('--batch', type=int, default=64, help='pairs of a part')
+    p.add_argument('overrides', nargs='*', help='configuration overrides, such as model=tiny')
+    p.add_argument('--batch', type=int, default=64, help='pairs per part')
     p.add_argument('--parts', type=int, default=8, help='parts of the large batch')
     p.add_argument('--words', type=int, default=32, help='length of the captions (tokens)')
-    p.add_argument('--whole', action='store_true', help='also the large batch at once')
+    p.add_argument('--whole', action='store_true', help='also measure the large batch computed at once')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    p.add_argument('--threads', type=int, default=os.cpu_count(), help='threads of the CPU')
-    p.add_argument('--csv', type=Path, help='file to append the figures to')
+    p.add_argument('--threads', type=int, default=os.cpu_count(), help='CPU threads')
+    p.add_argument('--csv', type=Path, help='append the results to this file')
     p.add_argument('--measure', choices=['parts', 'whole'], help=argparse.SUPPRESS)
     return p.parse_args()
 

@@ -4,17 +4,16 @@
     python benchmarks/capture.py --precision bf16 --batch 64 --device cuda
     python benchmarks/capture.py --csv benchmarks/results/capture.csv
 
-`capture` keeps what memory and CLS attend to and who attends to memory, in fp16, of all layers and heads, while the
-model goes on using fused attention. The usual way is fused attention off and a hook that keeps every full map in fp32.
-All three forwards take turns in this one process, in an order that turns with the rounds; a ratio is the median over
-rounds of the ratios within a round. The first round is not counted.
+`capture` keeps the attention of memory and CLS and the attention to memory, in fp16, for all layers and heads, while
+the model keeps using fused attention. The usual method turns fused attention off and stores every full map in fp32 with
+a hook. The three forward passes are interleaved in one process, in an order that rotates with the rounds; a ratio is
+the median over rounds of the ratios within a round. The first round is not counted.
 
-- bits: whether the captured forward's output equals the plain one's, bit for bit.
-- error: largest difference between what is captured (kept in the precision of the softmax) and explicit attention.
-- bytes: what capture keeps over what the usual way keeps, two ways of storing the same forward.
+- bits: whether the output with capture is bit-identical to the output without it.
+- error: largest difference between captured attention (in the precision of the softmax) and explicit attention.
+- bytes: memory kept by capture over memory kept by the usual method, for the same forward pass.
 
-On a machine that others use too, `--clock cpu --threads 1` counts the time this process spends on a processor instead
-of the time that passes.
+On a shared machine, `--clock cpu --threads 1` measures processor time instead of wall-clock time.
 """
 import argparse
 import statistics
@@ -31,7 +30,7 @@ GOALS = {8: (1.05, 0.1), 64: (1.10, 0.25)}
 
 
 def usual_way(vit, images):
-    "Forward with explicit attention, and full fp32 maps of every layer, on the CPU as `capture`'s are."
+    "Run a forward pass with explicit attention; return full fp32 maps of every layer on the CPU, as `capture` does."
     maps = []
     def attend(q, k, v, **kwargs):
         weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
@@ -44,14 +43,14 @@ def usual_way(vit, images):
 
 
 def captured(vit, images, **kwargs):
-    "Forward under `capture`, with its arrays on the CPU."
+    "Run a forward pass under `capture`, with its arrays on the CPU."
     with capture(vit, **kwargs) as maps: out = vit(images)
     maps.settle()
     return out, maps
 
 
 def largest_error(vit, images):
-    "Of the captured weights against explicit attention on the same queries and keys."
+    "Return the largest difference between captured weights and explicit attention on the same queries and keys."
     full = []
     def look(attn, args): full.append(explicit_attention(*attn.project(args[0])[:2]).cpu())
     hooks = [b.attn.register_forward_pre_hook(look) for b in vit.blocks]
@@ -65,7 +64,7 @@ def largest_error(vit, images):
 
 
 def measure(args, num_tokens):
-    "One line of the table."
+    "Return one row of the table."
     torch.manual_seed(0)
     vit = make_vit(compose([f'model.memory.num_memory_tokens={num_tokens}']).model).to(args.device).eval()
     for block in vit.blocks: block.attn.qkv.weight.data *= 2 # attention far from uniform
@@ -95,7 +94,7 @@ def measure(args, num_tokens):
 
 
 def show(row, with_goals):
-    "Print the figures of one number of tokens."
+    "Print the results for one number of tokens."
     goals = GOALS.get(row['tokens'], (None, None)) if with_goals else (None, None)
     def verdict(value, goal): return '' if goal is None else f"  ({'meets' if value <= goal else 'MISSES'} <= {goal})"
     time, size = row['capture_over_plain'], row['capture_over_full_bytes']
@@ -112,14 +111,14 @@ def main():
     cuda = torch.cuda.is_available()
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--tokens', type=int, nargs='+', default=[8, 64], help='memory tokens')
-    p.add_argument('--batch', type=int, default=8, help='pictures')
+    p.add_argument('--batch', type=int, default=8, help='images')
     p.add_argument('--rounds', type=int, default=9)
     p.add_argument('--device', default='cuda' if cuda else 'cpu')
     p.add_argument('--keep', default='cpu', help="where captured arrays are kept: 'cpu', or 'cuda' to move nothing")
     p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
-    p.add_argument('--threads', type=int, help='of the CPU')
-    p.add_argument('--clock', choices=['wall', 'cpu'], default='wall', help='time that passes, or time on a processor')
-    p.add_argument('--csv', help='append the figures to this file')
+    p.add_argument('--threads', type=int, help='CPU threads')
+    p.add_argument('--clock', choices=['wall', 'cpu'], default='wall', help='wall-clock time or processor time')
+    p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     if args.threads: torch.set_num_threads(args.threads)
     print(f'{args.precision}, batch {args.batch}, {machine(args.device)}, torch {torch.__version__}')

@@ -4,11 +4,10 @@
     python benchmarks/dashboard.py --every 5 --blocks 40 model=base training.batch_size=16
     python benchmarks/dashboard.py --csv benchmarks/results/dashboard.csv
 
-One fit, through the dashboard and so on its worker thread, in blocks of steps that take turns: in a block with the
-dashboard it draws once, `every` seconds after the block began, and the block ends there; then as many steps follow
-with its callback switched off. So a machine that is busy for a while slows both. The ratio is the median of the
-ratios of neighboring blocks; its interval is from resampling them.
-"""
+One fit is started by the dashboard (and runs in its worker thread). Blocks of steps alternate: a block with the
+dashboard ends after one redraw, `every` seconds after it began; the next block takes as many steps with the callback
+switched off. Other load on the machine therefore slows both. The ratio is the median of the ratios of neighboring
+blocks; its interval is a bootstrap over them. """
 import argparse
 import asyncio
 import numpy as np
@@ -21,7 +20,7 @@ from results import machine, store
 
 
 class TakeTurns(Callback):
-    "Switch the dashboard on and off, and keep the seconds and steps of each block."
+    "Switch the dashboard on and off, and record the seconds and steps of each block."
     order = 96 # after the dashboard
     def __init__(self, dash, blocks): self.dash, self.blocks, self.seen = dash, blocks, []
 
@@ -42,22 +41,22 @@ class TakeTurns(Callback):
 
 
 def ratio(per_step):
-    "Median over pairs of neighboring blocks of step time with the dashboard over step time without."
+    "Return the median over pairs of neighboring blocks of step time with the dashboard over step time without it."
     return np.median(per_step[0::2] / per_step[1::2])
 
 
 def interval(per_step, draws=2000):
-    "95 % interval of the ratio, from resampling the pairs."
+    "Return the 95 % bootstrap interval of the ratio over the pairs."
     rng, pairs = np.random.default_rng(0), per_step.reshape(-1, 2)
     return np.percentile([ratio(pairs[rng.integers(len(pairs), size=len(pairs))].ravel()) for _ in range(draws)], [2.5, 97.5])
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('overrides', nargs='*', help='of the configuration, such as model=base')
+    p.add_argument('overrides', nargs='*', help='configuration overrides, such as model=base')
     p.add_argument('--every', type=float, default=5., help='seconds between redraws')
     p.add_argument('--blocks', type=int, default=24, help='blocks of steps, half of them with the dashboard')
-    p.add_argument('--csv', help='append the figures to this file')
+    p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     learn = make_learner(compose(['training.logging.eval_interval=1000000', *args.overrides], config_name='quickstart'))
     dash = FitDashboard(learn, every=args.every)

@@ -1,18 +1,19 @@
-"""Loading speed of image files: our loader compared with open_clip's CSV data set, and webdataset with open_clip's transform.
+"""Loading speed of image files: our loader compared with open_clip's CSV data set, and webdataset with open_clip's
+transform.
 
     python benchmarks/data.py                    # synthetic photographs of 500 x 375
     python benchmarks/data.py --folder my/images # your images
 
 Measures decoded, augmented (open_clip's training crop) and tokenized pairs of 224 pixels per second of processor time,
-without workers, in alternation; the result is the median of the ratios. Goals: 2 times open_clip's CSV data set, 1.5 times
-webdataset. Our loader is also measured with cached images (`training.data.cache_mb`), after the epoch that fills the cache.
-Then it loads ten epochs of the same files and measures the growth of resident memory after the first (goal: under 50 MB).
+without workers, in alternation; the result is the median of the ratios. Goals: 2 times open_clip's CSV data set, 1.5
+times webdataset. Our loader is also measured with cached images (`training.data.cache_mb`), after the epoch that fills
+the cache. Then it loads ten epochs of the same files and measures the growth of resident memory after the first (goal:
+under 50 MB).
 
     python benchmarks/data.py --large            # time to open large data sets
 
-Measures the time to the first batch of a folder of 100 000 images and of a Parquet file of a million rows (goal: 5 s each),
-and the bytes of the index per row, without the texts (goal: 100).
-"""
+Measures the time to the first batch of a folder of 100 000 images and of a Parquet file of a million rows (goal: 5 s
+each), and the bytes of the index per row, without the texts (goal: 100). """
 import argparse
 import numpy as np
 import open_clip

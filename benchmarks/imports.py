@@ -2,7 +2,7 @@
 
     python benchmarks/imports.py
 
-Each line starts fresh interpreters, taking turns with what it is compared with, and gives the median of the ratios or
+Each line starts fresh interpreters, interleaved with those it is compared with, and gives the median of the ratios or
 of the differences. Goals: the model at most 1.15 times torch, timm and open_clip; `train.py --help` at most 3 s beyond
 torch and Hydra.
 """
@@ -30,7 +30,7 @@ def seconds(command):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--rounds', type=int, default=5)
-    p.add_argument('--csv', help='append the figures to this file')
+    p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     rounds = [[seconds(c) for c in (MODEL, BASE, HELP, GROUND)] for _ in range(args.rounds + 1)][1:]
     ratio = statistics.median(m / b for m, b, _, _ in rounds)

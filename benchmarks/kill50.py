@@ -2,9 +2,9 @@
 
     python benchmarks/kill50.py [kills]
 
-Each process is killed by SIGKILL after a random time: while it starts, steps, evaluates or saves, which it does after
-every step. The next goes on with `training.resume=auto`, with another number of loader workers. A run that has come to
-its end is compared with one that nobody disturbed: weights, optimizer and metrics must be the same to the bit."""
+Each process is killed by SIGKILL after a random time: while it starts, trains, evaluates or saves, which it does after
+every step. The next process resumes with `training.resume=auto` and another number of loader workers. A completed run
+is compared with an uninterrupted one: weights, optimizer state and metrics must be bit-identical."""
 import contextlib
 import multiprocessing
 import pandas as pd
@@ -23,8 +23,8 @@ WORDS = ['training.epochs=3', 'training.batch_size=16', 'training.data.train_pat
          'model.drop_rate=0.1', 'model.memory.mem_reinit_steps=4', 'training.checkpoint.save_top_k=2', 'training.checkpoint.monitor=val_loss',
          'training.checkpoint.mode=min', 'training.logging.save_interval=1', 'training.logging.log_interval=3', 'training.logging.eval_interval=5',
          'training.logging.tensorboard=false', 'training.resume=auto']
-TIMES = ['samples_per_second', 'data_wait'] # columns of metrics.csv that no two runs share
-SERVER = multiprocessing.get_context('forkserver') # imports once; each fit is a process of its own
+TIMES = ['samples_per_second', 'data_wait'] # columns of metrics.csv that differ between any two runs
+SERVER = multiprocessing.get_context('forkserver') # imports once; each fit is a separate process
 SERVER.set_forkserver_preload(['memory_vlm.run'])
 
 
@@ -36,21 +36,21 @@ def work(folder, said, words):
 
 
 def start(folder, said, *words):
-    "A process that fits, or goes on."
+    "Start a process that fits or resumes."
     process = SERVER.Process(target=work, args=(str(folder), str(said), words))
     process.start()
     return process
 
 
 def finish(folder, said, *words):
-    "Let a fit come to its end."
+    "Run a fit to completion."
     process = start(folder, said, *words)
     process.join()
     assert process.exitcode == 0 and (folder/'DONE').exists(), Path(said).read_text()[-2000:]
 
 
 def same(run, other):
-    "Hold two runs that ended against each other."
+    "Compare two completed runs."
     a, b = (list_checkpoints(f/'checkpoints')[-1] for f in (run, other))
     weights, others = load_file(a/'model.safetensors'), load_file(b/'model.safetensors')
     assert weights.keys() == others.keys() and all(torch.equal(w, others[k]) for k, w in weights.items()), 'weights differ'
@@ -62,10 +62,10 @@ def same(run, other):
 
 
 def kill_often(folder, kills, seed=0):
-    "Kill fits until it has happened `kills` times; returns what was seen."
+    "Kill fits `kills` times; return counts of what was observed."
     draw, seen = random.Random(seed), dict(kills=0, runs=0, in_a_save=0, before_any_checkpoint=0)
     straight, said = folder/'straight', folder/'said.txt'
-    warm = SERVER.Process(target=int) # its server imports now
+    warm = SERVER.Process(target=int) # the server imports here
     warm.start()
     warm.join()
     begin = time.time()
@@ -97,4 +97,4 @@ if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as d:
         seen = kill_often(Path(d), kills)
     print(f"{seen['kills']} kills ({seen['in_a_save']} while a checkpoint was being written or removed, {seen['before_any_checkpoint']} "
-          f"before there was one): {seen['runs']} runs ended, each the same to the bit as the undisturbed one")
+          f"before there was one): {seen['runs']} runs completed, each bit-identical to the uninterrupted one")

@@ -3,24 +3,23 @@
     python benchmarks/loss_memory.py                        # B = 8192, D = 512, on the CPU or, if there is one, on CUDA
     python benchmarks/loss_memory.py --loss siglip --batch 4096
     python benchmarks/loss_memory.py --large --csv benchmarks/results/loss_large.csv # 8192, 16384 and 32768 pairs, on one rank and on two
-    python benchmarks/loss_memory.py --csv benchmarks/results/loss_memory.csv  # also append the figures to a file
+    python benchmarks/loss_memory.py --csv benchmarks/results/loss_memory.csv  # also append the results to a file
 
-What is measured, and how:
+Method:
 
 - Gradients: the largest difference from open_clip's, over the largest gradient of the same input.
-- Time: both losses take turns in this one process, ours and theirs in each round, so that a machine which is busy or
-  hot for a while slows both. The table shows the fastest of the rounds after one unmeasured round: other work on the
-  machine can only add to a time.
+- Time: both losses are interleaved in one process, so that other load on the machine slows both. The table shows the
+  fastest of the rounds after one unmeasured round: other work on the machine can only add to a time.
 - Memory: each loss runs in a fresh process, which makes the features, runs a batch of 64 so that libraries are loaded
   and their threads started, notes its resident memory, resets the kernel's high-water mark, runs one step, and reads
   the high-water mark. The difference counts all that the step needs beyond its inputs: matrices, temporary copies,
-  buffers inside the matrix library, and the gradients that it hands back. On CUDA it is the allocator's peak above
+  buffers inside the matrix library, and the gradients that it returns. On CUDA it is the allocator's peak above
   what the features take.
 
-- --large: one step each, in fresh processes, after the batch of 64. Two ranks are two processes on this machine (gloo) with
-  half of the pairs and of the threads each; negatives come from both, with gradients, and memory is that of the larger
-  rank. A step of open_clip's takes four times as much at twice the batch; where that is more than the machine has free,
-  only ours runs.
+- --large: one step each, in fresh processes, after the batch of 64. Two ranks are two processes on this machine (gloo)
+  with half of the pairs and of the threads each; negatives come from both, with gradients, and memory is that of the
+  larger rank. A step of open_clip's takes four times as much at twice the batch; where that is more than the machine
+  has free, only ours runs.
 
 On a CPU the memory part needs Linux (/proc).
 """
@@ -48,10 +47,10 @@ MiB = 2**20
 
 
 def make_inputs(args, batch):
-    """Normalized features, a scale, and a bias for siglip; made without temporaries that would count as memory.
+    """Return normalized features, a scale, and a bias for siglip, made without temporaries that would count as memory.
 
-    Pairs have cosine 0.4, as half-way through training. Of pairs already learned, the gradients in float32 hold little
-    but rounding, in either loss."""
+    Pairs have cosine 0.4, as half-way through training. For pairs that are already learned, float32 gradients of
+    either loss are mostly rounding."""
     g = torch.Generator(args.device).manual_seed(0)
     x, y = (torch.empty(batch, args.dim, device=args.device).normal_(generator=g) for _ in range(2))
     for i in range(0, batch, 1024): y[i:i+1024].add_(x[i:i+1024], alpha=0.44)
@@ -62,7 +61,7 @@ def make_inputs(args, batch):
 
 
 def step(loss, inputs):
-    "Forward plus backward."
+    "Run forward and backward."
     for t in inputs: t.grad = None
     loss(*inputs).backward()
 
@@ -76,7 +75,7 @@ def seconds(loss, inputs):
 
 
 def compare_times(args):
-    "Fewest seconds that each loss took, taking turns."
+    "Return the fewest seconds of each loss, interleaved."
     inputs, times = make_inputs(args, args.batch), {name: [] for name in LOSSES}
     for _ in range(args.rounds + 1):
         for name, table in LOSSES.items(): times[name].append(seconds(table[args.loss], inputs))
@@ -84,7 +83,7 @@ def compare_times(args):
 
 
 def compare_gradients(args):
-    "Largest difference between the gradients, relative to the largest gradient of each input."
+    "Return the largest difference between the gradients, relative to the largest gradient of each input."
     inputs, grads = make_inputs(args, args.batch), []
     for table in LOSSES.values():
         step(table[args.loss], inputs)
@@ -93,13 +92,13 @@ def compare_gradients(args):
 
 
 def resident(field):
-    "Bytes of a field of /proc/self/status: VmRSS is resident now, VmHWM the most since the last reset."
+    "Return the bytes of a field of /proc/self/status: VmRSS is resident now, VmHWM the peak since the last reset."
     line = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(field))
     return int(line.split()[1]) * 1024
 
 
 def loss_of(args):
-    "The loss to be measured, with negatives from all ranks where there are several."
+    "Return the loss to be measured, with negatives from all ranks."
     if args.ranks == 1: return LOSSES[args.memory_of][args.loss]
     if args.memory_of == 'ours': return partial(LOSSES['ours'][args.loss], gather_distributed=True)
     kind, sharing = type(LOSSES['open_clip'][args.loss]), dict(rank=dist.get_rank(), world_size=args.ranks)
@@ -107,7 +106,7 @@ def loss_of(args):
 
 
 def extra_memory(args):
-    "Most bytes that one step takes beyond its inputs, and its seconds; to be called in a fresh process."
+    "Return the peak bytes of one step beyond its inputs, and its seconds. Call it in a fresh process."
     loss = loss_of(args)
     step(loss, make_inputs(args, 64))
     inputs = make_inputs(args, args.batch // args.ranks)
@@ -123,7 +122,7 @@ def extra_memory(args):
 
 
 def on_rank(rank, args, folder):
-    "`extra_memory` of one of several ranks, written into a file."
+    "Write `extra_memory` of one rank to a file."
     torch.set_num_threads(max(1, args.threads // args.ranks))
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=args.ranks)
     Path(folder, f'{rank}.txt').write_text('{} {}'.format(*extra_memory(args)))
@@ -131,7 +130,7 @@ def on_rank(rank, args, folder):
 
 
 def most_of_ranks(args):
-    "The largest memory and the longest time among ranks."
+    "Return the largest memory and the longest time over ranks."
     if args.ranks == 1: return extra_memory(args)
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(on_rank, (args, folder), nprocs=args.ranks)
@@ -140,7 +139,7 @@ def most_of_ranks(args):
 
 
 def extra_memory_of(args, name, batch, ranks=1):
-    "Bytes and seconds of the loss called `name`, measured in a process of its own."
+    "Return bytes and seconds of the loss `name`, measured in a fresh process."
     command = [sys.executable, __file__, '--memory-of', name, '--loss', args.loss, '--batch', batch, '--dim', args.dim, '--ranks', ranks,
                '--device', args.device, '--dtype', str(args.dtype).removeprefix('torch.'), '--threads', args.threads]
     memory, took = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout.split()
@@ -148,7 +147,7 @@ def extra_memory_of(args, name, batch, ranks=1):
 
 
 def large(args):
-    "Both losses at large batches on one rank and on two."
+    "Measure both losses at large batches on one rank and on two."
     rows, theirs = [], {}
     print(f"{'pairs':>8}{'ranks':>7}{'seconds':>10}{'MiB a rank':>12}{'open_clip: seconds':>21}{'MiB a rank':>12}")
     for batch in (8192, 16384, 32768):
@@ -168,14 +167,14 @@ def parse():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--loss', choices=['clip', 'siglip'], default='clip')
     p.add_argument('--batch', type=int, default=8192, help='pairs')
-    p.add_argument('--dim', type=int, default=512, help='width of the features')
-    p.add_argument('--rounds', type=int, default=5, help='measured turns of each loss')
+    p.add_argument('--dim', type=int, default=512, help='embedding dimension')
+    p.add_argument('--rounds', type=int, default=5, help='measured rounds')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    p.add_argument('--dtype', type=lambda name: getattr(torch, name), default=torch.float32, help='such as bfloat16')
-    p.add_argument('--threads', type=int, default=os.cpu_count(), help='threads of the CPU')
-    p.add_argument('--large', action='store_true', help='large batches, on one rank and on two; with --csv, a file of its own')
+    p.add_argument('--dtype', type=lambda name: getattr(torch, name), default=torch.float32, help='dtype, such as bfloat16')
+    p.add_argument('--threads', type=int, default=os.cpu_count(), help='CPU threads')
+    p.add_argument('--large', action='store_true', help='measure large batches on one rank and on two; give it its own --csv file')
     p.add_argument('--ranks', type=int, default=1, help=argparse.SUPPRESS)
-    p.add_argument('--csv', type=Path, help='file to append the figures to')
+    p.add_argument('--csv', type=Path, help='append the results to this file')
     p.add_argument('--memory-of', choices=list(LOSSES), help=argparse.SUPPRESS)
     return p.parse_args()
 

@@ -5,11 +5,10 @@
     python benchmarks/mechanisms.py --csv benchmarks/results/mechanisms.csv
 
 - Parameters and FLOPs are counted (`model_cost`): FLOPs of a forward pass of one pair, captions of 16 tokens.
-- Time: the step of train_step.py. Each preset takes turns with no memory in this one process, so a busy machine slows
-  both alike; the ratio is the median over rounds of the ratios within a round, beside its lowest and highest, and
-  divided by the ratio of FLOPs. Asked of 64 tokens, and judged below the table: `default` at most 1.05 there,
-  `learnable_memory` (kv) a step of 1.15 at most.
-- In training, the last block of a model with memory computes only what CLS takes in, unless the mechanism has weights
+- Time: the step of train_step.py. Each preset is interleaved with no memory in one process; the ratio is the median
+  over rounds of the ratios within a round, with its minimum and maximum, divided by the ratio of FLOPs. Goals for 64
+  tokens, checked below the table: `default` at most 1.05, and a step of `learnable_memory` (kv) at most 1.15.
+- In training, the last block of a model with memory computes only the inputs of CLS, unless the mechanism has weights
   in that block; the ViT without memory computes all of it. So ratios of a step can lie below 1, in FLOPs as in time.
   `forward` is the ratio for features (no gradient), where every model computes everything.
 - Memory: on CUDA the allocator's peak in a step; on a CPU what `model_cost` counts for weights, gradients, Adam and
@@ -27,12 +26,12 @@ GOALS = dict(default=('step_over_flops', 1.05), learnable_memory=('step_ratio', 
 
 
 def presets():
-    "The names of all presets but no memory; `default` is `attention` with 64 tokens."
+    "Return the names of all presets with memory; `default` is `attention` with 64 tokens."
     return sorted(p.stem for p in (config_dir()/'model'/'memory').glob('*.yaml') if p.stem != 'off')
 
 
 def features(model, images, ids):
-    "A function that encodes a batch as evaluation does."
+    "Return a function that encodes a batch as evaluation does."
     @torch.no_grad()
     def run():
         model.eval()
@@ -42,7 +41,7 @@ def features(model, images, ids):
 
 
 def peak(f):
-    "Largest CUDA memory during a step (bytes)."
+    "Return the peak CUDA memory of a step (bytes)."
     torch.cuda.reset_peak_memory_stats()
     f()
     torch.cuda.synchronize()
@@ -50,7 +49,7 @@ def peak(f):
 
 
 def in_turns(args, ours, plain):
-    "Seconds of `ours` in each round, and their ratios to `plain`; who goes first alternates."
+    "Return the seconds of `ours` in each round and their ratios to `plain`; the order alternates."
     times, ratios = [], []
     for i in range(args.rounds + 1):
         turns = [seconds(args, f) for f in ((ours, plain) if i % 2 else (plain, ours))]
@@ -61,7 +60,7 @@ def in_turns(args, ours, plain):
 
 
 def measure(args, name, plain_model, plain_step, images, ids):
-    "A row of the table: one preset beside no memory."
+    "Return a row of the table: one preset compared with no memory."
     words = [f'model/memory={name}', *([f'model.memory.num_memory_tokens={args.tokens}'] if args.tokens else [])]
     cost, plain_cost = (model_cost(compose(w).model)['model'] for w in (words, ['model/memory=off']))
     held = torch.cuda.memory_allocated() if args.device == 'cuda' else 0 # by the model without memory
@@ -79,7 +78,7 @@ def measure(args, name, plain_model, plain_step, images, ids):
 
 
 def judge(rows):
-    "A line for each preset of which something is asked."
+    "Return a line for each preset that has a goal."
     for r in rows:
         if r['tokens'] != 64 or r['preset'] not in GOALS: continue
         name, most = GOALS[r['preset']]
@@ -92,9 +91,9 @@ def main():
     p.add_argument('--batch', type=int, help='pairs; 4 on the CPU, 256 on CUDA')
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
-    p.add_argument('--tokens', type=int, help='memory tokens of every preset; else as many as each preset has')
+    p.add_argument('--tokens', type=int, help='memory tokens of every preset (default: those of the preset)')
     p.add_argument('--presets', nargs='+', default=presets())
-    p.add_argument('--csv', help='append the figures to this file')
+    p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     args.batch = args.batch or (256 if args.device == 'cuda' else 4)
     images, ids = pairs(args)

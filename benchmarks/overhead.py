@@ -4,11 +4,11 @@
     python benchmarks/overhead.py --config-name default --steps 6 training.batch_size=8 # the default architecture
     python benchmarks/overhead.py --csv benchmarks/results/overhead.csv
 
-A fit of scenes takes some steps, with three checkpoints and a row of the log (CSV, TensorBoard, and W&B offline) at each
-step. Both are timed where they happen; the rest is the steps. Then they are scaled to the intervals of the configuration:
-a row's share is its time beside that of `log_interval` steps; a checkpoint's is its time beside `save_minutes`,
-`save_interval` steps or an epoch of scenes, whichever is shortest. A small batch makes steps short, and so shares large.
-"""
+A fit of scenes takes some steps, with three checkpoints and a row of the log (CSV, TensorBoard, and W&B offline) at
+each step. Both are timed separately; the remaining time is the steps. Then they are scaled to the configured intervals:
+the share of a row is its time over that of `log_interval` steps; the share of a checkpoint is its time over
+`save_minutes`, `save_interval` steps or an epoch of scenes, whichever is shortest. With a small batch steps are short
+and shares large. """
 import argparse
 import math
 import tempfile
@@ -23,7 +23,7 @@ from results import store
 
 
 class Clock:
-    "Adds up the time in a method, by replacing it."
+    "Replace a method by one that also adds up its time."
     def __init__(self, owner, name):
         self.total, self.calls, method = 0., 0, getattr(owner, name)
         def timed(*args, **kwargs):
@@ -37,7 +37,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--config-name', default='quickstart')
     p.add_argument('--steps', type=int, default=40)
-    p.add_argument('--csv', help='append the figures to this file')
+    p.add_argument('--csv', help='append the results to this file')
     p.add_argument('overrides', nargs='*')
     args = p.parse_args()
     asked = compose(args.overrides, config_name=args.config_name).training.logging

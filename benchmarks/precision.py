@@ -3,11 +3,10 @@
     python benchmarks/precision.py                    # batch 4 on the CPU, or batch 256 on CUDA if there is one
     python benchmarks/precision.py --csv benchmarks/results/precision.csv
 
-All precisions take turns in one process; a ratio is the median over rounds of the ratios within a round. The gradient's
-difference from fp32's, at the same weights and pairs, is a share of its norm, for the whole model and for each tower. A
-precision whose forward and backward pass takes more than five times that of fp32, as fp16 on a CPU, takes no turns: its
-ratio is that of these single passes.
-"""
+All precisions are interleaved in one process; a ratio is the median over rounds of the ratios within a round. The
+difference of the gradient from the fp32 gradient, at the same weights and pairs, is given relative to its norm, for the
+whole model and for each tower. A precision whose forward and backward pass takes more than five times as long as fp32
+(as fp16 on a CPU) is measured once: its ratio is that of these single passes. """
 import argparse
 import copy
 import statistics
@@ -20,7 +19,7 @@ from train_step import our_step, pairs, seconds
 
 
 def trainer(args, precision, images, ids):
-    "Functions that take one step in a precision and that give its gradient; for the latter fp16's loss is scaled, as in a fit."
+    "Return a function that takes one step in a precision and one that returns its gradient (with loss scaling in fp16, as in a fit)."
     args, dtype = copy.copy(args), PRECISIONS[precision]
     args.precision = precision
     model, step = our_step(args, images, ids)
@@ -43,7 +42,7 @@ def main():
     p.add_argument('--batch', type=int, help='pairs; 4 on the CPU, 256 on CUDA')
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--precisions', nargs='+', choices=list(PRECISIONS), default=list(PRECISIONS))
-    p.add_argument('--csv', help='append the figures to this file')
+    p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     args.batch = args.batch or (256 if args.device == 'cuda' else 4)
     images, ids = pairs(args)

@@ -4,7 +4,7 @@
     python benchmarks/preflight.py training.data.train_path=data/train training.data.val_path=data/val
     python benchmarks/preflight.py --csv benchmarks/results/preflight.csv
 
-One process makes the learner, then looks once, with nothing warmed up, as `train.py` does.
+One process makes the learner and runs the checks once, without warm-up, as `train.py` does.
 """
 import argparse
 import time
@@ -18,8 +18,8 @@ GOAL = 10. # seconds, on 2 cores
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--csv', help='append the figure to this file')
-    p.add_argument('overrides', nargs='*', help='changes of the configuration')
+    p.add_argument('--csv', help='append the result to this file')
+    p.add_argument('overrides', nargs='*', help='configuration overrides')
     args = p.parse_args()
     cfg = compose(['training.data.train_path=scenes', 'training.data.val_path=scenes', *args.overrides])
     learn = make_learner(cfg)

@@ -3,10 +3,10 @@
     python benchmarks/presets.py
     python benchmarks/presets.py --csv benchmarks/results/presets.csv
 
-The small model of study.py, half a minute of one CPU core or less per run. tests/test_presets.py fits every preset once
-and asks whether its loss lies in the band that `bands` makes of the file: four times the spread over seeds to each side,
-which one new seed in 400 leaves by chance, while a tenth of the learning rate does. Write the file again only where a
-change is meant to change what is learned, and say so.
+Uses the small model of study.py; a run takes at most half a minute of one CPU core. tests/test_presets.py fits every
+preset once and checks that its loss lies in the band that `bands` computes from the file: four standard deviations over
+seeds to each side. One new seed in 400 falls outside by chance; a tenth of the learning rate does too. Write the file
+again only when a change is meant to change what is learned, and say so in the commit.
 """
 import argparse
 from memory_vlm.config import config_dir
@@ -17,13 +17,13 @@ from study import SMALL
 
 PRESETS = sorted(p.stem for p in (config_dir()/'model'/'memory').glob('*.yaml'))
 BASE = [*SMALL, 'training.max_steps=150']
-WIDTHS = 4 # of the spread over seeds, to each side
+WIDTHS = 4 # standard deviations over seeds, to each side
 
 
 def bands(runs):
-    "The lowest and highest loss that pass for each preset."
+    "Return the lowest and highest passing loss of each preset."
     losses = runs.groupby('variant').val_loss
-    spread = losses.var().mean()**0.5 # of all presets together: three seeds of one say little of its spread
+    spread = losses.var().mean()**0.5 # pooled over presets: three seeds of one preset say little about its spread
     return {preset: (mean - WIDTHS * spread, mean + WIDTHS * spread) for preset, mean in losses.mean().items()}
 
 

@@ -1,15 +1,13 @@
-"""Can a frozen CLIP learn a second vocabulary by protected memory, and keep its outputs for the first bit-identical?
+"""Can a frozen CLIP learn a second vocabulary with protected memory and keep its outputs for the first bit-identical?
 
     python benchmarks/protected.py
     python benchmarks/protected.py --csv benchmarks/results/protected.csv
 
-The small CLIP of study.py learns scenes of animals and food. It is then frozen, captions included, and has to learn
-scenes of vehicles and things, whose words no caption had before. What may train is what tells the arms apart (`ARMS`).
-In arms with *words*, the embeddings of words that no caption of the first vocabulary has train too, and those alone.
-All get the same steps, batches and seeds, and each the learning rate of its own that served it best with the first seed.
-`change` is the largest difference of the answers to the first vocabulary, images and captions, from those of before.
-nbs/tutorials/6_protected_memory.ipynb reads the file.
-"""
+The small CLIP of study.py learns scenes of animals and food. Both towers are then frozen, and the model has to learn
+scenes of vehicles and things, whose words are in no earlier caption. The arms (`ARMS`) differ in what is trained. In
+arms with *words*, the embeddings of words that occur only in the second vocabulary are trained as well. All arms get
+the same steps, batches and seeds; the learning rate of each is the best one for the first seed. `change` is the largest
+change of image and text embeddings of the first vocabulary. nbs/tutorials/6_protected_memory.ipynb reads the file. """
 import argparse
 import pandas as pd
 import tempfile
@@ -27,14 +25,14 @@ PROTECTED = ['model/memory=learnable_memory_protected', 'model.memory.num_memory
 FROZEN = {'head only': ['model/memory=off', 'training.freeze=all-visual.head.*'],
           'new CLS and head': [*PROTECTED, 'model.memory.memory_init=frozen'],
           'protected memory': PROTECTED}
-WORDS = '-text.token_embedding.weight' # is not frozen
+WORDS = '-text.token_embedding.weight' # not frozen
 ARMS = FROZEN | {f'{arm}, words': [w + WORDS * w.startswith('training.freeze') for w in words] for arm, words in FROZEN.items()} \
               | {'words only': ['model/memory=off', 'training.freeze=all' + WORDS], 'everything': ['model/memory=off']}
 RATES = dict.fromkeys(ARMS, (5e-3, 2e-2)) | {'everything': (2e-3,)}
 
 
 def learner(vocabulary, steps, seed, *words):
-    "A learner of a vocabulary of scenes."
+    "Make a learner for one vocabulary of scenes."
     place = [f'training.data.{split}_path=scenes:easy:{vocabulary}' for split in ('train', 'val')]
     return make_learner(compose([*SMALL, 'training.scheduler_kwargs.warmup_epochs=5', *place, 'training.epochs=1000', f'training.max_steps={steps}',
                                  f'training.seed={seed}', *words],
@@ -42,13 +40,13 @@ def learner(vocabulary, steps, seed, *words):
 
 
 def words_in(learn):
-    "The ids of all captions that a learner trains on and is evaluated on."
+    "Return the token ids of all training and validation captions of a learner."
     sources = [dl.source for dl in learn.dls]
     return {i for s in sources for k in range(len(s)) for ids in learn.model.tokenize(s.captions(k)).tolist() for i in ids}
 
 
 def train_words(learn, old):
-    "Let nothing of the word embeddings train but the words that are new; there is no decay, so the others keep every bit. Returns their number of values."
+    "Train only the embeddings of new words; without weight decay the others stay bit-identical. Return the number of trained values."
     weight = learn.model.text.token_embedding.weight
     new = torch.zeros(len(weight), 1)
     new[sorted(words_in(learn) - old)] = 1
@@ -57,21 +55,21 @@ def train_words(learn, old):
 
 
 def fit(learn):
-    "Fit by the configuration's schedule, in silence, and evaluate at the end."
+    "Fit by the configuration's schedule without output, and evaluate at the end."
     with learn.no_bar(), learn.no_logging(): learn.fit_schedule(learn.cfg.training.scheduler)
     return learn
 
 
 @contextmanager
 def old_head(model, first):
-    "Put the first model's projection back for a while."
+    "Restore the first model's projection temporarily."
     new, model.visual.head = model.visual.head, first.visual.head
     try: yield
     finally: model.visual.head = new
 
 
 def row(arm, learn, trained, first, dl, before):
-    "What an arm has come to, and what is left of the first vocabulary."
+    "Return the results of an arm on both vocabularies."
     model, arguments = learn.model, learn.cfg.training
     keeps = model.visual.original_outputs() if model.visual.new_cls is not None else nullcontext() if arm == 'everything' else old_head(model, first)
     with keeps:

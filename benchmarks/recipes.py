@@ -2,13 +2,13 @@
 
     python benchmarks/recipes.py
     python benchmarks/recipes.py --only stamps --csv benchmarks/results/recipes.csv
-    python benchmarks/recipes.py --show                  # fits nothing: the table of what the CSV holds
+    python benchmarks/recipes.py --show                  # only show the table of the CSV
 
-Each fit is `python train.py experiment=NAME training.seed=SEED`. Only recipes that need no download are fitted; the others
-say in their first lines that they were not run. Rows that the CSV holds are not fitted again, and an interrupted fit goes
-on, so this can be stopped at any time. `cpu_seconds` is processor time of the whole run, its report included: it depends
-less on what else the machine does than time on a clock. Divided by the cores in use it is about what a quiet one takes.
-"""
+Each fit is `python train.py experiment=NAME training.seed=SEED`. Only recipes that need no download are fitted; the
+first lines of the others say that they were not run. Rows in the CSV are not fitted again and an interrupted fit is
+resumed, so the command can be stopped at any time. `cpu_seconds` is processor time of the whole run including its
+report, which depends less on other load than wall-clock time; divided by the number of cores it is about the time on an
+idle machine. """
 import argparse
 import pandas as pd
 import time
@@ -38,10 +38,10 @@ def row(recipe, seed, folder):
 
 
 def table(runs):
-    "A line for each recipe: mean and standard deviation over seeds, chance, and processor time."
+    "Return a row per recipe: mean and standard deviation over seeds, chance level, and processor time."
     groups = runs.groupby('recipe', sort=False)
     spread = {m: [f'{mean:.1%} ± {std:.1%}' for mean, std in zip(groups[m].mean(), groups[m].std())] for m in METRICS}
-    return pd.DataFrame(dict(seeds=groups.seed.nunique(), steps=groups.steps.first(), pictures=groups.valid.first(),
+    return pd.DataFrame(dict(seeds=groups.seed.nunique(), steps=groups.steps.first(), images=groups.valid.first(),
                              chance=groups.chance.first().map('{:.1%}'.format)) | spread | dict(cpu_minutes=(groups.cpu_seconds.mean() / 60).round(1)))
 
 
@@ -49,7 +49,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--only', nargs='+', choices=RECIPES, default=RECIPES)
     p.add_argument('--seeds', type=int, default=3)
-    p.add_argument('--csv', default='runs/recipes.csv', help='the rows: read first, and appended to after each fit')
+    p.add_argument('--csv', default='runs/recipes.csv', help='file with the rows; each fit appends one')
     p.add_argument('--show', action='store_true', help=f'only show the table of {RESULTS.name}')
     args = p.parse_args()
     path = RESULTS if args.show else Path(args.csv)

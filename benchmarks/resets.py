@@ -3,14 +3,14 @@
     python benchmarks/resets.py                     # batch 8 on the CPU, or batch 256 on CUDA if there is one
     python benchmarks/resets.py --csv benchmarks/results/resets.csv
 
-Usage is measured in 8 steps of each window of `mem_reinit_steps`, so most steps cost nothing more. Timed in turns: a
-plain step, a step that is measured, and a plain step whose end is the end of a window in which one token is reset. The
-order turns with the rounds; extra time is the median over rounds of the differences within a round, and
+Usage is measured in 8 steps of each window of `mem_reinit_steps`, so most steps have no extra cost. Three kinds of step
+are interleaved: a plain step, a step in which usage is measured, and a plain step that ends a window with one token
+reset. The order rotates with the rounds; extra time is the median over rounds of the differences within a round, and
 
     overhead = (8 x extra of a measured step + extra of a reset) / (mem_reinit_steps x a plain step).
 
-A step is forward, loss, backward, clipping to norm 1, optimizer, and setting gradients to None. On a machine that others
-use too, `--clock cpu --threads 1` counts the time this process spends on a processor, not the time that passes.
+A step is forward, loss, backward, clipping to norm 1, optimizer, and setting gradients to None. On a shared
+machine, `--clock cpu --threads 1` measures processor time instead of wall-clock time.
 """
 import argparse
 import statistics
@@ -26,16 +26,16 @@ from results import machine, store
 from train_step import captions, step
 from types import SimpleNamespace
 
-GOAL = 0.02 # of the time of the steps
+GOAL = 0.02 # share of the step time
 
 
 def one_token_is_dead(resets):
-    "Let the next window find token 3 dead, whatever it measured."
+    "Make the next window find token 3 dead, independent of its measurement."
     resets.to_reset = lambda usage: torch.arange(usage.shape[1]).expand_as(usage) == 3
 
 
 def ways(args):
-    "Three kinds of step."
+    "Return the three kinds of step."
     cfg = compose(['training.learning_rate=1e-5', *args.overrides])
     model, loss = MemoryCLIP.from_config(cfg.model).to(args.device), make_loss(cfg.model.contrastive)
     opt = make_optimizer(model, cfg.training)
@@ -67,14 +67,14 @@ def seconds(args, f):
 def main():
     cuda = torch.cuda.is_available()
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('overrides', nargs='*', help='of the configuration, such as model.memory.memory_init=patches')
+    p.add_argument('overrides', nargs='*', help='configuration overrides, such as model.memory.memory_init=patches')
     p.add_argument('--device', default='cuda' if cuda else 'cpu')
     p.add_argument('--batch', type=int, help='pairs; 8 on the CPU, 256 on CUDA')
     p.add_argument('--rounds', type=int, default=9)
     p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
-    p.add_argument('--threads', type=int, help='of the CPU')
-    p.add_argument('--clock', choices=['wall', 'cpu'], default='wall', help='time that passes, or time on a processor')
-    p.add_argument('--csv', help='append the figures to this file')
+    p.add_argument('--threads', type=int, help='CPU threads')
+    p.add_argument('--clock', choices=['wall', 'cpu'], default='wall', help='wall-clock time or processor time')
+    p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     args.batch = args.batch or (256 if args.device == 'cuda' else 8)
     if args.threads: torch.set_num_threads(args.threads)

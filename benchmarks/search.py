@@ -1,13 +1,13 @@
 """Speed of image search: a query over many images, and indexing compared with its loader alone.
 
-    python benchmarks/search.py                         # features drawn at random, photographs of 500 x 375
+    python benchmarks/search.py                         # random features, synthetic photographs of 500 x 375
     python benchmarks/search.py --folder my/images    # index yours
 
-A query is all that happens between a caption and the paths, on a file that is mapped: median and slowest, the model and
-its first query apart. Goal: at most 200 ms for 100 000 images. Indexing is compared with the loader alone, both over
-the same images with the same workers, in turns; what is above 1 is the model (quickstart's unless --model names one),
-so the goal is a ratio near 1 where the model is quick. The last figure is what a search costs when nothing has changed.
-"""
+A query takes a caption and returns paths, on a memory-mapped index: the median and the slowest query are given, and the
+first query (which loads the model) separately. Goal: at most 200 ms for 100 000 images. Indexing is compared with the
+loader alone, interleaved over the same images with the same workers; the part above 1 is the model (the quickstart's
+unless --model names one), so the goal is a ratio near 1 for a fast model. The last number is the time of a search when
+no image has changed. """
 import argparse
 import numpy as np
 import os
@@ -31,10 +31,10 @@ def seconds(call):
 
 
 def query_times(model, args, at):
-    "Seconds of each query over an index of drawn features, and of the first."
-    features = torch.nn.functional.normalize(torch.randn(args.pictures, args.dim), dim=-1).half()
-    names = [f'folder {i // 1000}/image {i:06}.jpg' for i in range(args.pictures)]
-    write_index(ImageIndex(features, torch.ones(args.pictures, dtype=torch.bool), names, torch.zeros(args.pictures, 2, dtype=torch.int64), ''), at/'drawn')
+    "Return the seconds of each query over an index of random features, and of the first."
+    features = torch.nn.functional.normalize(torch.randn(args.images, args.dim), dim=-1).half()
+    names = [f'folder {i // 1000}/image {i:06}.jpg' for i in range(args.images)]
+    write_index(ImageIndex(features, torch.ones(args.images, dtype=torch.bool), names, torch.zeros(args.images, 2, dtype=torch.int64), ''), at/'drawn')
     del features
     index = read_index(at/'drawn')
     first, *times = [seconds(lambda: search(model, index, f'thing number {i}')) for i in range(args.queries + 1)]
@@ -43,16 +43,16 @@ def query_times(model, args, at):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--folder', help='images to index; without it some are made')
-    p.add_argument('--model', help='what MemoryCLIP.from_pretrained opens')
-    p.add_argument('--pictures', type=int, default=100_000, help='of a query')
-    p.add_argument('--dim', type=int, default=512, help='width of their features')
+    p.add_argument('--folder', help='images to index (default: synthetic images)')
+    p.add_argument('--model', help='model to open with MemoryCLIP.from_pretrained')
+    p.add_argument('--images', type=int, default=100_000, help='images in the index of a query')
+    p.add_argument('--dim', type=int, default=512, help='embedding dimension')
     p.add_argument('--queries', type=int, default=50)
-    p.add_argument('--indexed', type=int, default=512, help='images that are made to be indexed')
+    p.add_argument('--indexed', type=int, default=512, help='number of synthetic images to index')
     p.add_argument('--workers', type=int, default=os.cpu_count())
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    p.add_argument('--csv', help='append the figures to this file')
+    p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     torch.manual_seed(0)
     own = lambda *words: MemoryCLIP.from_config(compose(list(words), config_name='quickstart').model).eval()
@@ -60,8 +60,8 @@ def main():
         at = Path(folder)
         first, times = query_times(own(f'model.proj_dim={args.dim}'), args, at)
         middle, slowest = 1000*statistics.median(times), 1000*max(times)
-        print(f'{args.pictures:,} images, {args.dim} wide: a query takes {middle:.0f} ms, the slowest of {len(times)} {slowest:.0f} ms, the first {1000*first:.0f} ms')
-        place = args.folder or at/'pictures'
+        print(f'{args.images:,} images, dimension {args.dim}: median query {middle:.0f} ms, slowest of {len(times)} {slowest:.0f} ms, first {1000*first:.0f} ms')
+        place = args.folder or at/'images'
         if not args.folder:
             place.mkdir()
             rng = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def main():
               f'with nothing new {again:.2f} s')
         if args.csv: store(args.csv, [dict(query_ms=round(middle, 1), slowest_ms=round(slowest, 1), first_ms=round(1000*first, 1), index_over_loader=round(over, 2),
                                            loaded_per_second=round(len(names)/loads), indexed_per_second=round(len(names)/makes), unchanged_seconds=round(again, 2))],
-                           args.device, pictures=args.pictures, dim=args.dim, indexed=len(names), workers=args.workers, model=args.model or 'quickstart')
+                           args.device, images=args.images, dim=args.dim, indexed=len(names), workers=args.workers, model=args.model or 'quickstart')
 
 
 if __name__ == '__main__': main()

@@ -1,13 +1,14 @@
-"""Does memory help a small CLIP on scenes, and which kind? Three mechanisms, 4 and 16 tokens, no memory, and 16 that are never trained.
+"""Does memory help a small CLIP on scenes, and which kind? Three mechanisms, 4 and 16 tokens, no memory, and 16 that
+are never trained.
 
     python benchmarks/study.py
     python benchmarks/study.py --steps 500 --seeds 3 --csv benchmarks/results/study.csv
 
-Every variant gets the same steps, batches and seeds, and no resets. Tokens that are never trained (`memory_init=frozen`)
-cost the same computation as tokens that are, so what those have beyond them is due to what they learned. `kv` has its
-tokens in every layer. The model is smaller than the quickstart's, so that a run takes about a minute of one CPU core.
-Runs lie in runs/benchmark_study and finished ones are not run again. nbs/tutorials/5_a_study.ipynb reads the file.
-"""
+Every variant gets the same steps, batches and seeds, and no resets. Tokens that are never trained
+(`memory_init=frozen`) cost the same computation as tokens that are, so what those have beyond them is due to what they
+learned. `kv` has its tokens in every layer. The model is smaller than the quickstart's, so that a run takes about a
+minute of one CPU core. Runs lie in runs/benchmark_study and finished ones are not run again.
+nbs/tutorials/5_a_study.ipynb reads the file. """
 import argparse
 from memory_vlm.study import paired_differences, study, summarize
 from pathlib import Path

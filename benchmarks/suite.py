@@ -5,11 +5,10 @@
     python benchmarks/suite.py --rounds 2               # a rough look: fewer rounds where a benchmark has rounds
     python benchmarks/suite.py --keep                   # also append what was measured to benchmarks/results/
 
-Seconds of two machines cannot be compared; ratios measured in turns within one process nearly can, so these are what is
-checked. A ratio is compared with the newest committed row of the same settings on the same kind of device. It is a
-regression where it is worse by more than --tolerance, 0.15 unless given; the exit status is then 1. A machine that is
-busy with other things makes ratios noisy: repeat before believing. The table is written to runs/bench.md.
-"""
+Seconds of two machines cannot be compared; ratios of interleaved runs in one process nearly can, so ratios are checked.
+A ratio is compared with the newest committed row of the same settings on the same kind of device. It is a regression if
+it is worse by more than --tolerance (0.15); the exit status is then 1. Other load on the machine makes ratios noisy:
+repeat before you conclude anything. The table is written to runs/bench.md. """
 import argparse
 import csv
 import subprocess
@@ -27,14 +26,14 @@ BETTER = dict(higher=1, lower=-1)
 
 @dataclass(frozen=True)
 class Part:
-    "A benchmark and what of it is compared."
+    "A benchmark and its compared columns."
     name:str                # Program, and CSV in results/
-    what:str                # What a ratio of it says
+    what:str                # Description of its ratio
     figures:dict            # Column -> 'higher' or 'lower': which ratios are good
-    settings:tuple = ()     # Columns that must agree for two rows to be compared
+    settings:tuple = ()     # Columns that must be equal for two rows to be compared
     rounds:bool = True      # Whether it takes --rounds
     device:bool = True      # Whether it takes --device
-    share:bool = False      # Figures are what is added to 1, and compared as such
+    share:bool = False      # Results are overheads: 1 is added before they are compared
 
 
 PARTS = [
@@ -59,7 +58,7 @@ PARTS = [
 
 
 def read(path):
-    "Rows of a CSV; none if there is no such file."
+    "Return the rows of a CSV (none if the file is missing)."
     if not path.exists(): return []
     with path.open(newline='') as f: return list(csv.DictReader(f))
 
@@ -71,13 +70,13 @@ def on_gpu(row): return 'cores' not in row.get('machine', '')
 
 
 def committed(part, row, rows):
-    "The newest committed row of the same settings on the same kind of device; None: there is none."
+    "Return the newest committed row of the same settings on the same kind of device, or None."
     same = [r for r in rows if settings_of(part, r) == settings_of(part, row) and on_gpu(r) == on_gpu(row)]
     return same[-1] if same else None
 
 
 def lines(part, measured, rows, tolerance):
-    "For each ratio: name, settings, now, committed, verdict."
+    "Return name, settings, ratio, committed ratio and verdict of each ratio."
     for row in measured:
         old = committed(part, row, rows)
         for figure, better in part.figures.items():
@@ -100,7 +99,7 @@ def run(part, args, folder):
 
 
 def keep(part, path):
-    "Append measured rows to the committed ones, without the folder they were measured into."
+    "Append measured rows to the committed ones, without their folder."
     rows = read(path)
     for row in rows:
         row['command'] = row['command'].replace(str(path), f'benchmarks/results/{path.name}').replace(str(HERE), 'benchmarks')
@@ -108,7 +107,7 @@ def keep(part, path):
 
 
 def table(found, device):
-    "The Markdown table."
+    "Return the Markdown table."
     columns = ('benchmark', 'ratio', 'settings', 'now', 'committed', 'good', 'verdict')
     origin = f"{machine(device)}, {date.today()}, " + ', '.join(f'{p} {version(p)}' for p in ('torch', 'timm', 'open_clip_torch', 'fastai'))
     rows = [columns, ('---',) * len(columns), *(tuple(f[c] for c in columns) for f in found)]
@@ -119,10 +118,10 @@ def table(found, device):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--only', nargs='+', choices=[part.name for part in PARTS], help='benchmarks to run')
-    p.add_argument('--rounds', type=int, help='of each that has rounds; otherwise its own default')
-    p.add_argument('--device', help="'cpu' or 'cuda'; otherwise each benchmark's own default")
-    p.add_argument('--tolerance', type=float, default=0.15, help='how much worse a ratio may be, as a share')
-    p.add_argument('--keep', action='store_true', help='append the figures to benchmarks/results/')
+    p.add_argument('--rounds', type=int, help='rounds of each benchmark that has rounds (default: its own)')
+    p.add_argument('--device', help="'cpu' or 'cuda' (default: each benchmark's own)")
+    p.add_argument('--tolerance', type=float, default=0.15, help='allowed relative worsening of a ratio')
+    p.add_argument('--keep', action='store_true', help='append the results to benchmarks/results/')
     args = p.parse_args()
     import torch
     device, found, failed = args.device or ('cuda' if torch.cuda.is_available() else 'cpu'), [], []

@@ -5,12 +5,11 @@
     python benchmarks/train_step.py --csv benchmarks/results/train_step.csv
 
 The peer is open_clip's `CLIP` of the same sizes with its `ClipLoss` and torch's AdamW, fed as open_clip feeds it:
-normalized float images and captions padded to 77 tokens. Ours is fed as our loader feeds it: uint8 images and
-captions of the same words trimmed to the longest of the batch. A step is forward, loss, backward, clipping to norm 1,
-optimizer, and setting gradients to None. All take turns in this one process, so a busy machine slows all alike; the
-ratio is the median over rounds of the ratios within a round. A large matrix product takes its turn too: the share of its
-speed says how much of a step is arithmetic that must be done, and how much waits for something else.
-"""
+normalized float images and captions padded to 77 tokens. Ours is fed as our loader feeds it: uint8 images and captions
+of the same words trimmed to the longest of the batch. A step is forward, loss, backward, clipping to norm 1, optimizer,
+and setting gradients to None. Both are interleaved in one process; the ratio is the median over rounds of the ratios
+within a round. A large matrix product is interleaved too: the throughput of a step relative to it shows how much of the
+step is necessary arithmetic. """
 import argparse
 import open_clip
 import random
@@ -38,14 +37,14 @@ def captions(n):
 
 
 def pairs(args):
-    "uint8 images and padded captions, made by chance but always the same."
+    "Return seeded random uint8 images and padded captions."
     torch.manual_seed(0)
     images = torch.randint(0, 256, (args.batch, 3, 224, 224), dtype=torch.uint8, device=args.device)
     return images, tokenize(captions(args.batch)).to(args.device)
 
 
 def peer_step(args, images, ids):
-    "open_clip's model, loss and optimizer, and a function that takes one step."
+    "Return open_clip's model and a function that takes one step with its loss and optimizer."
     sizes = dict(vision_cfg=dict(layers=12, width=512, head_width=64, patch_size=16, image_size=224),
                  text_cfg=dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12))
     model, loss = CLIP(embed_dim=512, **sizes).to(args.device), ClipLoss()
@@ -53,12 +52,12 @@ def peer_step(args, images, ids):
     rest = [p for p in model.parameters() if p.ndim <= 1]
     opt = torch.optim.AdamW([dict(params=decay, weight_decay=0.01), dict(params=rest, weight_decay=0.)], lr=1e-5)
     mean, std = (torch.tensor(t, device=args.device) for t in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
-    floats = normalize_images(images, mean, std) # its loader has normalized them
+    floats = normalize_images(images, mean, std) # normalized by its loader
     return model, lambda: step(args, model, opt, lambda: loss(*model(floats, ids)))
 
 
 def our_step(args, images, ids, *overrides):
-    "Our model, loss and optimizer, and a function that takes one step."
+    "Return our model and a function that takes one step with our loss and optimizer."
     cfg = compose(['training.learning_rate=1e-5', *overrides])
     model, loss = MemoryCLIP.from_config(cfg.model).to(args.device), make_loss(cfg.model.contrastive)
     opt = make_optimizer(model, cfg.training)
@@ -83,20 +82,20 @@ def seconds(args, f):
 
 
 def operations(f):
-    "Floating-point operations of a step, those of its backward pass too."
+    "Return the floating-point operations of a step including its backward pass."
     with FlopCounterMode(display=False) as counter: f()
     return counter.get_total_flops()
 
 
 def product(args):
-    "A matrix product that keeps the machine as busy as it can be, and its operations."
+    "Return a large matrix product and its floating-point operations."
     side, dtype = 8192 if args.device == 'cuda' else 2048, PRECISIONS[args.precision] or torch.float32
     a, b = (torch.randn(side, side, device=args.device).to(dtype) for _ in range(2))
     return lambda: [a @ b for _ in range(4)], 4 * 2 * side ** 3
 
 
 def profile(f):
-    "The operators that take most of a step, summed over their shapes."
+    "Return the operators that take most of a step, summed over shapes."
     with torch.profiler.profile() as p: f()
     return p.key_averages().table(sort_by='self_cpu_time_total', row_limit=12, max_name_column_width=45)
 
@@ -109,7 +108,7 @@ def main():
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
     p.add_argument('--profile', action='store_true')
-    p.add_argument('--csv', help='append the figures to this file')
+    p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     args.batch = args.batch or (256 if args.device == 'cuda' else 16)
     images, ids = pairs(args)

@@ -3,9 +3,8 @@
     python benchmarks/widget_clicks.py                                   # the quickstart's model, 20 clicks of each kind
     python benchmarks/widget_clicks.py --csv benchmarks/results/widget_clicks.csv
 
-A headless Chromium drives the page. The clock runs in the page, from the event that a person's click makes to the last change
-of what is shown. Median and 90th percentile over the clicks; an image seen for the first time is run through the model.
-"""
+A headless Chromium drives the page. Time is measured in the page, from the click event to the last change of the
+output. Median and 90th percentile over the clicks; an image selected for the first time is run through the model. """
 import argparse
 import statistics
 import sys
@@ -54,7 +53,7 @@ def clicks(page, kind, count):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--count', type=int, default=20, help='clicks of each kind')
-    p.add_argument('--csv', help='append the figures to this file')
+    p.add_argument('--csv', help='append the results to this file')
     args, rows = p.parse_args(), []
     with browser() as chromium, tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder))

@@ -21,7 +21,7 @@ def lab(tmp_path_factory, chromium):
 
 @pytest.fixture
 def page(chromium):
-    "A page of 1200 x 900 in which no script may fail."
+    "Return a page of 1200 x 900 pixels that fails the test on a script error."
     page, failures = chromium.new_page(viewport=dict(width=1200, height=900)), []
     page.on('pageerror', lambda e: failures.append(str(e)))
     page.set_default_timeout(15_000)

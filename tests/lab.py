@@ -32,7 +32,7 @@ def browser():
 
 
 class Lab:
-    "A JupyterLab server in a folder of its own, untouched by the settings of whoever runs it."
+    "Start a JupyterLab server in its own folder, isolated from the user's settings."
     def __init__(self, folder:Path):
         self.folder, port = folder/'work', free_port()
         self.folder.mkdir()

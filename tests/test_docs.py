@@ -108,4 +108,4 @@ def test_a_page_that_is_too_wide_is_named(tmp_path, chromium):
 def test_formulas_are_drawn(site):
     pages = {p.name: p.read_text(encoding='utf-8') for p in site.glob('*.html')}
     assert pages['13_loss.html'].count('<math') >= 9 and 'class="formula"' in pages['13_loss.html']
-    assert not [name for name, text in pages.items() if 'class="arithmatex"' in text], 'TeX that nobody draws'
+    assert not [name for name, text in pages.items() if 'class="arithmatex"' in text], 'TeX that is not rendered'

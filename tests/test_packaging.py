@@ -157,7 +157,7 @@ MISSING = dict( # Extra -> what it brings, what asks for it, and what that is fo
     data=('webdataset', 'from memory_vlm.data.sources import open_source; open_source("https://nowhere.invalid/x.tar", "train")', 'read shards from a URL'),
     sweep=('hydra-joblib-launcher', 'from memory_vlm.config import explain_error\n'
            'raise explain_error(ValueError("Could not find \'hydra/launcher/joblib\'"))', 'sweep with hydra/launcher=joblib'),
-    tokenizers=('transformers', 'from memory_vlm.data.tokenizer import _open_tokenizer; _open_tokenizer("somebody/siglip")', 'tokenize captions as somebody/siglip does'),
+    tokenizers=('transformers', 'from memory_vlm.data.tokenizer import _open_tokenizer; _open_tokenizer("some-org/siglip")', 'tokenize captions as some-org/siglip does'),
     dev=('mkdocs', 'import runpy; runpy.run_path("tools/docs.py", run_name="__main__")', 'build the documentation'))
 
 def test_every_extra_is_known(settings):

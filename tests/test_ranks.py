@@ -1,4 +1,4 @@
-"""Two processes fit, evaluate, save, go on and lose each other as one run."""
+"""Two processes fit, evaluate, save and resume as one run, and end together when one is lost."""
 import contextlib
 import os
 import pandas as pd
@@ -126,9 +126,9 @@ def features_of_rank(rank, store):
     dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=RANKS)
     try:
         learn = make_learner(compose([*SHORT, 'model.drop_rate=0.5'], config_name='quickstart'))
-        pictures = torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=learn.dls.device)
+        images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=learn.dls.device)
         for training in (False, True):
-            x = learn.model.train(training).encode_image(pictures).detach()
+            x = learn.model.train(training).encode_image(images).detach()
             every = [torch.empty_like(x) for _ in range(RANKS)]
             dist.all_gather(every, x)
             assert torch.equal(*every) != training, f'training={training}'

@@ -43,10 +43,10 @@ def test_figures_are_those_of_the_runs(recipe):
 def stamps(tmp_path):
     "A folder laid out as the package's: images among sub-folders, a line of text beside each."
     for i in range(24):
-        picture = tmp_path/'stamps'/f'kind{i % 3}'/f'{i}.png'
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.new('RGBA', (40 + i, 60), (10 * i, 99, 200, 255)).save(picture)
-        picture.with_suffix('.txt').write_text(f'A stamp, the {i}th.\nes.utf8=Un sello.\n')
+        image = tmp_path/'stamps'/f'kind{i % 3}'/f'{i}.png'
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGBA', (40 + i, 60), (10 * i, 99, 200, 255)).save(image)
+        image.with_suffix('.txt').write_text(f'A stamp, the {i}th.\nes.utf8=Un sello.\n')
     return tmp_path/'stamps'
 
 

@@ -1,4 +1,4 @@
-"""Ranks that see different images find the same memory tokens dead, and start them anew alike."""
+"""Ranks that see different images find the same memory tokens dead and re-initialize them identically."""
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp

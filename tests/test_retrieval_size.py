@@ -6,7 +6,7 @@ from memory_vlm.evaluation.retrieval import retrieval_ranks
 
 
 @pytest.mark.slow
-def test_25000_captions_of_5000_pictures_fit_in_2_gib():
+def test_25000_captions_of_5000_images_fit_in_2_gib():
     g = torch.Generator().manual_seed(0)
     owner = torch.arange(5000).repeat_interleave(5)
     images = torch.nn.functional.normalize(torch.randn(5000, 512, generator=g), dim=-1)
