@@ -57,8 +57,8 @@ def measure(args):
 
 def measured(args, kind, parts):
     "Run `measure` in a fresh process."
-    command = [sys.executable, __file__, '--measure', kind, '--batch', args.batch, '--parts', parts, '--words', args.words,
-               '--device', args.device, '--threads', args.threads, *args.overrides]
+    command = [sys.executable, __file__, '--measure', kind, '--batch', args.batch, '--parts', parts, '--words',
+               args.words, '--device', args.device, '--threads', args.threads, *args.overrides]
     out = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout.split()
     return int(out[0]), float(out[1])
 
@@ -82,16 +82,19 @@ def main():
     torch.set_num_threads(args.threads)
     if args.measure: return print(*measure(args))
     print(f'{machine(args.device)}, torch {torch.__version__}\n')
-    kinds = dict(one=('whole', 1), parts=('parts', args.parts)) | (dict(whole=('whole', args.parts)) if args.whole else {})
+    kinds = dict(one=('whole', 1), parts=('parts', args.parts)) | (dict(whole=('whole', args.parts)) if args.whole
+                                                                   else {})
     rows, one = [], None
     print(f"{'':8}{'pairs':>8}{'MiB':>10}{'seconds':>10}")
     for name, (kind, parts) in kinds.items():
         peak, seconds = measured(args, kind, parts)
         one = one or peak
         print(f'{name:8}{args.batch * parts:8}{peak / MiB:10.0f}{seconds:10.2f}')
-        rows.append(dict(kind=name, pairs=args.batch * parts, mib=f'{peak / MiB:.0f}', seconds=f'{seconds:.2f}', times_one=f'{peak / one:.3f}'))
+        rows.append(dict(kind=name, pairs=args.batch * parts, mib=f'{peak / MiB:.0f}', seconds=f'{seconds:.2f}',
+                         times_one=f'{peak / one:.3f}'))
     ratio, is_goal = float(rows[1]['times_one']), (args.batch, args.parts, args.overrides) == (64, 8, [])
-    print(f'\n{ratio:.3f} times the memory of one part' + (f"  ({'meets' if ratio <= GOAL else 'MISSES'} <= {GOAL})" if is_goal else ''))
+    print(f'\n{ratio:.3f} times the memory of one part'
+          + (f"  ({'meets' if ratio <= GOAL else 'MISSES'} <= {GOAL})" if is_goal else ''))
     if args.csv: store(args.csv, rows, args.device, batch=args.batch, parts=args.parts, words=args.words,
                        overrides=' '.join(args.overrides), threads=args.threads)
 

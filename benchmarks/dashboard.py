@@ -28,7 +28,8 @@ class TakeTurns(Callback):
         self.watcher.run, self.steps, self.start, self.drawn = on, 0, time.perf_counter(), self.dash.redraws
         self.dash._due = self.start + self.dash.every
 
-    def before_fit(self): self.watcher, self.warm = next(cb for cb in self.learn.cbs if isinstance(cb, DashboardCallback)), False
+    def before_fit(self):
+        self.watcher, self.warm = next(cb for cb in self.learn.cbs if isinstance(cb, DashboardCallback)), False
     def after_batch(self):
         if not self.warm: self.warm = True; return self.switch(True) # the first step warms up
         self.steps += 1
@@ -48,7 +49,8 @@ def ratio(per_step):
 def interval(per_step, draws=2000):
     "Return the 95 % bootstrap interval of the ratio over the pairs."
     rng, pairs = np.random.default_rng(0), per_step.reshape(-1, 2)
-    return np.percentile([ratio(pairs[rng.integers(len(pairs), size=len(pairs))].ravel()) for _ in range(draws)], [2.5, 97.5])
+    return np.percentile([ratio(pairs[rng.integers(len(pairs), size=len(pairs))].ravel()) for _ in range(draws)],
+            [2.5, 97.5])
 
 
 def main():
@@ -64,14 +66,17 @@ def main():
     with learn.no_bar(), learn.no_logging(): asyncio.run(dash.fit_cosine(1000, cbs=turns))
     seconds, steps = map(np.array, zip(*turns.seen[:args.blocks // 2 * 2]))
     per_step = seconds / steps
-    value, (low, high), without, with_it = ratio(per_step), interval(per_step), np.median(per_step[1::2]), np.median(per_step[0::2])
+    value, (low,
+            high), without, with_it = ratio(per_step), interval(per_step), np.median(per_step[1::2]), np.median(per_step[0::2])
     drawing = dash.spent / max(dash.redraws, 1)
-    print(f'{machine(learn.dls.device.type)}; {learn.cfg.model.name}, batch {learn.cfg.training.batch_size}; redraw every {args.every:g} s')
+    print(f'{machine(learn.dls.device.type)}; {learn.cfg.model.name}, batch {learn.cfg.training.batch_size}; redraw '
+          f'every {args.every:g} s')
     print(f'step without {without * 1e3:.1f} ms, with {with_it * 1e3:.1f} ms; one redraw {drawing * 1e3:.0f} ms')
     print(f'ratio {value:.4f} (95 % {low:.4f} to {high:.4f}) over {len(seconds)} blocks, {steps.sum()} steps')
     print(f'share of the time spent on redrawing: {drawing / (args.every + drawing):.2%} (reach: at most 3 %)')
     if args.csv:
-        store(args.csv, [dict(ratio=f'{value:.4f}', low=f'{low:.4f}', high=f'{high:.4f}', step_ms=f'{without * 1e3:.1f}', redraw_ms=f'{drawing * 1e3:.0f}')],
+        store(args.csv, [dict(ratio=f'{value:.4f}', low=f'{low:.4f}', high=f'{high:.4f}',
+                              step_ms=f'{without * 1e3:.1f}', redraw_ms=f'{drawing * 1e3:.0f}')],
               learn.dls.device.type, model=learn.cfg.model.name, batch=learn.cfg.training.batch_size, every=args.every)
 
 

@@ -36,14 +36,19 @@ from results import store
 
 def photograph(rng, width=500, height=375):
     "Return an image that compresses like a photograph: large shapes, fine texture and noise."
-    def layer(step, method): return np.asarray(Image.fromarray(rng.integers(256, size=(height//step, width//step, 3), dtype=np.uint8)).resize((width, height), method), float)
-    pixels = .75*layer(31, Image.Resampling.BICUBIC) + .25*layer(3, Image.Resampling.BILINEAR) + rng.normal(0, 4, (height, width, 3))
+    def layer(step, method):
+        return np.asarray(Image.fromarray(rng.integers(256, size=(height//step, width//step, 3),
+                                                       dtype=np.uint8)).resize((width, height), method), float)
+    pixels = .75*layer(31, Image.Resampling.BICUBIC) + .25*layer(3, Image.Resampling.BILINEAR) + rng.normal(0,
+            4, (height, width, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def files(args, at):
     "Return the paths of the images."
-    if args.folder: return sorted(os.path.join(w, f) for w, names in walk_files(args.folder) for f in names if is_image(f))[:args.images]
+    if args.folder:
+        return sorted(os.path.join(w, f) for w, names in walk_files(args.folder) for f in names
+                      if is_image(f))[:args.images]
     rng, paths = np.random.default_rng(0), [at/f'{i:04}.jpg' for i in range(args.images)]
     for p in paths: photograph(rng).save(p, quality=90)
     return list(map(str, paths))
@@ -82,12 +87,14 @@ def large():
                 for suffix in ('jpg', 'txt'): os.link(part/f'000.{suffix}', part/f'{i:03}.{suffix}')
         source, seconds = first_batch(at/'files')
         print(f'{seconds:.2f} s to the first batch of {len(source):,} files')
-        names = [f"{'./'*(i//100_000)}files/{i//1000 % 100:02}/{i % 1000:03}.jpg" for i in range(rows)] # all different, all existing
+        # all different, all existing
+        names = [f"{'./'*(i//100_000)}files/{i//1000 % 100:02}/{i % 1000:03}.jpg" for i in range(rows)]
         captions = [f'caption number {i} of some words' for i in range(rows)]
         pq.write_table(pa.table(dict(image=names, caption=captions)), at/'pairs.parquet')
         source, seconds = first_batch(at/'pairs.parquet')
         text = sum(map(len, names)) + sum(map(len, captions))
-        print(f'{seconds:.2f} s to the first batch of {len(source):,} rows; the index takes {(source.nbytes - text)/rows:.0f} bytes per row without the texts')
+        print(f'{seconds:.2f} s to the first batch of {len(source):,} rows; the index takes '
+              f'{(source.nbytes - text)/rows:.0f} bytes per row without the texts')
 
 
 def main():
@@ -104,7 +111,8 @@ def main():
         at = Path(folder)
         os.environ['MEMORY_VLM_CACHE'] = folder
         paths = files(args, at)
-        (at/'pairs.csv').write_text('filepath\ttitle\n' + ''.join(f'{path}\ta photo of thing number {i}\n' for i, path in enumerate(paths)))
+        (at/'pairs.csv').write_text('filepath\ttitle\n'
+                                    + ''.join(f'{path}\ta photo of thing number {i}\n' for i, path in enumerate(paths)))
         source, n = open_source(at/'pairs.csv', 'train'), len(paths)
         shards = make_shards(source, at/'shards', 64)
         common = dict(image_size=224, batch_size=32, train=True, drop_last=False)
@@ -113,11 +121,13 @@ def main():
         cached_source.set_cache(make_cache(4000))
         cached = make_loader(cached_source, **common)
         transform, tokenizer = image_transform(224, is_train=True), open_clip.get_tokenizer('ViT-B-16')
-        csv_loader = torch.utils.data.DataLoader(CsvDataset(str(at/'pairs.csv'), transform, 'filepath', 'title', tokenizer=tokenizer), batch_size=32, shuffle=True)
+        csv_loader = torch.utils.data.DataLoader(CsvDataset(str(at/'pairs.csv'), transform, 'filepath', 'title',
+                                                            tokenizer=tokenizer), batch_size=32, shuffle=True)
         import webdataset as wds
         streamed = (wds.WebDataset(shards, shardshuffle=False).decode('pilrgb').to_tuple('jpg;png;webp', 'txt')
                     .map_tuple(transform, lambda t: tokenizer(t)[0]).batched(32))
-        loaders = dict(ours=lambda: ours, cached=lambda: cached, open_clip=lambda: csv_loader, our_shards=lambda: sharded, webdataset=lambda: streamed)
+        loaders = dict(ours=lambda: ours, cached=lambda: cached, open_clip=lambda: csv_loader,
+                       our_shards=lambda: sharded, webdataset=lambda: streamed)
         rounds = [{name: rate(batches, n) for name, batches in loaders.items()} for _ in range(args.rounds + 1)][1:]
         each = {name: statistics.median(r[name] for r in rounds) for name in loaders}
         over_csv = statistics.median(r['ours']/r['open_clip'] for r in rounds)
@@ -131,7 +141,9 @@ def main():
             for _ in ours: pass
             before = before or resident()
         print(f'{resident() - before:.0f} MB growth after ten epochs')
-        if args.csv: store(args.csv, [dict(images=n, over_open_clip=round(over_csv, 2), over_webdataset=round(over_wds, 2), cached_over_ours=round(over_ours, 2), mb_grown=round(resident() - before))
+        if args.csv:
+            store(args.csv, [dict(images=n, over_open_clip=round(over_csv, 2), over_webdataset=round(over_wds, 2),
+                                  cached_over_ours=round(over_ours, 2), mb_grown=round(resident() - before))
                                       | {k: round(v) for k, v in each.items()}])
 
 

@@ -18,10 +18,13 @@ from memory_vlm.training.checkpoint import UNFINISHED_PREFIX, list_checkpoints, 
 from pathlib import Path
 from safetensors.torch import load_file
 
-WORDS = ['training.epochs=3', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny',
+WORDS = ['training.epochs=3', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
+         'training.data.val_path=scenes:tiny',
          'model.embed_dim=32', 'model.depth=2', 'model.text.embed_dim=16', 'model.text.depth=1', # a checkpoint of 10 MB
-         'model.drop_rate=0.1', 'model.memory.mem_reinit_steps=4', 'training.checkpoint.save_top_k=2', 'training.checkpoint.monitor=val_loss',
-         'training.checkpoint.mode=min', 'training.logging.save_interval=1', 'training.logging.log_interval=3', 'training.logging.eval_interval=5',
+         'model.drop_rate=0.1', 'model.memory.mem_reinit_steps=4', 'training.checkpoint.save_top_k=2',
+         'training.checkpoint.monitor=val_loss',
+         'training.checkpoint.mode=min', 'training.logging.save_interval=1', 'training.logging.log_interval=3',
+         'training.logging.eval_interval=5',
          'training.logging.tensorboard=false', 'training.resume=auto']
 TIMES = ['samples_per_second', 'data_wait'] # columns of metrics.csv that differ between any two runs
 SERVER = multiprocessing.get_context('forkserver') # imports once; each fit is a separate process
@@ -53,12 +56,14 @@ def same(run, other):
     "Compare two completed runs."
     a, b = (list_checkpoints(f/'checkpoints')[-1] for f in (run, other))
     weights, others = load_file(a/'model.safetensors'), load_file(b/'model.safetensors')
-    assert weights.keys() == others.keys() and all(torch.equal(w, others[k]) for k, w in weights.items()), 'weights differ'
+    assert weights.keys() == others.keys() and all(torch.equal(w, others[k]) for k,
+                                                   w in weights.items()), 'weights differ'
     states = [read_state(f)['opt']['state'] for f in (a, b)]
     assert all(torch.equal(v, states[1][i][k]) for i, s in states[0].items() for k, v in s.items()), 'optimizers differ'
     tables = [pd.read_csv(f/'metrics.csv').drop(columns=TIMES) for f in (run, other)]
     pd.testing.assert_frame_equal(*tables)
-    assert [p.name for p in list_checkpoints(run/'checkpoints')] == [p.name for p in list_checkpoints(other/'checkpoints')]
+    assert [p.name for p in list_checkpoints(run/'checkpoints')] == [p.name
+                                                                     for p in list_checkpoints(other/'checkpoints')]
 
 
 def kill_often(folder, kills, seed=0):
@@ -96,5 +101,6 @@ if __name__ == '__main__':
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 50
     with tempfile.TemporaryDirectory() as d:
         seen = kill_often(Path(d), kills)
-    print(f"{seen['kills']} kills ({seen['in_a_save']} while a checkpoint was being written or removed, {seen['before_any_checkpoint']} "
+    print(f"{seen['kills']} kills ({seen['in_a_save']} while a checkpoint was being written or removed, "
+          f"{seen['before_any_checkpoint']} "
           f"before there was one): {seen['runs']} runs completed, each bit-identical to the uninterrupted one")

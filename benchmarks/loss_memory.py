@@ -140,7 +140,8 @@ def most_of_ranks(args):
 
 def extra_memory_of(args, name, batch, ranks=1):
     "Return bytes and seconds of the loss `name`, measured in a fresh process."
-    command = [sys.executable, __file__, '--memory-of', name, '--loss', args.loss, '--batch', batch, '--dim', args.dim, '--ranks', ranks,
+    command = [sys.executable, __file__, '--memory-of', name, '--loss', args.loss, '--batch', batch, '--dim',
+               args.dim, '--ranks', ranks,
                '--device', args.device, '--dtype', str(args.dtype).removeprefix('torch.'), '--threads', args.threads]
     memory, took = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout.split()
     return int(memory), float(took)
@@ -156,10 +157,12 @@ def large(args):
             expected, free = 4 * theirs.get((batch // 2, ranks), 0), psutil.virtual_memory().available
             if ranks * expected < free / 2: peer = extra_memory_of(args, 'open_clip', batch, ranks)
             theirs[batch, ranks] = peer[0] if peer else expected
-            shown = f'{peer[1]:21.2f}{peer[0] / MiB:12.0f}' if peer else f'   not run: needs about {ranks * expected / 2**30:.0f} GiB of {free / 2**30:.0f}'
+            shown = (f'{peer[1]:21.2f}{peer[0] / MiB:12.0f}'
+                     if peer else f'   not run: needs about {ranks * expected / 2**30:.0f} GiB of {free / 2**30:.0f}')
             print(f'{batch:8}{ranks:7}{took:10.2f}{memory / MiB:12.0f}{shown}', flush=True)
             rows.append(dict(batch=batch, ranks=ranks, seconds_ours=f'{took:.2f}', mib_ours=f'{memory / MiB:.1f}',
-                             seconds_open_clip=f'{peer[1]:.2f}' if peer else '', mib_open_clip=f'{peer[0] / MiB:.1f}' if peer else ''))
+                             seconds_open_clip=f'{peer[1]:.2f}' if peer else '', mib_open_clip=f'{peer[0] / MiB:.1f}'
+                             if peer else ''))
     if args.csv: store(args.csv, rows, args.device, loss=args.loss, dim=args.dim, threads=args.threads)
 
 
@@ -170,9 +173,11 @@ def parse():
     p.add_argument('--dim', type=int, default=512, help='embedding dimension')
     p.add_argument('--rounds', type=int, default=5, help='measured rounds')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    p.add_argument('--dtype', type=lambda name: getattr(torch, name), default=torch.float32, help='dtype, such as bfloat16')
+    p.add_argument('--dtype', type=lambda name: getattr(torch, name), default=torch.float32,
+                   help='dtype, such as bfloat16')
     p.add_argument('--threads', type=int, default=os.cpu_count(), help='CPU threads')
-    p.add_argument('--large', action='store_true', help='measure large batches on one rank and on two; give it its own --csv file')
+    p.add_argument('--large', action='store_true',
+                   help='measure large batches on one rank and on two; give it its own --csv file')
     p.add_argument('--ranks', type=int, default=1, help=argparse.SUPPRESS)
     p.add_argument('--csv', type=Path, help='append the results to this file')
     p.add_argument('--memory-of', choices=list(LOSSES), help=argparse.SUPPRESS)
@@ -203,7 +208,8 @@ def main():
         print(f'{value:10.3g} {text}' + (f"  ({'meets' if met else 'MISSES'} {relation} {goal:g})" if is_goal else ''))
     if args.csv:
         row = dict(seconds_ours=f"{times['ours']:.4f}", seconds_open_clip=f"{times['open_clip']:.4f}",
-                   mib_ours=f'{ours/MiB:.1f}', mib_open_clip=f'{theirs/MiB:.1f}', mib_ours_twice_batch=f'{twice/MiB:.1f}')
+                   mib_ours=f'{ours/MiB:.1f}', mib_open_clip=f'{theirs/MiB:.1f}',
+                   mib_ours_twice_batch=f'{twice/MiB:.1f}')
         store(args.csv, [row | {name: f'{value:.3g}' for name, value in figures.items()}], args.device, loss=args.loss,
               batch=B, dim=args.dim, dtype=dtype, threads=args.threads)
 

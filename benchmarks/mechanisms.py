@@ -72,7 +72,8 @@ def measure(args, name, plain_model, plain_step, images, ids):
                 added_params=cost.params - plain_cost.params, gflops=round(cost.flops / 1e9, 3),
                 flop_ratio=round(cost.flops / plain_cost.flops, 4), step_seconds=round(statistics.median(times), 4),
                 step_ratio=round(statistics.median(ratios), 3),
-                step_over_flops=round(statistics.median(ratios) * plain_cost.flops / cost.flops, 3), low=round(min(ratios), 3), high=round(max(ratios), 3),
+                step_over_flops=round(statistics.median(ratios) * plain_cost.flops / cost.flops, 3),
+                low=round(min(ratios), 3), high=round(max(ratios), 3),
                 forward_ratio=round(statistics.median(forward), 3), memory_gb=round(memory / 1e9, 3),
                 memory_is='measured' if args.device == 'cuda' else 'counted')
 
@@ -82,7 +83,8 @@ def judge(rows):
     for r in rows:
         if r['tokens'] != 64 or r['preset'] not in GOALS: continue
         name, most = GOALS[r['preset']]
-        yield f"{r['preset']} with 64 tokens: {name} {r[name]:.3f} ({'meets' if r[name] <= most else 'MISSES'} <= {most})"
+        yield (f"{r['preset']} with 64 tokens: {name} {r[name]:.3f} ({'meets' if r[name] <= most else 'MISSES'} <= "
+               f"{most})")
 
 
 def main():
@@ -98,13 +100,16 @@ def main():
     args.batch = args.batch or (256 if args.device == 'cuda' else 4)
     images, ids = pairs(args)
     plain = our_step(args, images, ids, 'model/memory=off')
-    print(f'{"preset":28} {"tokens":>6} {"params":>12} {"added":>10} {"GFLOPs":>7} {"x":>6} {"step x":>7} {"/FLOPs":>6} {"from":>6} {"to":>6} '
+    print(f'{"preset":28} {"tokens":>6} {"params":>12} {"added":>10} {"GFLOPs":>7} {"x":>6} {"step x":>7} '
+          f'{"/FLOPs":>6} {"from":>6} {"to":>6} '
           f'{"forward x":>9} {"GB":>6}')
     rows = []
     for name in args.presets:
         rows.append(r := measure(args, name, *plain, images, ids))
-        print(f'{name:28} {r["tokens"]:6} {r["params"]:12,} {r["added_params"]:10,} {r["gflops"]:7.2f} {r["flop_ratio"]:6.3f} '
-              f'{r["step_ratio"]:7.3f} {r["step_over_flops"]:6.3f} {r["low"]:6.3f} {r["high"]:6.3f} {r["forward_ratio"]:9.3f} {r["memory_gb"]:6.2f}', flush=True)
+        print(f'{name:28} {r["tokens"]:6} {r["params"]:12,} {r["added_params"]:10,} {r["gflops"]:7.2f} '
+              f'{r["flop_ratio"]:6.3f} '
+              f'{r["step_ratio"]:7.3f} {r["step_over_flops"]:6.3f} {r["low"]:6.3f} {r["high"]:6.3f} '
+              f'{r["forward_ratio"]:9.3f} {r["memory_gb"]:6.2f}', flush=True)
         if args.csv:
             store(args.csv, [r], device=args.device, batch=args.batch, rounds=args.rounds, precision=args.precision,
                   threads=torch.get_num_threads())

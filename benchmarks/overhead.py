@@ -41,10 +41,12 @@ def main():
     p.add_argument('overrides', nargs='*')
     args = p.parse_args()
     asked = compose(args.overrides, config_name=args.config_name).training.logging
-    words = ['training.data.train_path=scenes', 'training.data.val_path=scenes:tiny', f'training.max_steps={args.steps}', 'training.logging.wandb=true',
+    words = ['training.data.train_path=scenes', 'training.data.val_path=scenes:tiny',
+             f'training.max_steps={args.steps}', 'training.logging.wandb=true',
              'training.logging.log_interval=1', f'training.logging.save_interval={max(1, args.steps // 3)}']
     learn = make_learner(compose([*args.overrides, *words], config_name=args.config_name))
-    saves, writes, evaluations = Clock(CheckpointCallback, 'save'), Clock(LogCallback, 'after_batch'), Clock(type(learn), 'evaluate')
+    saves, writes, evaluations = Clock(CheckpointCallback, 'save'), Clock(LogCallback,
+            'after_batch'), Clock(type(learn), 'evaluate')
     fits = Clock(type(learn), 'fit_schedule') # without the start of W&B
     with tempfile.TemporaryDirectory() as d:
         run_training(learn, Path(d), None, None)
@@ -52,7 +54,8 @@ def main():
     step = (fits.total - saves.total - writes.total - evaluations.total) / args.steps
     save, row_time = saves.total / saves.calls, writes.total / writes.calls
     between = min(min(asked.save_interval, len(learn.dls.train)) * step, 60 * asked.save_minutes or math.inf)
-    row = dict(checkpoint_seconds=round(save, 3), checkpoint_MB=round(size), row_seconds=round(row_time, 4), step_seconds=round(step, 4),
+    row = dict(checkpoint_seconds=round(save, 3), checkpoint_MB=round(size), row_seconds=round(row_time, 4),
+               step_seconds=round(step, 4),
                checkpoint_share=round(save / between, 5), log_share=round(row_time / (asked.log_interval * step), 5))
     print(*(f'{k:20} {v}' for k, v in row.items()), sep='\n')
     if args.csv: store(args.csv, [dict(config=args.config_name) | row])

@@ -19,16 +19,19 @@ from train_step import our_step, pairs, seconds
 
 
 def trainer(args, precision, images, ids):
-    "Return a function that takes one step in a precision and one that returns its gradient (with loss scaling in fp16, as in a fit)."
+    ("Return a function that takes one step in a precision and one that returns its gradient (with loss scaling in "
+     "fp16, as in a fit).")
     args, dtype = copy.copy(args), PRECISIONS[precision]
     args.precision = precision
     model, step = our_step(args, images, ids)
     def gradient():
-        with torch.autocast(args.device, dtype, enabled=dtype is not None): loss = make_loss(model.cfg.contrastive)(model(images, ids), None)
+        with torch.autocast(args.device, dtype, enabled=dtype is not None):
+            loss = make_loss(model.cfg.contrastive)(model(images, ids), None)
         scale = 1024. if precision == 'fp16' else 1.
         (loss * scale).backward()
         if args.device == 'cuda': torch.cuda.synchronize()
-        towers = {name: torch.cat([p.grad.flatten() for n, p in model.named_parameters() if n.startswith(name) and p.grad is not None]) / scale
+        towers = {name: torch.cat([p.grad.flatten() for n, p in model.named_parameters() if n.startswith(name)
+                                   and p.grad is not None]) / scale
                   for name in ('', 'visual', 'text')} # the first is the whole
         model.zero_grad()
         return towers
@@ -56,16 +59,21 @@ def main():
         found = gradient()
         passes[name] = time.perf_counter() - start
         exact = found if exact is None else exact
-        differences[name] = {tower: ((g - exact[tower]).norm() / exact[tower].norm()).item() for tower, g in found.items()}
+        differences[name] = {tower: ((g - exact[tower]).norm() / exact[tower].norm()).item() for tower,
+                             g in found.items()}
     turns = [name for name in steps if passes[name] <= 5 * passes['fp32']]
-    rounds = [{name: seconds(args, steps[name]) for name in turns} for _ in range(args.rounds + 1)][1:] # the first warms up
+    # the first warms up
+    rounds = [{name: seconds(args, steps[name]) for name in turns} for _ in range(args.rounds + 1)][1:]
     rows = []
     for name in steps:
         measured = rounds if name in turns else [passes]
-        ratio, took = statistics.median(r['fp32'] / r[name] for r in measured), statistics.median(r[name] for r in measured)
-        rows.append(dict(precision=name, rounds=len(rounds) if name in turns else 0, seconds=round(took, 4), speed_vs_fp32=round(ratio, 3),
+        ratio, took = statistics.median(r['fp32'] / r[name] for r in measured), statistics.median(r[name]
+                for r in measured)
+        rows.append(dict(precision=name, rounds=len(rounds) if name in turns else 0, seconds=round(took, 4),
+                         speed_vs_fp32=round(ratio, 3),
                          **{f'{tower or "gradient"}_difference': f'{d:.2g}' for tower, d in differences[name].items()}))
-        print(f'{name:5} {took:8.3f} s {ratio:5.2f} x the speed of fp32   gradient differs by {differences[name][""]:.1%} of its norm, '
+        print(f'{name:5} {took:8.3f} s {ratio:5.2f} x the speed of fp32   gradient differs by '
+              f'{differences[name][""]:.1%} of its norm, '
               f'that of images by {differences[name]["visual"]:.1%}, of captions by {differences[name]["text"]:.1%}')
     if args.csv: store(args.csv, rows, device=args.device, batch=args.batch)
 

@@ -32,7 +32,8 @@ def main():
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--csv', help='write the runs to this file')
     args = p.parse_args()
-    runs = study({preset: [f'model/memory={preset}'] for preset in PRESETS}, range(args.seeds), BASE, folder='runs/benchmark_presets')
+    runs = study({preset: [f'model/memory={preset}'] for preset in PRESETS}, range(args.seeds), BASE,
+                 folder='runs/benchmark_presets')
     print(summarize(runs, ['val_loss', 'i2t/R@1']))
     for preset, (low, high) in bands(runs).items(): print(f'{preset:27} {low:.3f} to {high:.3f}')
     if args.csv:

@@ -21,12 +21,14 @@ from results import store
 from study import SMALL
 
 FIRST, SECOND = 'animals+food', 'vehicles+things'
-PROTECTED = ['model/memory=learnable_memory_protected', 'model.memory.num_memory_tokens=16', 'training.freeze=all-memory']
+PROTECTED = ['model/memory=learnable_memory_protected', 'model.memory.num_memory_tokens=16',
+             'training.freeze=all-memory']
 FROZEN = {'head only': ['model/memory=off', 'training.freeze=all-visual.head.*'],
           'new CLS and head': [*PROTECTED, 'model.memory.memory_init=frozen'],
           'protected memory': PROTECTED}
 WORDS = '-text.token_embedding.weight' # not frozen
-ARMS = FROZEN | {f'{arm}, words': [w + WORDS * w.startswith('training.freeze') for w in words] for arm, words in FROZEN.items()} \
+ARMS = FROZEN | {f'{arm}, words': [w + WORDS * w.startswith('training.freeze') for w in words] for arm,
+                 words in FROZEN.items()} \
               | {'words only': ['model/memory=off', 'training.freeze=all' + WORDS], 'everything': ['model/memory=off']}
 RATES = dict.fromkeys(ARMS, (5e-3, 2e-2)) | {'everything': (2e-3,)}
 
@@ -34,19 +36,21 @@ RATES = dict.fromkeys(ARMS, (5e-3, 2e-2)) | {'everything': (2e-3,)}
 def learner(vocabulary, steps, seed, *words):
     "Make a learner for one vocabulary of scenes."
     place = [f'training.data.{split}_path=scenes:easy:{vocabulary}' for split in ('train', 'val')]
-    return make_learner(compose([*SMALL, 'training.scheduler_kwargs.warmup_epochs=5', *place, 'training.epochs=1000', f'training.max_steps={steps}',
-                                 f'training.seed={seed}', *words],
+    return make_learner(compose([*SMALL, 'training.scheduler_kwargs.warmup_epochs=5', *place, 'training.epochs=1000',
+                                 f'training.max_steps={steps}', f'training.seed={seed}', *words],
                                 config_name='quickstart'))
 
 
 def words_in(learn):
     "Return the token ids of all training and validation captions of a learner."
     sources = [dl.source for dl in learn.dls]
-    return {i for s in sources for k in range(len(s)) for ids in learn.model.tokenize(s.captions(k)).tolist() for i in ids}
+    return {i for s in sources for k in range(len(s)) for ids in learn.model.tokenize(s.captions(k)).tolist()
+            for i in ids}
 
 
 def train_words(learn, old):
-    "Train only the embeddings of new words; without weight decay the others stay bit-identical. Return the number of trained values."
+    ("Train only the embeddings of new words; without weight decay the others stay bit-identical. Return the number of "
+     "trained values.")
     weight = learn.model.text.token_embedding.weight
     new = torch.zeros(len(weight), 1)
     new[sorted(words_in(learn) - old)] = 1
@@ -71,7 +75,8 @@ def old_head(model, first):
 def row(arm, learn, trained, first, dl, before):
     "Return the results of an arm on both vocabularies."
     model, arguments = learn.model, learn.cfg.training
-    keeps = model.visual.original_outputs() if model.visual.new_cls is not None else nullcontext() if arm == 'everything' else old_head(model, first)
+    keeps = (model.visual.original_outputs() if model.visual.new_cls is not None else nullcontext()
+             if arm == 'everything' else old_head(model, first))
     with keeps:
         after = encode(model, dl)
         kept = score(model, *after)
@@ -98,12 +103,15 @@ def main():
             first.save_pretrained(folder)
             for arm, words in ARMS.items():
                 for rate in [best[arm]] if arm in best else RATES[arm]:
-                    learn = learner(SECOND, args.second, seed, f'model.pretrained={folder}', f'training.learning_rate={rate}', 'training.weight_decay=0', *words)
+                    learn = learner(SECOND, args.second, seed, f'model.pretrained={folder}',
+                                    f'training.learning_rate={rate}', 'training.weight_decay=0', *words)
                     sizes = {n: p.numel() for n, p in learn.model.named_parameters() if p.requires_grad}
                     if 'words' in arm: sizes['text.token_embedding.weight'] = train_words(learn, words_in(base))
                     rows.append(row(arm, fit(learn), sum(sizes.values()), first, dl, before))
                     print(*rows[-1].values(), flush=True)
-                best.setdefault(arm, max((r for r in rows if r['arm'] == arm), key=lambda r: r['i2t/R@1'] + r['t2i/R@1'])['learning_rate'])
+                best.setdefault(arm,
+                                max((r for r in rows if r['arm'] == arm), key=lambda r: r['i2t/R@1']
+                                    + r['t2i/R@1'])['learning_rate'])
     table = pd.DataFrame([r for r in rows if r['learning_rate'] == best[r['arm']]]).groupby('arm', sort=False)
     print(table[['trained', 'i2t/R@1', 'first_before', 'first_after', 'change']].mean().round(4))
     if args.csv:

@@ -26,13 +26,15 @@ METRICS = ('i2t/R@1', 'i2t/R@5', 't2i/R@1', 't2i/R@5')
 
 def row(recipe, seed, folder):
     "Fit a recipe once."
-    words = [f'experiment={recipe}', f'training.seed={seed}', 'training.resume=auto', f'training.run_dir={folder}/{recipe}/seed{seed}']
+    words = [f'experiment={recipe}', f'training.seed={seed}', 'training.resume=auto',
+             f'training.run_dir={folder}/{recipe}/seed{seed}']
     begin = time.process_time()
     run = fit(compose(words))
     if run.interrupted: raise KeyboardInterrupt
     seconds, source = time.process_time() - begin, run.learn.dls.valid.source
     owners = torch.tensor([i for i in range(len(source)) for _ in source.captions(i)])
-    return dict(recipe=recipe, seed=seed, train=len(run.learn.dls.train.source), valid=len(source), steps=run.learn.train_iter,
+    return dict(recipe=recipe, seed=seed, train=len(run.learn.dls.train.source), valid=len(source),
+                steps=run.learn.train_iter,
                 **{m: round(run.metrics[m], 4) for m in METRICS}, chance=round(chance_recall(owners)['i2t/R@1'], 4),
                 cpu_seconds=round(seconds), threads=torch.get_num_threads())
 

@@ -42,7 +42,8 @@ def ways(args):
     images = torch.randint(0, 256, (args.batch, 3, 224, 224), dtype=torch.uint8, device=args.device)
     ids = trim(tokenize(captions(args.batch))).to(args.device)
     resets = MemoryResetCallback(model, cfg.model.memory.mem_reinit_steps)
-    resets.learn = SimpleNamespace(train_iter=0, xb=(images, ids), opt=opt, dls=SimpleNamespace(train=[0]), training=True)
+    resets.learn = SimpleNamespace(train_iter=0, xb=(images, ids), opt=opt, dls=SimpleNamespace(train=[0]),
+                                   training=True)
     one_token_is_dead(resets)
     def plain(): step(args, model, opt, lambda: loss(model(images, ids), None))
     def measured():
@@ -89,10 +90,12 @@ def main():
     extra = {name: statistics.median(r[name] - r['plain'] for r in rounds) for name in ('measured', 'reset')}
     overhead = (MIN_SAMPLES * extra['measured'] + extra['reset']) / (window * plain)
     print(f'{args.precision}, batch {args.batch}, {machine(args.device)}, torch {torch.__version__}\n'
-          f'plain step     {plain:8.3f} s\nmeasured step  {extra["measured"]:+8.3f} s\nreset          {extra["reset"]:+8.3f} s\n'
-          f'overhead       {overhead:8.2%} of a window of {window} steps ({"meets" if overhead <= GOAL else "MISSES"} <= {GOAL:.0%})')
-    row = dict(plain_seconds=round(plain, 4), measured_extra=round(extra['measured'], 4), reset_extra=round(extra['reset'], 4),
-               window=window, overhead=round(overhead, 5))
+          f'plain step     {plain:8.3f} s\nmeasured step  {extra["measured"]:+8.3f} s\nreset          '
+          f'{extra["reset"]:+8.3f} s\n'
+          f'overhead       {overhead:8.2%} of a window of {window} steps ({"meets" if overhead <= GOAL else "MISSES"} '
+          f'<= {GOAL:.0%})')
+    row = dict(plain_seconds=round(plain, 4), measured_extra=round(extra['measured'], 4),
+               reset_extra=round(extra['reset'], 4), window=window, overhead=round(overhead, 5))
     if args.csv: store(args.csv, [row], device=args.device, batch=args.batch, precision=args.precision,
                         clock=args.clock, threads=torch.get_num_threads(), overrides=' '.join(args.overrides))
 

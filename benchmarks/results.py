@@ -19,7 +19,8 @@ def machine(device='cpu'):
 
 def store(path, rows, device='cpu', **settings):
     "Append rows of results to a CSV, each with its settings, command, machine, date and torch version."
-    origin = dict(command=' '.join(['python', *sys.argv]), machine=machine(device), date=date.today(), torch=torch.__version__)
+    origin = dict(command=' '.join(['python', *sys.argv]), machine=machine(device), date=date.today(),
+                  torch=torch.__version__)
     append(path, [settings | row | origin for row in rows])
 
 

@@ -34,7 +34,8 @@ def query_times(model, args, at):
     "Return the seconds of each query over an index of random features, and of the first."
     features = torch.nn.functional.normalize(torch.randn(args.images, args.dim), dim=-1).half()
     names = [f'folder {i // 1000}/image {i:06}.jpg' for i in range(args.images)]
-    write_index(ImageIndex(features, torch.ones(args.images, dtype=torch.bool), names, torch.zeros(args.images, 2, dtype=torch.int64), ''), at/'drawn')
+    write_index(ImageIndex(features, torch.ones(args.images, dtype=torch.bool), names,
+                           torch.zeros(args.images, 2, dtype=torch.int64), ''), at/'drawn')
     del features
     index = read_index(at/'drawn')
     first, *times = [seconds(lambda: search(model, index, f'thing number {i}')) for i in range(args.queries + 1)]
@@ -60,7 +61,8 @@ def main():
         at = Path(folder)
         first, times = query_times(own(f'model.proj_dim={args.dim}'), args, at)
         middle, slowest = 1000*statistics.median(times), 1000*max(times)
-        print(f'{args.images:,} images, dimension {args.dim}: median query {middle:.0f} ms, slowest of {len(times)} {slowest:.0f} ms, first {1000*first:.0f} ms')
+        print(f'{args.images:,} images, dimension {args.dim}: median query {middle:.0f} ms, slowest of {len(times)} '
+              f'{slowest:.0f} ms, first {1000*first:.0f} ms')
         place = args.folder or at/'images'
         if not args.folder:
             place.mkdir()
@@ -68,8 +70,8 @@ def main():
             for i in range(args.indexed): photograph(rng).save(place/f'{i:04}.jpg', quality=90)
         model = (MemoryCLIP.from_pretrained(args.model) if args.model else own()).to(args.device)
         source, names, _ = open_images(place)
-        loader = make_loader(ImagePaths(source, np.arange(len(source))), image_size=model.cfg.image_size, batch_size=64, train=False,
-                             num_workers=args.workers, max_bad_fraction=1)
+        loader = make_loader(ImagePaths(source, np.arange(len(source))), image_size=model.cfg.image_size, batch_size=64,
+                             train=False, num_workers=args.workers, max_bad_fraction=1)
         def load():
             for _ in loader: pass
         def make(k): return open_index(model, place, at/f'index-{k}', num_workers=args.workers)
@@ -77,11 +79,16 @@ def main():
         loads, makes = (statistics.median(r) for r in zip(*rounds))
         over = statistics.median(m/l for l, m in rounds)
         again = seconds(lambda: make(1))
-        print(f'{len(names)/loads:.0f} images a second come from the loader, {len(names)/makes:.0f} are indexed: {over:.2f} x the loader\'s time; '
+        print(f'{len(names)/loads:.0f} images a second come from the loader, {len(names)/makes:.0f} are indexed: '
+              f'{over:.2f} x the loader\'s time; '
               f'with nothing new {again:.2f} s')
-        if args.csv: store(args.csv, [dict(query_ms=round(middle, 1), slowest_ms=round(slowest, 1), first_ms=round(1000*first, 1), index_over_loader=round(over, 2),
-                                           loaded_per_second=round(len(names)/loads), indexed_per_second=round(len(names)/makes), unchanged_seconds=round(again, 2))],
-                           args.device, images=args.images, dim=args.dim, indexed=len(names), workers=args.workers, model=args.model or 'quickstart')
+        if args.csv:
+            store(args.csv, [dict(query_ms=round(middle, 1), slowest_ms=round(slowest, 1),
+                                  first_ms=round(1000*first, 1), index_over_loader=round(over, 2),
+                                  loaded_per_second=round(len(names)/loads), indexed_per_second=round(len(names)/makes),
+                                  unchanged_seconds=round(again, 2))],
+                           args.device, images=args.images, dim=args.dim, indexed=len(names), workers=args.workers,
+                           model=args.model or 'quickstart')
 
 
 if __name__ == '__main__': main()

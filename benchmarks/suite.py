@@ -102,14 +102,16 @@ def keep(part, path):
     "Append measured rows to the committed ones, without their folder."
     rows = read(path)
     for row in rows:
-        row['command'] = row['command'].replace(str(path), f'benchmarks/results/{path.name}').replace(str(HERE), 'benchmarks')
+        row['command'] = row['command'].replace(str(path), f'benchmarks/results/{path.name}').replace(str(HERE),
+                'benchmarks')
     append(HERE/'results'/path.name, rows)
 
 
 def table(found, device):
     "Return the Markdown table."
     columns = ('benchmark', 'ratio', 'settings', 'now', 'committed', 'good', 'verdict')
-    origin = f"{machine(device)}, {date.today()}, " + ', '.join(f'{p} {version(p)}' for p in ('torch', 'timm', 'open_clip_torch', 'fastai'))
+    origin = f"{machine(device)}, {date.today()}, " + ', '.join(f'{p} {version(p)}'
+                                                                for p in ('torch', 'timm', 'open_clip_torch', 'fastai'))
     rows = [columns, ('---',) * len(columns), *(tuple(f[c] for c in columns) for f in found)]
     what = '\n'.join(f'- `{p.name}`: {p.what}' for p in PARTS if any(f['benchmark'] == p.name for f in found))
     return f'{origin}\n\n' + '\n'.join(f"| {' | '.join(r)} |" for r in rows) + f'\n\n{what}\n'

@@ -27,7 +27,8 @@ from open_clip.model import CLIP
 from results import store
 from torch.utils.flop_counter import FlopCounterMode
 
-WORDS = 'a the small old red green dog cat boat house tree man woman child runs sits stands on under near with and two three'.split()
+WORDS = ('a the small old red green dog cat boat house tree man woman child runs sits stands on under near with and '
+         'two three').split()
 
 
 def captions(n):
@@ -51,7 +52,8 @@ def peer_step(args, images, ids):
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     opt = torch.optim.AdamW([dict(params=decay, weight_decay=0.01), dict(params=rest, weight_decay=0.)], lr=1e-5)
-    mean, std = (torch.tensor(t, device=args.device) for t in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    mean, std = (torch.tensor(t, device=args.device)
+                 for t in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     floats = normalize_images(images, mean, std) # normalized by its loader
     return model, lambda: step(args, model, opt, lambda: loss(*model(floats, ids)))
 
@@ -112,7 +114,8 @@ def main():
     args = p.parse_args()
     args.batch = args.batch or (256 if args.device == 'cuda' else 16)
     images, ids = pairs(args)
-    steps = {'open_clip': peer_step(args, images, ids), 'ours, no memory': our_step(args, images, ids, 'model/memory=off'),
+    steps = {'open_clip': peer_step(args, images, ids),
+             'ours, no memory': our_step(args, images, ids, 'model/memory=off'),
              'ours, 64 tokens': our_step(args, images, ids)}
     multiply, multiplied = product(args)
     counts, rounds, rows = {name: operations(f) for name, (_, f) in steps.items()}, [], []
@@ -122,9 +125,11 @@ def main():
     for name in steps:
         ratio = statistics.median(r['open_clip'] / r[name] for r in rounds)
         share = statistics.median(counts[name] / r[name] / (multiplied / r['product']) for r in rounds)
-        rows.append(dict(step=name, seconds=round(statistics.median(r[name] for r in rounds), 4), speed_vs_open_clip=round(ratio, 3),
+        rows.append(dict(step=name, seconds=round(statistics.median(r[name] for r in rounds), 4),
+                         speed_vs_open_clip=round(ratio, 3),
                          tera_operations=round(counts[name] / 1e12, 3), share_of_product=round(share, 3)))
-        print(f'{name:18} {rows[-1]["seconds"]:8.3f} s   {ratio:.2f} x the speed of open_clip   {share:.0%} of the speed of a matrix product')
+        print(f'{name:18} {rows[-1]["seconds"]:8.3f} s   {ratio:.2f} x the speed of open_clip   {share:.0%} of the '
+              f'speed of a matrix product')
     if args.profile:
         for name, (_, f) in steps.items(): print(f'\n{name}\n{profile(f)}')
     if args.csv: store(args.csv, rows, device=args.device, batch=args.batch, precision=args.precision)

@@ -26,7 +26,8 @@ explorer
 # Which control, and what to do there with a number i
 KINDS = dict(
     patch=('.mvlm-image', "const b = e.getBoundingClientRect(); e.dispatchEvent(new MouseEvent('click', "
-                            "{bubbles: true, clientX: b.left + (i * 29) % b.width, clientY: b.top + (i * 53) % b.height}));"),
+                            "{bubbles: true, clientX: b.left + (i * 29) % b.width, clientY: b.top + (i * 53) % "
+                            "b.height}));"),
     token=('select >> nth=1', "e.selectedIndex = 1 + i % 8; e.dispatchEvent(new Event('change', {bubbles: true}));"),
     head=('select >> nth=0', "e.selectedIndex = i % 5; e.dispatchEvent(new Event('change', {bubbles: true}));"),
     image=('input[type=number]', "e.value = i + 1; e.dispatchEvent(new Event('change', {bubbles: true}));"))
@@ -67,7 +68,8 @@ def main():
                 took = [t for t in clicks(page, kind, args.count) if t == t]
                 median, slow = statistics.median(took), statistics.quantiles(took, n=10)[-1]
                 rows.append(dict(click=kind, median_ms=round(median * 1e3), p90_ms=round(slow * 1e3), clicks=len(took)))
-                print(f'{kind:8} {median * 1e3:5.0f} ms, nine of ten within {slow * 1e3:5.0f} ms  ({len(took)} of {args.count} clicks changed something)')
+                print(f'{kind:8} {median * 1e3:5.0f} ms, nine of ten within {slow * 1e3:5.0f} ms  ({len(took)} of '
+                      f'{args.count} clicks changed something)')
         finally: lab.close()
     if args.csv: store(args.csv, rows)
 

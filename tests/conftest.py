@@ -1,4 +1,4 @@
-"""What tests in a browser share. They are skipped where there is no Chromium, and fail there if NEED_CHROMIUM is set."""
+"""Fixtures of the browser tests. Without Chromium these tests are skipped, or fail if NEED_CHROMIUM is set."""
 import lab as labs
 import os
 import pytest
@@ -32,7 +32,7 @@ def page(chromium):
 
 @pytest.fixture
 def offline_page(chromium):
-    "A page that can open files and nothing else."
+    "Return a page without network access."
     context = chromium.new_context(viewport=dict(width=1200, height=900), offline=True)
     page, failures = context.new_page(), []
     page.on('pageerror', lambda e: failures.append(str(e)))

@@ -1,4 +1,4 @@
-"The benchmark suite knows a regression from noise, and compares only what was measured alike."
+"The benchmark suite separates regressions from noise and compares only rows of equal settings."
 import ast
 import csv
 import pytest
@@ -20,7 +20,7 @@ def verdicts(now, before, tolerance=0.15):
     return [line['verdict'] for line in suite.lines(PART, [now], before, tolerance)]
 
 
-def test_worse_is_told_from_noise_and_from_better():
+def test_verdict_separates_worse_noise_and_better():
     before = [dict(batch='8', speed='2.0', size='0.5', machine=CPU)]
     assert verdicts(dict(batch='8', speed='1.8', size='0.55', machine=CPU), before) == ['as before', 'as before']
     assert verdicts(dict(batch='8', speed='1.6', size='0.4', machine=CPU), before) == ['REGRESSION by 20%', 'better']
@@ -28,19 +28,22 @@ def test_worse_is_told_from_noise_and_from_better():
     assert verdicts(dict(batch='8', speed='1.6', size='0.6', machine=CPU), before, 0.25) == ['as before', 'as before']
 
 
-def test_only_like_is_compared_with_like():
-    before = [dict(batch='8', speed='9', size='9', machine=CPU), dict(batch='8', speed='2', size='1', machine=CPU), dict(batch='8', speed='5', size='1', machine=GPU)]
+def test_only_rows_of_equal_settings_are_compared():
+    before = [dict(batch='8', speed='9', size='9', machine=CPU), dict(batch='8', speed='2', size='1', machine=CPU),
+              dict(batch='8', speed='5', size='1', machine=GPU)]
     row = dict(batch='8', speed='2', size='1')
-    assert verdicts(row | dict(machine=CPU), before) == ['as before', 'as before']                   # the newest of its kind
+    # the newest of its kind
+    assert verdicts(row | dict(machine=CPU), before) == ['as before', 'as before']
     assert verdicts(row | dict(machine=GPU), before)[0].startswith('REGRESSION')
     assert verdicts(row | dict(machine=CPU, batch='16'), before) == ['new', 'new']
 
 
-def test_table_says_where_and_when(monkeypatch):
+def test_table_names_machine_and_date(monkeypatch):
     monkeypatch.setattr(suite, 'PARTS', [PART])
     found = list(suite.lines(PART, [dict(batch='8', speed='2', size='1', machine=CPU)], [], 0.15))
     shown = suite.table(found, 'cpu')
-    assert 'cores' in shown and 'torch 2' in shown and '| x | speed | 8 | 2 |  | higher | new |' in shown and '- `x`: a thing over another' in shown
+    assert ('cores' in shown and 'torch 2' in shown and '| x | speed | 8 | 2 |  | higher | new |' in shown
+            and '- `x`: a thing over another' in shown)
 
 
 def test_kept_rows_name_no_temporary_folder(tmp_path, monkeypatch):
@@ -54,14 +57,14 @@ def test_kept_rows_name_no_temporary_folder(tmp_path, monkeypatch):
     assert [r['command'] for r in rows] == ['python benchmarks/x.py --csv benchmarks/results/x.csv'] * 2
 
 
-def test_a_machine_without_cpuinfo_has_a_name(monkeypatch):
+def test_processor_name_without_cpuinfo(monkeypatch):
     monkeypatch.setattr(results.Path, 'exists', lambda self: False)
     monkeypatch.setattr(results.platform, 'processor', lambda: '')
     monkeypatch.setattr(results.platform, 'machine', lambda: 'arm64')
     assert results.machine().endswith(' cores, arm64')
 
 
-def test_the_tutorial_quotes_the_study_whole():
+def test_tutorial_shows_all_study_results():
     cells = read_nb(BENCHMARKS.parent/'nbs'/'tutorials'/'5_a_study.ipynb').cells
     call, = [c.source for c in cells if '    study({' in c.source]
     quoted = call[call.index('base=['):call.index("'],\n          folder")].split("'")[1::2]
@@ -69,9 +72,10 @@ def test_the_tutorial_quotes_the_study_whole():
 
 
 @pytest.mark.parametrize('part', suite.PARTS, ids=lambda p: p.name)
-def test_every_part_is_there_and_its_columns_too(part):
+def test_every_benchmark_exists_with_its_columns(part):
     text = (BENCHMARKS/f'{part.name}.py').read_text(encoding='utf-8')
-    names = {n.arg for n in ast.walk(ast.parse(text)) if isinstance(n, ast.keyword)} | {n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant)}
+    names = {n.arg for n in ast.walk(ast.parse(text)) if isinstance(n, ast.keyword)} | {n.value
+            for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant)}
     wanted = {*part.figures, *part.settings} - {'saving', 'speedup'}
     assert wanted <= names, wanted - names
     assert ("'--rounds'" in text) >= part.rounds and ("'--device'" in text) >= part.device

@@ -13,14 +13,14 @@ from PIL import Image
 from types import SimpleNamespace
 from unittest.mock import patch
 
-BASE = ['model=tiny', 'model.image_size=32', 'model.patch_size=16', 'model.embed_dim=32', 'model.depth=2', 'model.num_heads=2',
-        'model.text.embed_dim=32', 'model.text.depth=1', 'model.text.num_heads=2', 'model.text.max_len=16',
-        'model.memory.num_memory_tokens=3', 'model.memory.mem_reinit_steps=0',
-        'training.data.train_path=table.csv', 'training.data.val_path=', 'training.data.val_fraction=0.5', 'training.data.num_workers=0',
-        'training.data.prefetch_factor=null', 'training.data.persistent_workers=false', 'training.data.pin_memory=false',
-        'training.data.cache_mb=0', 'training.epochs=1', 'training.batch_size=4', 'training.logging.wandb=false',
-        'training.logging.tensorboard=false', 'training.scheduler_kwargs.warmup_epochs=0', 'training.learning_rate=1e-2',
-        'training.logging.save_minutes=0']
+BASE = ['model=tiny', 'model.image_size=32', 'model.patch_size=16', 'model.embed_dim=32', 'model.depth=2',
+        'model.num_heads=2', 'model.text.embed_dim=32', 'model.text.depth=1', 'model.text.num_heads=2',
+        'model.text.max_len=16', 'model.memory.num_memory_tokens=3', 'model.memory.mem_reinit_steps=0',
+        'training.data.train_path=table.csv', 'training.data.val_path=', 'training.data.val_fraction=0.5',
+        'training.data.num_workers=0', 'training.data.prefetch_factor=null', 'training.data.persistent_workers=false',
+        'training.data.pin_memory=false', 'training.data.cache_mb=0', 'training.epochs=1', 'training.batch_size=4',
+        'training.logging.wandb=false', 'training.logging.tensorboard=false',
+        'training.scheduler_kwargs.warmup_epochs=0', 'training.learning_rate=1e-2', 'training.logging.save_minutes=0']
 CPU = torch.device('cpu')
 
 
@@ -67,7 +67,8 @@ def shapes(cfg): return {n: tuple(p.shape) for n, p in model_of(cfg).named_param
 def features(cfg, train=False):
     "Features of fixed images and captions, and the logit scale."
     model = model_of(cfg).train(train)
-    images = torch.randint(0, 255, (2, 3, cfg.model.image_size, cfg.model.image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(0, 255, (2, 3, cfg.model.image_size, cfg.model.image_size), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(1))
     with torch.no_grad(): out = model(images, model.tokenize(['a red square', 'two green circles']))
     return [o.tolist() for o in out]
 
@@ -81,13 +82,14 @@ def token_ids(cfg):
 
 
 def small_tokenizer():
-    "A folder with a tokenizer of Hugging Face's."
+    "Save a Hugging Face tokenizer in a folder."
     tokenizers = pytest.importorskip('tokenizers')
     transformers = pytest.importorskip('transformers')
     vocabulary = {w: i for i, w in enumerate(['<pad>', '<s>', '</s>', '<unk>', 'a', 'red', 'square', 'dog'])}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token='<unk>'))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token='<pad>', unk_token='<unk>', bos_token='<s>', eos_token='</s>').save_pretrained('words')
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token='<pad>', unk_token='<unk>',
+                                         bos_token='<s>', eos_token='</s>').save_pretrained('words')
     return 'words'
 
 
@@ -110,7 +112,7 @@ def training(cfg):
 
 
 def resets(cfg):
-    "Which tokens a fit re-initialized, and when."
+    "Return which tokens a fit re-initialized, and when."
     return [(e['step'], e['token']) for e in fitted(cfg).memory_reset.history.events()]
 
 
@@ -142,16 +144,17 @@ def batch(cfg):
 
 
 def workers(cfg):
-    "Arguments of torch's loader. Page-locked memory needs a GPU, so one is pretended."
+    "Return the arguments of torch's loader. Pinned memory needs a GPU, so a mock stands in."
     with patch('torch.cuda.is_available', return_value=True), redirect_stderr(StringIO()): dl = loaders(cfg).train
-    return dict(num_workers=dl.num_workers, prefetch_factor=dl.prefetch_factor, persistent=dl.persistent_workers, pin=dl.pin_memory)
+    return dict(num_workers=dl.num_workers, prefetch_factor=dl.prefetch_factor, persistent=dl.persistent_workers,
+                pin=dl.pin_memory)
 
 
 def bad_limit(cfg): return loaders(cfg).train.bad.limit
 
 
 def cache(cfg):
-    "Room of the cache that the loaders use."
+    "Return the size of the cache that the loaders use."
     made = []
     with patch('memory_vlm.learner.make_cache', side_effect=lambda mb: made.append(mb)): loaders(cfg)
     return made
@@ -166,17 +169,20 @@ def written(cfg):
         learn, run = learner(cfg), Path(d)/'run'
         run.mkdir()
         with learn.no_bar(), learn.no_logging(): run_training(learn, run, None, None)
-        files = sorted(str(p.relative_to(d)) for p in Path(d).rglob('*') if p.name == 'manifest.json' or p.parent.name == 'tensorboard')
+        files = sorted(str(p.relative_to(d)) for p in Path(d).rglob('*') if p.name == 'manifest.json'
+                       or p.parent.name == 'tensorboard')
         files = ['events' if 'tensorboard' in f else f for f in files]
         rows = [r.split(',')[0] for r in (run/'metrics.csv').read_text().splitlines()]
     return files, rows
 
 
 def in_wandb(cfg):
-    "What W&B is given."
+    "Return the arguments of `wandb.init`."
     from memory_vlm.training import logging
     given = []
-    fake = SimpleNamespace(init=lambda **kwargs: given.append({k: kwargs[k] for k in ('project', 'entity', 'name', 'tags')}), Settings=dict)
+    fake = SimpleNamespace(init=lambda **kwargs: given.append({k: kwargs[k]
+                                                               for k in ('project', 'entity', 'name', 'tags')}),
+                                                               Settings=dict)
     with patch.object(logging, 'require', return_value=fake), redirect_stdout(StringIO()): logging.MetricLog('.', cfg)
     return given
 
@@ -213,7 +219,8 @@ def checked_before(cfg):
 def card(cfg):
     from memory_vlm.models.card import model_card
     from omegaconf import OmegaConf
-    return model_card(OmegaConf.to_container(cfg.model, resolve=True), project=OmegaConf.to_container(cfg.project)).content
+    return model_card(OmegaConf.to_container(cfg.model, resolve=True),
+                      project=OmegaConf.to_container(cfg.project)).content
 
 
 def report(cfg):
@@ -231,8 +238,8 @@ def row(value, shows, *base): return value, shows, base
 
 
 MEMORY_FIT = ['model.memory.mem_reinit_steps=1', 'model.memory.mem_dead_threshold=1']
-STEPS = ['training.batch_size=2', 'training.logging.eval_interval=1', 'training.logging.save_interval=1', 'training.checkpoint.save_top_k=1',
-         'training.checkpoint.save_last=false']
+STEPS = ['training.batch_size=2', 'training.logging.eval_interval=1', 'training.logging.save_interval=1',
+         'training.checkpoint.save_top_k=1', 'training.checkpoint.save_last=false']
 KEYS = {
     'model.name': row('mine', card),
     'model.pretrained': row('saved', features),
@@ -313,7 +320,8 @@ KEYS = {
     'training.logging.log_interval': row(2, written, *STEPS),
     'training.logging.eval_interval': row(2, training, 'training.batch_size=2', 'training.logging.eval_interval=1'),
     'training.logging.save_interval': row(2, written, *STEPS, 'training.checkpoint.save_top_k=9'),
-    'training.logging.save_minutes': row(.000000001, written, *STEPS, 'training.logging.save_interval=9', 'training.checkpoint.save_top_k=9'),
+    'training.logging.save_minutes': row(.000000001, written, *STEPS, 'training.logging.save_interval=9',
+                                         'training.checkpoint.save_top_k=9'),
     'training.logging.project': row('mine', in_wandb, 'training.logging.wandb=true'),
     'training.logging.entity': row('me', in_wandb, 'training.logging.wandb=true'),
     'training.logging.name': row('mine', run_folder),
@@ -334,7 +342,7 @@ KEYS = {
 }
 
 
-def test_there_is_a_row_for_every_key():
+def test_every_key_has_a_row():
     assert set(KEYS) == set(schema_fields())
 
 
@@ -359,7 +367,7 @@ def shown(shows, *overrides): return json.dumps(shows(configured(*overrides)), d
 
 
 @pytest.mark.parametrize('key', KEYS)
-def test_a_key_has_an_effect(key):
+def test_key_has_an_effect(key):
     value, shows, base = KEYS[key]
     if key == 'model.pretrained': model_of(base_config(), seed=1).save_pretrained('saved')
     if key == 'model.text.tokenizer': small_tokenizer()
@@ -367,6 +375,6 @@ def test_a_key_has_an_effect(key):
 
 
 @pytest.mark.parametrize('shows', dict.fromkeys(shows for _, shows, _ in KEYS.values()))
-def test_what_shows_an_effect_is_the_same_twice(shows):
+def test_effect_is_reproducible(shows):
     base = next(base for _, s, base in KEYS.values() if s is shows)
     assert shown(shows, *base) == json.dumps(shows(configured(*base)), default=sorted)

@@ -1,4 +1,4 @@
-"The documentation site: every link leads somewhere, and pages fit a phone and a desk, by day and by night."
+"The documentation site: every link resolves, and pages fit phone and desktop screens in light and dark mode."
 import csv
 import pytest
 import sys
@@ -11,11 +11,12 @@ sys.path.insert(0, str(ROOT/'tools'))
 import docs
 import photograph
 
-SHOWN = ('index', 'benchmarks', 'explain/configuration', 'explain/other_tools', 'tutorials/3_ablate', 'evaluation/01_retrieval', 'widgets/04_explorer')
+SHOWN = ('index', 'benchmarks', 'explain/configuration', 'explain/other_tools', 'tutorials/3_ablate',
+         'evaluation/01_retrieval', 'widgets/04_explorer')
 
 
 class Links(HTMLParser):
-    "What a page points at, and what can be pointed at in it."
+    "Links and anchors of a page."
     def __init__(self): super().__init__(); self.to, self.anchors = [], set()
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
@@ -37,7 +38,7 @@ def read(path):
 
 
 @pytest.mark.slow
-def test_links_lead_somewhere(site):
+def test_links_resolve(site):
     pages = {p: read(p) for p in site.rglob('*.html') if p.name != '404.html'}
     assert len(pages) == len(docs.pages()) + 1
     broken = []
@@ -47,34 +48,40 @@ def test_links_lead_somewhere(site):
             if url.scheme in ('http', 'https', 'data', 'mailto', 'javascript'): continue
             target = (page.parent/unquote(url.path)).resolve() if url.path else page
             if not target.exists(): broken.append(f'{page.relative_to(site)}: {link}')
-            elif url.fragment and target in pages and url.fragment not in pages[target].anchors: broken.append(f'{page.relative_to(site)}: {link}')
+            elif url.fragment and target in pages and url.fragment not in pages[target].anchors:
+                broken.append(f'{page.relative_to(site)}: {link}')
     assert not broken, broken[:20]
 
 
 @pytest.mark.slow
-def test_nothing_is_loaded_from_elsewhere(site):
-    outside = {tag for p in site.rglob('*.html') for tag in read(p).to if tag.startswith(('http:', 'https:', '//')) and tag.endswith(('.js', '.css', 'shim', '.woff2'))}
+def test_pages_load_no_external_resources(site):
+    outside = {tag for p in site.rglob('*.html') for tag in read(p).to if tag.startswith(('http:', 'https:', '//'))
+               and tag.endswith(('.js', '.css', 'shim', '.woff2'))}
     assert not outside, outside
 
 
 @pytest.mark.slow
-def test_reference_knows_every_public_name(site):
+def test_reference_lists_every_public_name(site):
     page = (site/'evaluation/01_retrieval.html').read_text(encoding='utf-8')
-    for name in ('rank_of_best', 'retrieval_ranks', 'chance_recall', 'bootstrap_interval'): assert f'id="{name}"' in page, name
+    for name in ('rank_of_best', 'retrieval_ranks', 'chance_recall', 'bootstrap_interval'):
+        assert f'id="{name}"' in page, name
     assert 'Share of draws inside the interval, 0..1' in page and '1000' in page
-    assert '<code>str | None</code>' in (site/'hub/03_publish.html').read_text(encoding='utf-8') # a type with a bar in a cell of a table
+    # a type with a bar in a cell of a table
+    assert '<code>str | None</code>' in (site/'hub/03_publish.html').read_text(encoding='utf-8')
 
 
 @pytest.mark.slow
-def test_benchmarks_show_every_table_with_its_origin(site):
+def test_benchmark_page_shows_every_table_with_its_origin(site):
     page = (site/'benchmarks.html').read_text(encoding='utf-8')
     for path in sorted((ROOT/'benchmarks'/'results').glob('*.csv')):
         row = next(csv.DictReader(path.open(newline='')))
-        for word in (path.stem.replace('_', ' '), *(row[k] for k in ('command', 'machine', 'date'))): assert word in page, (path.name, word)
+        for word in (path.stem.replace('_', ' '), *(row[k] for k in ('command', 'machine', 'date'))):
+            assert word in page, (path.name, word)
 
 
-def test_figures_are_shortened_and_nothing_else():
-    shown = {'0.2777777777777': '0.2778', '1154.0': '1154', '3540993': '3540993', '2.14.1': '2.14.1', '1.8e-06': '1.8e-06', 'True': 'True', '': ''}
+def test_only_long_numbers_are_shortened():
+    shown = {'0.2777777777777': '0.2778', '1154.0': '1154', '3540993': '3540993', '2.14.1': '2.14.1',
+             '1.8e-06': '1.8e-06', 'True': 'True', '': ''}
     assert {text: docs.figure(text) for text in shown} == shown
 
 
@@ -87,25 +94,28 @@ def test_pages_fit(site, chromium, width, scheme):
         for name in photograph.names(site) if (width, scheme) == (390, 'light') else SHOWN: # every page on a phone
             page.goto(f'{url}/{name}.html')
             if page.evaluate(photograph.TOO_WIDE): failures.append(f'{name} is wider than {width} pixels')
-            if not page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth)'): failures.append(f'{name} lacks an image')
+            if not page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth)'):
+                failures.append(f'{name} lacks an image')
     page.close()
     assert not failures, failures
 
 
 @pytest.mark.slow
-def test_a_page_that_is_too_wide_is_named(tmp_path, chromium):
+def test_too_wide_page_is_reported(tmp_path, chromium):
     for name, width in dict(wide=500, narrow=300).items():
-        (tmp_path/f'{name}.html').write_text(f'<meta name="viewport" content="width=device-width"><div style="width: {width}px">x</div>')
+        (tmp_path/f'{name}.html').write_text(f'<meta name="viewport" content="width=device-width"><div style="width: '
+                                             f'{width}px">x</div>')
     assert photograph.names(tmp_path) == ['narrow', 'wide']
     page = chromium.new_page(viewport=dict(width=390, height=900))
     with photograph.served(tmp_path) as url:
-        found = {name: (page.goto(f'{url}/{name}.html'), page.evaluate(photograph.TOO_WIDE))[1] for name in photograph.names(tmp_path)}
+        found = {name: (page.goto(f'{url}/{name}.html'), page.evaluate(photograph.TOO_WIDE))[1]
+                 for name in photograph.names(tmp_path)}
     page.close()
     assert found == dict(narrow=False, wide=True)
 
 
 @pytest.mark.slow
-def test_formulas_are_drawn(site):
+def test_formulas_are_rendered(site):
     pages = {p.name: p.read_text(encoding='utf-8') for p in site.glob('*.html')}
     assert pages['13_loss.html'].count('<math') >= 9 and 'class="formula"' in pages['13_loss.html']
     assert not [name for name, text in pages.items() if 'class="arithmatex"' in text], 'TeX that is not rendered'

@@ -14,19 +14,20 @@ from memory_vlm.widgets.explorer import AttentionExplorer
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('loaded')/'run'
-    words = [f'training.run_dir={folder}', 'training.max_steps=2', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
-             'training.data.val_path=scenes:tiny', 'training.logging.tensorboard=false', 'training.preflight=false',
-             'model.depth=2', 'model.text.depth=1']
+    words = [f'training.run_dir={folder}', 'training.max_steps=2', 'training.batch_size=16',
+             'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny',
+             'training.logging.tensorboard=false', 'training.preflight=false', 'model.depth=2', 'model.text.depth=1']
     return fit(compose(words, config_name='quickstart')), folder
 
 
 @pytest.fixture(params=['learner', 'result of fit', 'run folder', 'text', 'loaded'])
 def given(request, run):
     result, folder = run
-    return {'learner': result.learn, 'result of fit': result, 'run folder': folder, 'text': str(folder), 'loaded': as_model(folder)}[request.param]
+    return {'learner': result.learn, 'result of fit': result, 'run folder': folder, 'text': str(folder),
+            'loaded': as_model(folder)}[request.param]
 
 
-def test_every_consumer_takes_every_form_of_a_run(given, run, tmp_path):
+def test_every_consumer_accepts_every_form_of_a_run(given, run, tmp_path):
     assert len(memory_report(given, num_images=8).sentences) == 3
     assert ablate(given, kinds=('mask',), draws=20).changes.index[0] == ('mask', 'all')
     assert 'Attention of memory tokens' in write_report_page(run[1], given).read_text()
@@ -46,7 +47,7 @@ def test_a_model_needs_data(run, tmp_path):
     with pytest.raises(UserError, match='int is not a model'): as_model(3)
 
 
-def test_a_loaded_model_does_not_change(run):
+def test_loaded_model_is_not_modified(run):
     loaded = as_model(run[1])
     with pytest.raises(AttributeError): loaded.model = None
     assert loaded.valid_dl is loaded.valid_dl

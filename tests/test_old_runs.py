@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-IMAGE = [0.3339010, 0.0121869, -0.0290252, -0.1518743, 0.0728780, -0.0725131] # first features, computed with version 0.1.0
+# first features, computed with version 0.1.0
+IMAGE = [0.3339010, 0.0121869, -0.0290252, -0.1518743, 0.0728780, -0.0725131]
 TEXT = [0.1387151, -0.0706315, -0.1102334, -0.4408669, 0.3094221, -0.0985203]
 SCALE = 14.2752724
 
@@ -43,7 +44,8 @@ def test_features(run):
     check_features(loaded.model)
     assert loaded.metrics['t2i/R@10'] == pytest.approx(10 / 22)
     check_features(MemoryCLIP.from_pretrained(checkpoint_of(run)))
-    check_features(MemoryCLIP.from_pretrained(checkpoint_of(run)/'model.safetensors')) # by models.pretrained, which compares names
+    # by models.pretrained, which compares names
+    check_features(MemoryCLIP.from_pretrained(checkpoint_of(run)/'model.safetensors'))
 
 
 def test_another_image_size(run):

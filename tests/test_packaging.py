@@ -1,4 +1,4 @@
-"""The package's metadata says one thing once, and what is installed works away from this repository."""
+"""Package metadata is consistent, and the installed package works outside this repository."""
 import ast
 import json
 import os
@@ -27,11 +27,11 @@ def settings():
 def pyproject(): return tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
 
 def distribution(requirement):
-    "The normalized name a requirement is for: 'Open_clip_torch>=3.0' -> 'open-clip-torch'."
+    "Return the normalized name of a requirement: 'Open_clip_torch>=3.0' -> 'open-clip-torch'."
     return re.sub(r'[-_.]+', '-', re.match(r'[\w.-]+', requirement)[0]).lower()
 
 def run(*command, **kwargs):
-    "Run a command; its output, or a failed test that shows it."
+    "Run a command and return its output; fail the test with the output on error."
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
@@ -58,7 +58,8 @@ def test_workflow_covers_the_oldest_python(settings):
     jobs = yaml.safe_load((ROOT/'.github/workflows/test.yml').read_text(encoding='utf-8'))['jobs']
     assert jobs['quick']['strategy']['matrix']['python'][0] == settings['min_python']
     made = set(re.findall(r'^([\w-]+):', (ROOT/'Makefile').read_text(encoding='utf-8'), flags=re.M))
-    used = {step['run'].split()[1] for job in jobs.values() for step in job['steps'] if step.get('run', '').startswith('make ')}
+    used = {step['run'].split()[1] for job in jobs.values() for step in job['steps']
+            if step.get('run', '').startswith('make ')}
     assert used and used <= made, used - made
 
 def test_torch_is_not_pinned(settings):
@@ -67,7 +68,7 @@ def test_torch_is_not_pinned(settings):
             assert re.fullmatch(r'[a-z]+>=[\d.]+', line), f'{line}: give torch and torchvision a lower bound only'
 
 def imported(path):
-    "Top-level names of what a module imports, inside functions and through `need` too."
+    "Return the top-level names that a module imports, also inside functions and through `need`."
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Import): yield from (a.name.split('.')[0] for a in node.names)
         if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.split('.')[0]
@@ -91,7 +92,7 @@ def test_installed_from_this_clone(tmp_path):
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
-    "A wheel, built from an sdist, built from this clone: so both have all they need."
+    "Build an sdist from this clone and a wheel from the sdist, so both are tested."
     folder = tmp_path_factory.mktemp('dist')
     run(sys.executable, '-m', 'build', '--no-isolation', '--outdir', folder, ROOT)
     return next(folder.glob('*.whl'))
@@ -108,7 +109,7 @@ def test_wheel_holds_everything(wheel):
 
 @pytest.fixture(scope='module')
 def elsewhere(wheel, tmp_path_factory):
-    "Runs Python in an environment that has the wheel, in a folder far from this clone."
+    "Run Python in an environment with the wheel, outside this clone."
     folder = tmp_path_factory.mktemp('elsewhere')
     venv.create(folder/'env', with_pip=False)
     python, clean = folder/'env/bin/python', {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
@@ -122,42 +123,58 @@ def elsewhere(wheel, tmp_path_factory):
     return runs
 
 @pytest.mark.slow
-def test_wheel_composes_a_config_elsewhere(elsewhere):
+def test_wheel_composes_a_config_outside_the_clone(elsewhere):
     code = ('import memory_vlm.config as c; cfg = c.compose(["training.epochs=3"], config_name="quickstart"); '
             'print(c.config_dir(), cfg.training.epochs, sep="\\n")')
     assert elsewhere(code).splitlines() == [str(elsewhere.site/'memory_vlm/configs'), '3']
 
 @pytest.mark.slow
-def test_wheel_fits_and_is_handed_on_elsewhere(elsewhere):
-    words = ['training.max_steps=1', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny']
-    elsewhere('from memory_vlm.config import compose; from memory_vlm.run import fit; from memory_vlm.hub.publish import share\n'
-              f'run = fit(compose({words}, config_name="quickstart")); share(run.folder, "given", to="open_clip", look=False)')
+def test_wheel_fits_and_exports_outside_the_clone(elsewhere):
+    words = ['training.max_steps=1', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
+             'training.data.val_path=scenes:tiny']
+    elsewhere('from memory_vlm.config import compose; from memory_vlm.run import fit; from memory_vlm.hub.publish '
+              'import share\n'
+              f'run = fit(compose({words}, config_name="quickstart")); share(run.folder, "given", to="open_clip", '
+              f'look=False)')
     assert elsewhere('import open_clip, memory_vlm.vision\n'
                      'print(open_clip.create_model("local-dir:given").visual.trunk.layout.num_memory)') == '8'
 
 @pytest.mark.slow
-def test_command_line_elsewhere(elsewhere):
+def test_command_line_outside_the_clone(elsewhere):
     def shell(*words, status=0):
-        done = subprocess.run([*elsewhere.command, *words], cwd=elsewhere.folder, env=elsewhere.env, capture_output=True, text=True)
+        done = subprocess.run([*elsewhere.command, *words], cwd=elsewhere.folder, env=elsewhere.env,
+                              capture_output=True, text=True)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
     assert 'memory_vlm fit --config-name=quickstart' in shell('fit', '--help')
-    assert yaml.safe_load(shell('config', '--config-name=quickstart', 'training.max_steps=2'))['training']['max_steps'] == 2
-    words = ['training.max_steps=2', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny']
+    assert yaml.safe_load(shell('config', '--config-name=quickstart',
+                                'training.max_steps=2'))['training']['max_steps'] == 2
+    words = ['training.max_steps=2', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
+             'training.data.val_path=scenes:tiny']
     shell('fit', '--config-name=quickstart', *words, 'training.run_dir=fitted')
     assert (elsewhere.folder/'fitted'/'DONE').exists()
-    assert 'val_loss' in json.loads(shell('report', 'fitted', '--images', '16', '--json').partition('\n}')[0] + '}')['metrics']
+    assert 'val_loss' in json.loads(shell('report', 'fitted', '--images', '16', '--json').partition('\n}')[0]
+                                    + '}')['metrics']
     assert "did you mean 'training.epochs'?" in shell('fit', 'training.epoch=3', status=2)
     told = shell('fit', '-m', 'hydra/launcher=joblib', 'training.seed=0,1', status=2)
-    assert "needed to sweep with hydra/launcher=joblib: pip install 'memory-vlm[sweep]'" in told or find_spec('hydra_plugins.hydra_joblib_launcher')
+    assert ("needed to sweep with hydra/launcher=joblib: pip install 'memory-vlm[sweep]'" in told
+            or find_spec('hydra_plugins.hydra_joblib_launcher'))
 
 MISSING = dict( # Extra -> what it brings, what asks for it, and what that is for
-    export=('onnx', 'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.hub.onnx import export_encoders\n'
-            'export_encoders(MemoryCLIP.from_config(compose(["model=tiny", "model.depth=1", "model.text.depth=1"]).model), "onnx")', 'export to ONNX'),
-    data=('webdataset', 'from memory_vlm.data.sources import open_source; open_source("https://nowhere.invalid/x.tar", "train")', 'read shards from a URL'),
+    export=('onnx',
+            'from memory_vlm.clip import MemoryCLIP; from memory_vlm.config import compose; from memory_vlm.hub.onnx '
+            'import export_encoders\n'
+            'export_encoders(MemoryCLIP.from_config(compose(["model=tiny", "model.depth=1", '
+            '"model.text.depth=1"]).model), "onnx")', 'export to ONNX'),
+    data=('webdataset',
+          'from memory_vlm.data.sources import open_source; open_source("https://nowhere.invalid/x.tar", "train")',
+          'read shards from a URL'),
     sweep=('hydra-joblib-launcher', 'from memory_vlm.config import explain_error\n'
-           'raise explain_error(ValueError("Could not find \'hydra/launcher/joblib\'"))', 'sweep with hydra/launcher=joblib'),
-    tokenizers=('transformers', 'from memory_vlm.data.tokenizer import _open_tokenizer; _open_tokenizer("some-org/siglip")', 'tokenize captions as some-org/siglip does'),
+           'raise explain_error(ValueError("Could not find \'hydra/launcher/joblib\'"))',
+           'sweep with hydra/launcher=joblib'),
+    tokenizers=('transformers',
+                'from memory_vlm.data.tokenizer import _open_tokenizer; _open_tokenizer("some-org/siglip")',
+                'tokenize captions as some-org/siglip does'),
     dev=('mkdocs', 'import runpy; runpy.run_path("tools/docs.py", run_name="__main__")', 'build the documentation'))
 
 def test_every_extra_is_known(settings):
@@ -166,6 +183,8 @@ def test_every_extra_is_known(settings):
 @pytest.mark.parametrize('extra', MISSING)
 def test_missing_extra_is_one_sentence(extra):
     package, code, why = MISSING[extra]
-    done = subprocess.run([sys.executable, '-c', f'import sys; sys.modules["{package}"] = None\n{code}'], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', f'import sys; sys.modules["{package}"] = None\n{code}'], cwd=ROOT,
+                          capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith(f"The package '{package}' is needed to {why}: pip install 'memory-vlm[{extra}]'")
+    assert done.stderr.strip().endswith(f"The package '{package}' is needed to {why}: pip install "
+                                        f"'memory-vlm[{extra}]'")

@@ -25,10 +25,12 @@ from memory_vlm.training.checkpoint import newest_checkpoint, read_manifest
 
 RANKS = 2
 ENOUGH = {} if torch.cuda.device_count() >= RANKS else dict(CUDA_VISIBLE_DEVICES='') # a device for each rank, or none
-TINY = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'model.embed_dim=32', 'model.depth=2',
-        'model.text.embed_dim=16', 'model.text.depth=1', 'training.logging.tensorboard=false', 'training.logging.log_interval=1']
-SHORT = [*TINY, 'training.batch_size=8', 'training.max_steps=6', 'training.logging.eval_interval=3', 'training.logging.save_interval=2',
-         'training.preflight=false', 'training.precision=fp32', 'model.contrastive.gather_distributed=true', 'training.data.num_workers=0']
+TINY = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'model.embed_dim=32',
+        'model.depth=2', 'model.text.embed_dim=16', 'model.text.depth=1', 'training.logging.tensorboard=false',
+        'training.logging.log_interval=1']
+SHORT = [*TINY, 'training.batch_size=8', 'training.max_steps=6', 'training.logging.eval_interval=3',
+         'training.logging.save_interval=2', 'training.preflight=false', 'training.precision=fp32',
+         'model.contrastive.gather_distributed=true', 'training.data.num_workers=0']
 
 
 def free_port():
@@ -38,7 +40,8 @@ def free_port():
 
 
 def work(rank, port, said, words):
-    os.environ |= ENOUGH | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    os.environ |= ENOUGH | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR='127.0.0.1',
+                                MASTER_PORT=str(port))
     torch.set_num_threads(1)
     with open(f'{said}{rank}', 'a') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
         try: fit(compose(words, config_name='quickstart'))
@@ -48,9 +51,11 @@ def work(rank, port, said, words):
 
 
 def start(folder, *words):
-    "Both ranks of a fit."
+    "Start both ranks of a fit."
     port = free_port()
-    ranks = [SERVER.Process(target=work, args=(r, port, str(folder/'said'), [*words, f'training.run_dir={folder/"run"}'])) for r in range(RANKS)]
+    ranks = [SERVER.Process(target=work,
+                            args=(r, port, str(folder/'said'), [*words, f'training.run_dir={folder/"run"}']))
+                            for r in range(RANKS)]
     for p in ranks: p.start()
     return ranks
 
@@ -65,7 +70,7 @@ def finish(folder, *words):
 
 
 def wait_until(there, *processes, seconds=120):
-    "Wait for something that processes are to bring about."
+    "Wait until a condition holds."
     end = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < end and all(p.is_alive() for p in processes), 'it did not come about'
@@ -95,8 +100,9 @@ def gradients(words):
     return found
 
 
-MEMORIES = [(), ('model.drop_rate=0', 'training.accumulate_grad_batches=2', 'training.batch_size=4'), ('model/memory=gated',),
-            ('model/memory=cross_attention',), ('model/memory=learnable_memory',), ('model/memory=learnable_memory_protected',), ('model/memory=ema_bank',),
+MEMORIES = [(), ('model.drop_rate=0', 'training.accumulate_grad_batches=2', 'training.batch_size=4'),
+            ('model/memory=gated',), ('model/memory=cross_attention',), ('model/memory=learnable_memory',),
+            ('model/memory=learnable_memory_protected',), ('model/memory=ema_bank',),
             ('model.contrastive.loss_type=siglip',)]
 
 
@@ -114,7 +120,7 @@ def gradients_of_rank(rank, store, expected):
     finally: dist.destroy_process_group()
 
 
-def test_gradients_of_two_ranks_are_those_of_one_process_with_the_whole_batch(tmp_path):
+def test_gradients_of_two_ranks_equal_one_process(tmp_path):
     def whole(words): # the same pairs in one process
         size = 4 if 'training.batch_size=4' in words else 8
         return gradients([*words, f'training.batch_size={RANKS * size}'])
@@ -146,7 +152,7 @@ def test_a_run_of_two_ranks_equals_one(tmp_path):
     pd.testing.assert_frame_equal(table(run), table(one.folder), rtol=1e-3)
 
 
-def test_two_ranks_go_on_to_the_bit_dropout_and_all(tmp_path):
+def test_two_ranks_resume_bit_identically_with_dropout(tmp_path):
     words = [*SHORT, 'model.drop_rate=0.1']
     straight, _ = finish(tmp_path/'straight', *words)
     stopped = tmp_path/'stopped'
@@ -161,15 +167,17 @@ def test_two_ranks_go_on_to_the_bit_dropout_and_all(tmp_path):
 
 
 @pytest.mark.parametrize('lost', [1, 0])
-def test_a_lost_rank_ends_the_others_in_one_line_and_the_run_goes_on(tmp_path, lost):
-    words, left = [*SHORT, 'training.max_steps=60', 'training.resume=auto', 'training.logging.save_interval=1'], 1 - lost
+def test_lost_rank_ends_the_others_and_the_run_resumes(tmp_path, lost):
+    words, left = [*SHORT, 'training.max_steps=60', 'training.resume=auto',
+                   'training.logging.save_interval=1'], 1 - lost
     ranks = start(tmp_path, *words)
     wait_until(lambda: saved(tmp_path/'run'), *ranks)
     ranks[lost].kill()
     ranks[left].join(60)
     assert ranks[left].exitcode == 1, f'a minute after its peer was killed, rank {left} still runs'
     last = (tmp_path/f'said{left}').read_text().splitlines()[-1]
-    assert re.fullmatch(rf"LostRankError: Another process of this run has ended, so rank {left} stops too after step \d+; "
+    assert re.fullmatch(rf"LostRankError: Another process of this run has ended, so rank {left} stops too after step "
+                        rf"\d+; "
                         r"the last good checkpoint is '.*'. training.resume=auto goes on", last), last
     if not lost: return
     run, said = finish(tmp_path, *words)
@@ -177,7 +185,7 @@ def test_a_lost_rank_ends_the_others_in_one_line_and_the_run_goes_on(tmp_path, l
     assert table(run).dropna(subset=['train_loss']).step.tolist() == list(range(1, 61))
 
 
-def test_as_many_ranks_go_on_as_have_begun(tmp_path):
+def test_resume_requires_the_same_number_of_ranks(tmp_path):
     run, _ = finish(tmp_path, *SHORT)
     (run/'DONE').unlink()
     with pytest.raises(ValueError, match='was written by 2 process.* torchrun --nproc_per_node=2'):
@@ -185,14 +193,17 @@ def test_as_many_ranks_go_on_as_have_begun(tmp_path):
 
 
 def torchrun(folder, *words):
-    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port', str(free_port()), 'train.py',
+    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port',
+                             str(free_port()), 'train.py',
                              '--config-name=quickstart', *words, f'training.run_dir={folder}'], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1'))
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1'))
 
 
 @pytest.mark.slow
-def test_torchrun_fits_is_stopped_goes_on_and_says_a_mistake_once(tmp_path):
-    words = [*TINY, 'training.batch_size=8', 'training.epochs=300', 'training.resume=auto', 'training.data.num_workers=2', 'training.data.prefetch_factor=2']
+def test_torchrun_fits_stops_resumes_and_reports_errors_once(tmp_path):
+    words = [*TINY, 'training.batch_size=8', 'training.epochs=300', 'training.resume=auto',
+             'training.data.num_workers=2', 'training.data.prefetch_factor=2']
     process = torchrun(tmp_path/'run', *words)
     wait_until(lambda: rows(tmp_path/'run') > 4)
     process.send_signal(signal.SIGTERM)
@@ -221,6 +232,7 @@ debug_launcher(train, num_processes=2)
 @pytest.mark.slow
 def test_a_notebook_launches_ranks(tmp_path):
     code = NOTEBOOK.format(words=[*SHORT, f'training.run_dir={tmp_path}/run'])
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1'), timeout=300)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1'), timeout=300)
     assert done.returncode == 0 and 'on each of 2 ranks' in done.stdout, done.stderr
     assert (tmp_path/'run'/'DONE').exists()

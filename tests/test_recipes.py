@@ -1,4 +1,4 @@
-"""The recipes of configs/experiment: each composes, its header says what it comes to, and those that run here take two steps."""
+"""Recipes in configs/experiment: each composes, its header states its results, and those that run here take two steps."""
 import pandas as pd
 import pytest
 import re
@@ -14,20 +14,21 @@ RESULTS = pd.read_csv(ROOT/'benchmarks'/'results'/'recipes.csv')
 
 
 def header(recipe):
-    "The comment above a recipe, as one line."
+    "Return the header comment of a recipe as one line."
     lines = RECIPES[recipe].read_text().splitlines()[1:]
-    return ' '.join(l.removeprefix('#').strip() for l in lines[:next(i for i, l in enumerate(lines) if not l.startswith('#'))])
+    return ' '.join(l.removeprefix('#').strip()
+                    for l in lines[:next(i for i, l in enumerate(lines) if not l.startswith('#'))])
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_composes_and_names_its_command(recipe):
+def test_recipe_composes_and_names_its_command(recipe):
     cfg = compose([f'experiment={recipe}'])
     assert cfg.training.logging.name == recipe
     assert f'train.py experiment={recipe}' in header(recipe)
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_figures_are_those_of_the_runs(recipe):
+def test_recipe_numbers_equal_the_stored_runs(recipe):
     runs, said = RESULTS[RESULTS.recipe == recipe], header(recipe)
     if 'NOT RUN HERE' in said:
         assert runs.empty, 'it was run: the header should say what came of it'
@@ -41,7 +42,7 @@ def test_figures_are_those_of_the_runs(recipe):
 
 @pytest.fixture
 def stamps(tmp_path):
-    "A folder laid out as the package's: images among sub-folders, a line of text beside each."
+    "Make a folder of images in sub-folders, each with a text file next to it."
     for i in range(24):
         image = tmp_path/'stamps'/f'kind{i % 3}'/f'{i}.png'
         image.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,8 @@ def stamps(tmp_path):
 @pytest.mark.parametrize('recipe', ['scenes_easy', 'scenes_hard', 'stamps'])
 def test_takes_two_steps(recipe, tmp_path, stamps):
     data = [f'training.data.train_path={stamps}'] if recipe == 'stamps' else ['training.data.val_path=scenes:tiny']
-    done = subprocess.run([sys.executable, 'train.py', f'experiment={recipe}', *data, 'training.max_steps=2', 'training.batch_size=4',
+    done = subprocess.run([sys.executable, 'train.py', f'experiment={recipe}', *data, 'training.max_steps=2',
+                           'training.batch_size=4',
                            f'training.run_dir={tmp_path}/run'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     metrics = pd.read_csv(tmp_path/'run'/'metrics.csv')

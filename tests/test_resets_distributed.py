@@ -11,7 +11,7 @@ RANKS = 2
 
 
 def end_of_window(rank, init):
-    "Usage on the images of this rank, its mean over ranks, and the tokens after the resets."
+    "Return usage on the images of this rank, its mean over ranks, and the tokens after the resets."
     vit = tiny_vit(num_memory_tokens=6, memory_init=init)
     for block in vit.blocks: block.attn.qkv.weight.data *= 20 # attention that differs from image to image
     net = SimpleNamespace(visual=vit, mean=torch.zeros(3), std=torch.ones(3))
@@ -22,8 +22,8 @@ def end_of_window(rank, init):
         vit(images)
     alone = resets.usage.total.mean(0, keepdim=True) * vit.layout.num_keys
     resets.looks, resets.threshold = 1, resets.usage.mean().median().item() + 1e-6 # half of the tokens are dead
-    resets.learn = SimpleNamespace(train_iter=1, n_epoch=1, steps_of=lambda n: 9, dls=SimpleNamespace(train=range(9)), xb=(images,),
-                                   opt=torch.optim.AdamW(vit.parameters()))
+    resets.learn = SimpleNamespace(train_iter=1, n_epoch=1, steps_of=lambda n: 9, dls=SimpleNamespace(train=range(9)),
+                                   xb=(images,), opt=torch.optim.AdamW(vit.parameters()))
     before = vit.memory.tokens.detach().clone()
     resets.end_window()
     return alone, resets.usages[0], before, vit.memory.tokens.detach()
@@ -46,5 +46,5 @@ def one_rank(rank, store):
     finally: dist.destroy_process_group()
 
 
-def test_two_ranks_reset_alike(tmp_path):
+def test_two_ranks_reset_identically(tmp_path):
     mp.spawn(one_rank, (str(tmp_path / 'store'),), nprocs=RANKS) # raises with the traceback of the rank that failed

@@ -19,13 +19,14 @@ def test_tutorial_runs_top_to_bottom(notebook, lab, page):
     nb = lab.open(page, notebook.name)
     nb.js('for (const c of panel.content.widgets) if (c.model.type === "code") c.model.sharedModel.outputs = [];')
     nb.run(seconds=300)
-    views = [i for i, outputs in enumerate(nb.outputs()) for o in outputs if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
+    views = [i for i, outputs in enumerate(nb.outputs()) for o in outputs
+             if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
     for i in set(views):
         nb.cell(i).scroll_into_view_if_needed()
         expect(nb.cell(i).locator('.jupyter-widgets').first).to_be_visible()
 
 
-def test_a_mechanism_is_one_cell_of_at_most_15_lines():
+def test_mechanism_fits_in_15_lines():
     cells = [c.source for c in read_nb(NBS/'tutorials'/'4_write_a_mechanism.ipynb').cells if c.cell_type == 'code']
     mechanism, = [c for c in cells if 'memory_update(' in c]
     assert len(mechanism.splitlines()) <= 15
@@ -38,7 +39,8 @@ def test_a_mechanism_in_a_file_is_a_command(tmp_path):
     text = next(c.source for c in cells if 'leaky.py' in c.source)
     (tmp_path/'leaky.py').write_text('\n'.join([imports, mechanism, re.search('```python\n(.*?)```', text, re.S)[1]]))
     fit, ablate = (line.split()[1:] for line in re.search('```sh\n(.*?)```', text, re.S)[1].splitlines())
-    short = ['training.max_steps=2', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16']
+    short = ['training.max_steps=2', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny',
+             'training.batch_size=16']
     for words in ([*fit, *short], ablate):
         done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

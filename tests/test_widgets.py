@@ -1,4 +1,4 @@
-"""The widgets in a real JupyterLab: driven by mouse and keyboard."""
+"""The widgets in a real JupyterLab, driven by mouse and keyboard."""
 import pytest
 import re
 from playwright.sync_api import expect
@@ -25,12 +25,14 @@ def notebook(lab, page, name, *cells):
 
 def field(cell, name, tag='input'):
     "Return the control of a widget with this label."
-    return cell.locator('.widget-inline-hbox', has=cell.page.locator('label', has_text=re.compile(f'^{name}$'))).locator(tag).first
+    return cell.locator('.widget-inline-hbox',
+                        has=cell.page.locator('label', has_text=re.compile(f'^{name}$'))).locator(tag).first
 
 
 def press(cell, name, key):
     "Focus a slider and press a key."
-    handle = cell.locator('.widget-inline-hbox', has=cell.page.locator('label', has_text=re.compile(f'^{name}$'))).locator('.noUi-handle')
+    handle = cell.locator('.widget-inline-hbox',
+                          has=cell.page.locator('label', has_text=re.compile(f'^{name}$'))).locator('.noUi-handle')
     handle.focus()
     handle.press(key)
 
@@ -74,7 +76,8 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     box.press('Enter')
     expect(one).to_contain_text('cosine')
 
-    assert nb.ask('[one.image, one.layer, one.head, one.token, one.patch, one.caption]') == [4, 1, 1, 'cls', -1, 'a cat above a dog']
+    assert nb.ask('[one.image, one.layer, one.head, one.token, one.patch, one.caption]') == [4, 1, 1, 'cls', -1,
+            'a cat above a dog']
     assert nb.ask('[two.image, two.layer, two.head, two.token]') == [0, 0, 'mean', 0]
     assert two.inner_text() == before
 
@@ -82,14 +85,17 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     offline_page.goto((lab.folder/'explorer.html').as_uri())
     canvas, seen = offline_page.locator('canvas').first, []
     for option in ('1', '0'):
-        offline_page.locator('select, input[type=range]').first.evaluate('(e, v) => { e.value = v; e.dispatchEvent(new Event("input", {bubbles: true})); e.dispatchEvent(new Event("change", {bubbles: true})); }', option)
+        offline_page.locator('select, input[type=range]').first.evaluate(
+            '(e, v) => { e.value = v; e.dispatchEvent(new Event("input", {bubbles: true})); '
+            'e.dispatchEvent(new Event("change", {bubbles: true})); }', option)
         seen.append(canvas.evaluate('c => c.toDataURL()'))
     assert seen[0] != seen[1]
 
 
 def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
-    nb = lab.open(page, lab.write('fit.ipynb', SETUP, 'from fastai.callback.progress import ProgressCallback\ndash = FitDashboard(learn, steps=2); dash',
-                                  'look = AttentionExplorer(learn); look', 'await dash.fit_cosine(400)', 'print(learn.train_iter)'))
+    cells = ['from fastai.callback.progress import ProgressCallback\ndash = FitDashboard(learn, steps=2); dash',
+             'look = AttentionExplorer(learn); look', 'await dash.fit_cosine(400)', 'print(learn.train_iter)']
+    nb = lab.open(page, lab.write('fit.ipynb', SETUP, *cells))
     nb.start()
     dash, look = nb.cell(1), nb.cell(2)
     stop = dash.get_by_role('button', name='Stop')
@@ -116,7 +122,9 @@ def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
 
 
 def test_plain_fit_reports_that_its_button_is_disabled(lab, page):
-    nb = lab.open(page, lab.write('plain.ipynb', SETUP, 'dash = FitDashboard(learn, every=0.5); dash', 'learn.fit_cosine(100)', 'print(learn.interrupted, learn.train_iter)'))
+    nb = lab.open(page,
+                  lab.write('plain.ipynb', SETUP, 'dash = FitDashboard(learn, every=0.5); dash',
+                            'learn.fit_cosine(100)', 'print(learn.interrupted, learn.train_iter)'))
     nb.start()
     dash = nb.cell(1)
     expect(dash).to_contain_text('clicks are handled only after it ends', timeout=60_000)
@@ -160,14 +168,17 @@ def test_config_editor_checks_each_keystroke(lab, page, offline_page):
 
 
 def test_atlas_ablation_and_search(lab, page, offline_page):
-    nb = notebook(lab, page, 'three', 'atlas = MemoryAtlas(learn); atlas', 'panel = AblationPanel(learn); panel', 'search = ImageSearch(learn); search')
+    nb = notebook(lab, page, 'three', 'atlas = MemoryAtlas(learn); atlas', 'panel = AblationPanel(learn); panel',
+                  'search = ImageSearch(learn); search')
     atlas, panel, search = (nb.cell(i) for i in (1, 2, 3))
     def tokens(): return re.findall(r'token (\d)', ' '.join(atlas.locator('b').all_inner_texts()))
     assert tokens() == list('01234567')
     select = field(atlas, 'order', 'select')
     select.select_option(index=1)
     nb.ask('0') # wait for the kernel
-    assert sorted(tokens()) == list('01234567') and tokens() == [str(t) for t in nb.ask('[c.token for c in sorted_cards(atlas.cards, atlas.order)]'.replace('sorted_cards', '__import__("memory_vlm.widgets.atlas", fromlist=["x"])._sorted_cards'))]
+    sort = '__import__("memory_vlm.widgets.atlas", fromlist=["x"])._sorted_cards'
+    shown = nb.ask(f'[c.token for c in {sort}(atlas.cards, atlas.order)]')
+    assert sorted(tokens()) == list('01234567') and tokens() == [str(t) for t in shown]
     press(atlas, 'layer', 'ArrowLeft')
     expect(atlas).to_contain_text('Layer 0')
 

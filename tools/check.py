@@ -129,7 +129,8 @@ def imports_by_string(tree):
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call): continue
         if getattr(node.func, 'attr', getattr(node.func, 'id', '')) not in ('import_module', '__import__'): continue
-        texts = (part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str))
+        texts = (part.value for part in ast.walk(node) if isinstance(part, ast.Constant)
+                 and isinstance(part.value, str))
         yield from (text for text in texts if text.split('.')[0] == LIB)
 
 def module_strings(tree, modules):

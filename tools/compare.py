@@ -11,32 +11,32 @@ from pathlib import Path
 METRICS = ('i2t/R@1', 't2i/R@1', 'val_loss')
 
 def run_folder(path):
-    "The folder of one run: `path` itself, or the newest finished run in it."
+    "Return the folder of one run: `path` itself, or the newest finished run in it."
     if (path/'metrics.csv').exists(): return path
     done = sorted(path.glob('*/DONE'))
     if not done: sys.exit(f'{path} has no metrics.csv and no finished run; give the folder of a run')
     return done[-1].parent
 
 def final(folder):
-    "The last row of metrics.csv that holds an evaluation, as numbers."
+    "Return the last row of metrics.csv with an evaluation, as numbers."
     with open(folder/'metrics.csv', newline='') as file: rows = [r for r in csv.DictReader(file) if r.get(METRICS[0])]
     if not rows: sys.exit(f'{folder}/metrics.csv holds no evaluation ({METRICS[0]})')
     return {name: float(rows[-1][name]) for name in METRICS if rows[-1].get(name)}
 
 def flat(node, prefix=''):
-    "A nested mapping as {'a.b.c': value}."
+    "Flatten a nested mapping to {'a.b.c': value}."
     if not isinstance(node, dict): return {prefix[:-1]: node}
     return {k: v for name, child in node.items() for k, v in flat(child, f'{prefix}{name}.').items()}
 
 def memory_of(config):
-    "What a run has for memory, in words."
+    "Describe the memory of a run."
     if not config['model.memory.enabled']: return 'no memory'
     return f"{config['model.memory.num_memory_tokens']} memory tokens"
 
 def show(name, value): return f'{value:.4f}' if name == 'val_loss' else f'{100*value:.1f} %'
 
 def sentence(labels, finals, seeds):
-    "What two single runs show, and no more."
+    "Return what two single runs show, and what they do not."
     first = [show(METRICS[0], f[METRICS[0]]) for f in finals]
     return (f'The right caption came first for {first[0]} of the images with {labels[0]}, '
             f'and for {first[1]} with {labels[1]}.\n'

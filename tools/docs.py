@@ -28,15 +28,20 @@ NBS = ROOT/'nbs'
 LINK = re.compile(r'(?<!!)\[([^\]]+)\]\(([^)\s]+)\)')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S) # as arithmatex leaves it
 # Headings of the reference, with their folders in nbs/ and the first digits of their notebooks at the top of nbs/
-SECTIONS = {'Base': (None, '0'), 'Data': ('data', None), 'Models': ('models', '1'), 'Evaluation': ('evaluation', None), 'Training': ('training', '24'),
-            'Look inside': ('interp', '3'), 'Visualization': ('viz', None), 'Widgets': ('widgets', None), 'Export': ('hub', None), 'Command line': (None, '5')}
-THEME = dict(name='material', font=False, language='en', icon=dict(repo='fontawesome/brands/git-alt', logo='material/grid'),
-             features=['navigation.tabs', 'navigation.indexes', 'navigation.top', 'toc.follow', 'content.code.copy', 'search.highlight'],
+SECTIONS = {'Base': (None, '0'), 'Data': ('data', None), 'Models': ('models', '1'), 'Evaluation': ('evaluation', None),
+            'Training': ('training', '24'), 'Look inside': ('interp', '3'), 'Visualization': ('viz', None),
+            'Widgets': ('widgets', None), 'Export': ('hub', None), 'Command line': (None, '5')}
+THEME = dict(name='material', font=False, language='en',
+             icon=dict(repo='fontawesome/brands/git-alt', logo='material/grid'),
+             features=['navigation.tabs', 'navigation.indexes', 'navigation.top', 'toc.follow', 'content.code.copy',
+                       'search.highlight'],
              palette=[dict(media=f'(prefers-color-scheme: {mode})', scheme=scheme, primary='blue gray', accent='blue',
                            toggle=dict(icon=f'material/weather-{icon}', name=f'Go to {other}'))
-                      for mode, scheme, icon, other in [('light', 'default', 'sunny', 'dark'), ('dark', 'slate', 'night', 'light')]])
+                      for mode, scheme, icon,
+                      other in [('light', 'default', 'sunny', 'dark'), ('dark', 'slate', 'night', 'light')]])
 EXTENSIONS = ['admonition', 'attr_list', 'md_in_html', 'tables', 'pymdownx.details', 'pymdownx.superfences',
-              {'pymdownx.highlight': dict(use_pygments=True)}, {'pymdownx.arithmatex': dict(generic=True)}, {'toc': dict(permalink=True, toc_depth=3)}]
+              {'pymdownx.highlight': dict(use_pygments=True)}, {'pymdownx.arithmatex': dict(generic=True)},
+                      {'toc': dict(permalink=True, toc_depth=3)}]
 ALONE = '---\nhide: [navigation]\n---\n\n' # above a page that has no neighbors to list beside it
 STYLE = '''
 .md-typeset table:not([class]) { font-size: .64rem; display: block; overflow-x: auto; max-width: 100%; }
@@ -53,7 +58,7 @@ STYLE = '''
 
 
 def comments(source):
-    "The comment on each line of a cell."
+    "Return the comment on each line of a cell."
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {t.start[0]: t.string.lstrip('#').strip() for t in tokens if t.type == tokenize.COMMENT}
 
@@ -62,7 +67,7 @@ def text_of(node): return '' if node is None else ast.unparse(node)
 
 
 def parameters(function, notes):
-    "Rows of a table: name, type, default, what it is. None where nothing is said."
+    "Return rows of (name, type, default, description), with None for missing values."
     args, rows = function.args, []
     places = [*args.posonlyargs, *args.args]
     defaults = [None] * (len(places) - len(args.defaults)) + args.defaults
@@ -82,38 +87,42 @@ def parameters(function, notes):
 
 
 def fields_of(cls, notes):
-    "Rows of the fields of a dataclass."
+    "Return such rows for the fields of a dataclass."
     found = [n for n in cls.body if isinstance(n, ast.AnnAssign)]
     return [(n.target.id, text_of(n.annotation), text_of(n.value), notes.get(n.end_lineno, '')) for n in found]
 
 
 def table(rows):
-    "Rows of parameters as Markdown."
+    "Format rows of parameters as a Markdown table."
     if not rows: return ''
     def cell(text, code=True):
         text = text.replace('\n', ' ')
         return f'`{text}`' if code and text else text.replace('|', '\\|').replace('<', '&lt;')
     has_default = any(r[2] for r in rows)
     head = ['name', 'type', *(['default'] if has_default else []), 'what it is']
-    lines = [head, ['---'] * len(head)] + [[cell(n), cell(k), *([cell(d)] if has_default else []), cell(w, False)] for n, k, d, w in rows]
+    lines = [head, ['---'] * len(head)] + [[cell(n), cell(k), *([cell(d)] if has_default else []), cell(w, False)]
+                                           for n, k, d, w in rows]
     return '\n'.join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def signature(function, name):
-    "A function's call as one line, without types where it gets long."
+    "Return the signature of a function as one line, without types if it is long."
     given = function.args
     places = [a for a in [*given.posonlyargs, *given.args] if a.arg not in ('self', 'cls')]
-    named = [(a, '') for a in places] + [(given.vararg, '*')] + [(a, '') for a in given.kwonlyargs] + [(given.kwarg, '**')]
+    named = [(a, '') for a in places] + [(given.vararg, '*')] + [(a, '')
+                                                                 for a in given.kwonlyargs] + [(given.kwarg, '**')]
     names = [stars + a.arg for a, stars in named if a]
-    typed = ast.unparse(ast.arguments([], places, given.vararg, given.kwonlyargs, given.kw_defaults, given.kwarg, given.defaults))
+    typed = ast.unparse(ast.arguments([], places, given.vararg, given.kwonlyargs, given.kw_defaults, given.kwarg,
+                                      given.defaults))
     call = f'{name}({typed})' + (f' -> {text_of(function.returns)}' if function.returns else '')
     return call if len(call) <= 110 else f"{name}({', '.join(names)})"
 
 
 def describe(node, notes, name=None, depth=3):
-    "The reference of one function or class, as Markdown blocks."
+    "Return the reference of one function or class as Markdown blocks."
     is_class, name = isinstance(node, ast.ClassDef), name or node.name
-    start = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == '__init__'), None) if is_class else node
+    start = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == '__init__'),
+                 None) if is_class else node
     yield f"{'#' * depth} {name.split('.')[-1]}"
     if start: yield f'```python\n{signature(start, name)}\n```'
     elif is_class: yield f"```python\nclass {name}({', '.join(map(text_of, node.bases))})\n```"
@@ -122,25 +131,28 @@ def describe(node, notes, name=None, depth=3):
     if start: yield table(parameters(start, notes))
     for method in node.body if is_class else ():
         if not isinstance(method, ast.FunctionDef) or method.name.startswith('_'): continue
-        if ast.get_docstring(method) or parameters(method, notes): yield from describe(method, notes, f'{name}.{method.name}', depth + 1)
+        if ast.get_docstring(method) or parameters(method, notes):
+            yield from describe(method, notes, f'{name}.{method.name}', depth + 1)
 
 
 def public(source):
-    "The functions and classes of an exported cell, each with the name it is called by; methods that are patched in bear their class's."
+    ("The functions and classes of an exported cell, each with the name it is called by; methods that are patched in "
+     "bear their class's.")
     for node in ast.parse(source).body:
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith('_'): continue
         patched = any('patch' in text_of(d) for d in node.decorator_list)
-        owner = text_of(node.args.args[0].annotation) if patched and isinstance(node, ast.FunctionDef) and node.args.args else ''
+        owner = text_of(node.args.args[0].annotation) if patched and isinstance(node,
+                ast.FunctionDef) and node.args.args else ''
         yield node, f'{owner}.{node.name}' if owner else node.name
 
 
 def fold(source):
-    "Code that opens at a click."
+    "Return a code block that is folded until clicked."
     return '??? note "Source"\n\n' + '\n'.join('    ' + line for line in f'```python\n{source}\n```'.splitlines())
 
 
 def output(out, folder, name):
-    "One output of a cell as Markdown; images become files."
+    "Return one output of a cell as Markdown; save images as files."
     data = out.get('data', {})
     for kind, ending in (('image/png', 'png'), ('image/svg+xml', 'svg')):
         if kind in data:
@@ -150,22 +162,24 @@ def output(out, folder, name):
             path.write_bytes(base64.b64decode(content) if ending == 'png' else content.encode())
             return f'![What the cell above shows](out/{path.name})'
     if 'text/markdown' in data: return ''.join(data['text/markdown'])
-    if 'text/html' in data: return '<div class="output">' + re.sub(r'\n\s*\n', '\n', ''.join(data['text/html'])) + '</div>'
+    if 'text/html' in data:
+        return '<div class="output">' + re.sub(r'\n\s*\n', '\n', ''.join(data['text/html'])) + '</div>'
     text = ''.join(data.get('text/plain', out.get('text', ''))).rstrip()
     return f'```text\n{text}\n```' if text else ''
 
 
 def inside(match, path):
-    "A link to another notebook, or to a file among the notebooks; what lies outside them becomes text."
+    "Resolve a link to another notebook or a file in nbs/; turn other relative links into text."
     words, target = match.groups()
     if re.match(r'[a-z]+:|#', target): return match[0]
     file, _, anchor = target.partition('#')
-    if not (path.parent/file).resolve().is_relative_to(NBS): return words if Path(file).name in words else f'{words} (`{Path(file).name}`)'
+    if not (path.parent/file).resolve().is_relative_to(NBS):
+        return words if Path(file).name in words else f'{words} (`{Path(file).name}`)'
     return f"[{words}]({file.replace('.ipynb', '.md')}{'#' + anchor if anchor else ''})"
 
 
 def page(path, folder):
-    "A notebook as Markdown."
+    "Convert a notebook to Markdown."
     cells, blocks = json.loads(path.read_text(encoding='utf-8'))['cells'], []
     for number, cell in enumerate(cells):
         source = ''.join(cell['source'])
@@ -184,20 +198,23 @@ def page(path, folder):
 
 
 def title(path):
-    "A notebook's first heading."
+    "Return the first heading of a notebook."
     return re.match(r'# (.+)', ''.join(json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source']))[1]
 
 
 def figure(text):
-    "A cell of a CSV; a fraction with the four digits that count."
+    "Format a cell of a CSV; shorten a fraction to four significant digits."
     try: return f'{float(text):.{4 if abs(float(text)) < 1000 else 5}g}' if '.' in text else text
     except ValueError: return text
 
 
 def benchmarks():
-    "Every table of benchmarks/results as Markdown, under the question that its program answers."
-    blocks = ['# Benchmarks', 'Ratios travel between machines, seconds do not. Each table says what made it, where and when; the programs are '
-              'in `benchmarks/` and print their goals beside their figures. Runs that differ in length or settings are rows of one table.']
+    "Return all tables of benchmarks/results as Markdown, each under the title of its program."
+    blocks = ['# Benchmarks',
+              'Ratios travel between machines, seconds do not. Each table says what made it, where and when; the '
+              'programs are '
+              'in `benchmarks/` and print their goals beside their figures. Runs that differ in length or settings '
+              'are rows of one table.']
     for path in sorted((ROOT/'benchmarks/results').glob('*.csv')):
         rows = list(csv.DictReader(path.open(newline='')))
         program = ROOT/re.search(r'benchmarks/\w+\.py', rows[0]['command'])[0] if 'command' in rows[0] else None
@@ -215,56 +232,61 @@ def benchmarks():
 
 
 def formula(match):
-    "A formula as MathML, which browsers draw by themselves."
+    "Convert a formula to MathML, which browsers render natively."
     convert, alone = require('latex2mathml.converter', 'build the documentation', extra='dev').convert, match[2] == '['
     drawn = convert(html.unescape(match[3]), display='block' if alone else 'inline')
     return f'<span class="formula">{drawn}</span>' if alone else drawn
 
 
 def on_page_content(content, **_):
-    "What MkDocs calls for each page, as this file is one of its hooks."
+    "MkDocs hook, called for each page."
     return FORMULA.sub(formula, content)
 
 
 def pages():
-    "Every notebook that has a page, by its place."
+    "Return the notebooks that have a page, by their path."
     every = sorted(p for p in NBS.rglob('*.ipynb') if all(part[0] not in '._' for part in p.relative_to(NBS).parts))
     return {p: p.relative_to(NBS).with_suffix('.md') for p in every}
 
 
 def navigation(found):
-    "What stands in the tabs and at the side."
+    "Return the navigation of the site."
     def entries(paths): return [{title(p): str(found[p])} for p in paths]
     def among(name): return [p for p in found if p.parent.name == name]
-    def within(folder, digits): return [p for p in found if p.parent == NBS and p.name[0] in (digits or '')] + among(folder)
+    def within(folder, digits):
+        return [p for p in found if p.parent == NBS and p.name[0] in (digits or '')] + among(folder)
     floors = [{name: entries(within(*place))} for name, place in SECTIONS.items()]
-    return [{'Start': 'index.md'}, {'Tutorials': entries(among('tutorials'))}, {'Explanations': entries(among('explain'))},
-            {'Benchmarks': 'benchmarks.md'}, {'Reference': floors}]
+    return [{'Start': 'index.md'}, {'Tutorials': entries(among('tutorials'))},
+            {'Explanations': entries(among('explain'))}, {'Benchmarks': 'benchmarks.md'}, {'Reference': floors}]
 
 
 def write(folder):
-    "All Markdown, images and the configuration of the site."
+    "Write all Markdown, images and the configuration of the site."
     docs, found = folder/'docs', pages()
     for path, place in found.items():
         (docs/place).parent.mkdir(parents=True, exist_ok=True)
-        (docs/place).write_text((ALONE if path.stem == 'index' else '') + page(path, (docs/place).parent), encoding='utf-8')
+        (docs/place).write_text((ALONE if path.stem == 'index' else '') + page(path, (docs/place).parent),
+                                encoding='utf-8')
     shutil.copytree(NBS/'images', docs/'images', dirs_exist_ok=True)
     (docs/'benchmarks.md').write_text(ALONE + benchmarks(), encoding='utf-8')
     (docs/'style.css').write_text(STYLE)
-    site = dict(site_name='Memory-VLM', docs_dir=str(docs), use_directory_urls=False, theme=THEME, nav=navigation(found),
+    site = dict(site_name='Memory-VLM', docs_dir=str(docs), use_directory_urls=False, theme=THEME,
+                nav=navigation(found),
                 markdown_extensions=EXTENSIONS, extra_css=['style.css'], plugins=['search'], hooks=[__file__],
                 extra=dict(generator=False),
                 copyright='Apache 2.0. Drawings: OpenMoji, CC BY-SA 4.0.',
-                validation=dict(links=dict.fromkeys(('not_found', 'anchors', 'absolute_links', 'unrecognized_links'), 'warn'),
+                validation=dict(links=dict.fromkeys(('not_found', 'anchors', 'absolute_links', 'unrecognized_links'),
+                                                    'warn'),
                                 nav=dict(omitted_files='warn')))
     (folder/'mkdocs.yml').write_text(yaml.safe_dump(site, sort_keys=False))
     return folder/'mkdocs.yml'
 
 
 def build(site):
-    "Write the site to a folder. True if every link between its pages leads somewhere."
+    "Write the site to a folder. Return whether every link between its pages resolves."
     with tempfile.TemporaryDirectory() as folder:
-        return not subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--quiet', '--strict', '--clean', '-f', write(Path(folder)), '-d', site],
+        return not subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--quiet', '--strict', '--clean', '-f',
+                                   write(Path(folder)), '-d', site],
                                   env=os.environ | dict(NO_MKDOCS_2_WARNING='1')).returncode
 
 

@@ -21,7 +21,7 @@ TOO_WIDE = 'document.documentElement.scrollWidth > innerWidth'
 
 @contextmanager
 def served(folder):
-    "A folder at an address of this machine, for the time of a `with` block."
+    "Serve a folder on localhost during a `with` block."
     quiet = type('Quiet', (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *_: None))
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -30,12 +30,12 @@ def served(folder):
 
 
 def names(site):
-    "Every page of a site, such as 'tutorials/3_ablate'."
+    "Return every page of a site, such as 'tutorials/3_ablate'."
     return sorted(str(p.relative_to(site).with_suffix('')) for p in Path(site).rglob('*.html') if p.name != '404.html')
 
 
 def photograph(site, folder, pages):
-    "An image of each page on each screen. Returns those that are wider than a screen."
+    "Save an image of each page on each screen. Return the pages that are wider than a screen."
     wide, (site, folder) = [], map(Path, (site, folder))
     folder.mkdir(parents=True, exist_ok=True)
     with served(site) as url, browser() as chromium:
@@ -45,7 +45,8 @@ def photograph(site, folder, pages):
                 page.goto(f'{url}/{name}.html', wait_until='networkidle')
                 if page.evaluate(TOO_WIDE): wide.append(f'{name} at {width}')
                 height = min(3600, page.evaluate('document.documentElement.scrollHeight'))
-                page.set_viewport_size(dict(width=width, height=height)) # a full-page image would scroll, and the tabs hide then
+                # a full-page image would scroll, and the tabs hide then
+                page.set_viewport_size(dict(width=width, height=height))
                 page.screenshot(path=folder/f"{name.replace('/', '-')}-{width}-{scheme}.png")
                 page.set_viewport_size(dict(width=width, height=900))
             page.close()

@@ -14,18 +14,18 @@ HEADER = '<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook. 
 LINK = re.compile(r'(\]\(|\b(?:src|href)=")([^)"\s]+)')
 
 def from_top(match):
-    "A link relative to nbs/, made relative to the top of the repository."
+    "Rewrite a link relative to nbs/ as relative to the repository root."
     start, target = match.groups()
     if re.match(r'[a-z]+:|#|/', target): return match[0]
     return start + posixpath.normpath(posixpath.join('nbs', target))
 
 def text_of(output):
-    "The text of an output; an image has none (the README shows images from files)."
+    "Return the text of an output; empty for an image (the README shows images from files)."
     if any(kind.startswith('image/') for kind in output.get('data', {})): return ''
     return ''.join(output.get('text', output.get('data', {}).get('text/plain', ''))).rstrip()
 
 def block(cell):
-    "One cell as Markdown."
+    "Convert one cell to Markdown."
     source = ''.join(cell['source'])
     if re.search(r'^#\| *hide', source, flags=re.M) or not source.strip(): return ''
     if cell['cell_type'] == 'markdown': return LINK.sub(from_top, source)
@@ -35,7 +35,7 @@ def block(cell):
     return f'```python\n{code}\n```' + (f'\n\n```text\n{shown}\n```' if shown else '')
 
 def readme_text(notebook):
-    "The README as one string."
+    "Return the README as one string."
     cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
     return HEADER + '\n\n'.join(filter(None, map(block, cells))) + '\n'
 

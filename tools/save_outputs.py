@@ -1,7 +1,7 @@
 """Run notebooks and save their outputs: `python tools/save_outputs.py [NOTEBOOK ...]`; without arguments the tutorials.
 
-Tutorials train for minutes and run in a kernel of their own; module notebooks run as `nbdev-test` runs them. Live widgets
-(blank without their kernel), progress bars and warnings are dropped, and large images are stored with 256 colors."""
+Tutorials train for minutes and run in their own kernel; module notebooks run as `nbdev-test` runs them. Live widgets
+(blank without a kernel), progress bars and warnings are dropped, and large images are stored with 256 colors."""
 import base64
 import io
 import nbformat
@@ -14,27 +14,30 @@ from pathlib import Path
 from PIL import Image
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
-TEACHING = [*sorted((NBS/'tutorials').glob('*.ipynb')), *(NBS/'explain'/f'{n}.ipynb' for n in ('configuration', 'what_attention_shows'))]
+TEACHING = [*sorted((NBS/'tutorials').glob('*.ipynb')),
+            *(NBS/'explain'/f'{n}.ipynb' for n in ('configuration', 'what_attention_shows'))]
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 
 def worth_keeping(output):
-    "Whether a reader without a kernel gains by it."
+    "Return whether an output is useful without a kernel."
     if output.output_type == 'stream': return output.name == 'stdout' and '\r' not in output.text
     data = output.get('data', {})
-    return output.output_type == 'error' or bool(data) and WIDGET not in data and 'progress' not in str(data.get('text/html', ''))
+    return (output.output_type == 'error' or bool(data) and WIDGET not in data
+            and 'progress' not in str(data.get('text/html', '')))
 
 
 def shrink(data):
     "Store a large image with 256 colors."
     if len(data.get('image/png', '')) < 60_000: return
     small = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(data['image/png']))).quantize(256, method=Image.Quantize.FASTOCTREE).save(small, 'PNG', optimize=True)
+    Image.open(io.BytesIO(base64.b64decode(data['image/png']))).quantize(256,
+            method=Image.Quantize.FASTOCTREE).save(small, 'PNG', optimize=True)
     data['image/png'] = base64.b64encode(small.getvalue()).decode()
 
 
 def tidy(nb):
-    "Drop the outputs of a notebook that are not worth keeping, and make its images small."
+    "Drop useless outputs of a notebook and compress its images."
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if worth_keeping(o)]
         for o in cell.get('outputs', []): shrink(o.get('data', {}))
@@ -42,14 +45,15 @@ def tidy(nb):
 
 
 def run(path):
-    "Run a notebook in its folder, and write it with its outputs."
+    "Run a notebook in its folder and save it with its outputs."
     if path in TEACHING:
         nb = nbformat.read(path, 4)
         NotebookClient(nb, timeout=1800, kernel_name='python3', coalesce_streams=True,
                        resources=dict(metadata=dict(path=path.parent))).execute()
     else:
-        done = subprocess.run([Path(sys.executable).with_name('nbdev-test'), str(path), '--save'], cwd=NBS.parent, text=True,
-                              capture_output=True, env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', NETRC=os.devnull))
+        done = subprocess.run([Path(sys.executable).with_name('nbdev-test'), str(path), '--save'], cwd=NBS.parent,
+                              text=True, capture_output=True,
+                              env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', NETRC=os.devnull))
         if done.returncode: sys.exit(f'{path} failed:\n{done.stderr[-3000:]}')
         nbdev_clean(path) # removes a field that nbformat refuses
         nb = nbformat.read(path, 4)
