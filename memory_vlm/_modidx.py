@@ -163,6 +163,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'memory_vlm.core.UserError': ('core.html#usererror', 'memory_vlm/core.py'),
                                  'memory_vlm.core.missing_package': ('core.html#missing_package', 'memory_vlm/core.py'),
                                  'memory_vlm.core.pick': ('core.html#pick', 'memory_vlm/core.py'),
+                                 'memory_vlm.core.random_stream': ('core.html#random_stream', 'memory_vlm/core.py'),
                                  'memory_vlm.core.require': ('core.html#require', 'memory_vlm/core.py'),
                                  'memory_vlm.core.sample_rng': ('core.html#sample_rng', 'memory_vlm/core.py'),
                                  'memory_vlm.core.seed_everything': ('core.html#seed_everything', 'memory_vlm/core.py'),

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from fastcore.basics import patch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from .config import compose
-from .core import UserError
+from .core import UserError, random_stream
 from .data.tokenizer import text_tokenizer
 from .memory import check_memory
 from .models.card import model_card
@@ -53,12 +53,14 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         super().__init__()
         self.cfg = cfg = OmegaConf.merge(OmegaConf.structured(ModelConfig), cfg) # defaults for missing keys
         dim = cfg.proj_dim or cfg.embed_dim
-        self.visual = make_vit(cfg)
+        with random_stream('visual'): self.visual = make_vit(cfg)
         if cfg.proj != 'none':
-            self.visual.head = nn.Linear(cfg.embed_dim, dim, bias=cfg.proj == 'affine')
-            nn.init.normal_(self.visual.head.weight, std=cfg.embed_dim ** -0.5)
+            with random_stream('head'):
+                self.visual.head = nn.Linear(cfg.embed_dim, dim, bias=cfg.proj == 'affine')
+                nn.init.normal_(self.visual.head.weight, std=cfg.embed_dim ** -0.5)
             if self.visual.new_cls is not None: self.visual.start_new_cls() # copies the head
-        self.text = make_text(cfg.text, dim)
+        with random_stream('text'): self.text = make_text(cfg.text, dim)
+        torch.rand(()) # the next model gets other weights
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / cfg.contrastive.temperature)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.)) if cfg.contrastive.loss_type == 'siglip' else None
         self.register_buffer('mean', torch.tensor(list(cfg.mean)), persistent=False)

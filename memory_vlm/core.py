@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'MissingPackage', 'suggest', 'pick', 'missing_package', 'require', 'Progress', 'sample_rng',
-           'seed_everything']
+           'seed_everything', 'random_stream']
 
 # %% ../nbs/00_core.ipynb #a3529839
 import difflib
@@ -13,6 +13,8 @@ import numpy as np
 import random
 import torch
 from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #0392a3a3
@@ -93,3 +95,17 @@ def seed_everything(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+# %% ../nbs/00_core.ipynb #6798fe28
+@contextmanager
+def random_stream(
+    name:str, # Name of the module that is initialized
+):
+    """Draw torch's random numbers inside the context from a stream of their own, and restore the generator afterwards.
+
+    The stream depends on the state of the generator (of the CPU) and on `name` only, so what one module draws does not
+    change what another one draws."""
+    with torch.random.fork_rng(devices=[]):
+        state = torch.default_generator.get_state().numpy().tobytes()
+        torch.default_generator.manual_seed(int.from_bytes(sha256(state + name.encode()).digest()[:7]))
+        yield

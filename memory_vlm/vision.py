@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from .core import UserError, pick
+from .core import UserError, pick, random_stream
 from .memory import UPDATES, MemoryTokens, check_memory, ema_step, in_backward, patch_centers
 from .models.registry import VIT_MEMORY, VIT_SIZES, register_vits
 from .tokens import TokenLayout
@@ -136,8 +136,9 @@ class MemoryViT(VisionTransformer):
         self.layout = TokenLayout(self.layout.grid, num_memory_tokens, memory_position, self.layout.num_cls)
         tokens = dict(dim=memory_dim or self.embed_dim, width=self.embed_dim, init=memory_init,
                       trained=memory_update != 'ema')
-        if self.layout.in_sequence: self._memory_in_sequence(tokens, memory_update, mem_alpha)
-        else: self._memory_outside(tokens)
+        with random_stream('memory'): # the other weights stay those of a ViT without memory
+            if self.layout.in_sequence: self._memory_in_sequence(tokens, memory_update, mem_alpha)
+            else: self._memory_outside(tokens)
         self.to(self.patch_embed.proj.weight.device)
 
     def _memory_in_sequence(self, tokens, update, alpha):
