@@ -138,7 +138,8 @@ class GatedUpdate(MemoryUpdate):
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, math.log(alpha / (1 - alpha)))
     def post_block(self, memory, written): # (B,M,D)
-        return torch.lerp(memory, written, self.gate(torch.cat([memory, written], -1)).sigmoid())
+        gate = self.gate(torch.cat([memory, written], -1)).sigmoid()
+        return torch.lerp(memory, written, gate.to(memory.dtype)) # autocast computes the gate in half precision
 
 # %% ../nbs/10_memory.ipynb #a1b799e1
 @memory_update('cross_attention')
