@@ -10,6 +10,7 @@ __all__ = ['rank_of_best', 'retrieval_ranks', 'hits_per_image', 'recall_over_ima
 import torch
 from collections.abc import Iterator, Sequence
 from math import comb
+from .intervals import share_interval
 from torch import Tensor
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #52ce37b7
@@ -108,7 +109,7 @@ def percentile_interval(
     return values.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype), dim=0)
 
 def bootstrap_interval(
-    hits:Tensor,         # Score of each query, such as whether it found a right target, bool or float (Q,)
+    hits:Tensor,         # Score of each query, such as whether it found a right target, bool or float 0..1 (Q,)
     image_index:Tensor,  # Image that each query belongs to, int64 (Q,)
     level:float=0.95,    # Share of draws inside the interval, 0..1
     draws:int=1000,      # Resampled sets of images (count)
@@ -119,4 +120,6 @@ def bootstrap_interval(
     per_image = torch.zeros(len(queries), dtype=torch.float64).index_add_(0, owner, hits.cpu().double())
     counts = (s.bincount(minlength=len(queries)).double()[None] for s in bootstrap_samples(len(queries), draws, seed))
     recalls = torch.cat([recall_over_images(per_image, queries.double(), c) for c in counts])
-    return tuple(percentile_interval(recalls, level).tolist())
+    low, high = percentile_interval(recalls, level).tolist()
+    if low == high and low in (0, 1): return tuple(share_interval(per_image, queries, level).tolist())
+    return low, high
