@@ -44,8 +44,8 @@ _VERDICTS = {
     'content used':
         "What memory holds about an image is used: neither the mean nor another image's memory can replace it.",
     'constant used':
-        'Memory is used as a constant: masking it hurts, and so does noise or a new token in its place; what the tokens '
-        'hold about an image does not matter.',
+        'Memory is used as a constant: masking it hurts, and so does noise or a new token in its place; what the '
+        'tokens hold about an image does not matter.',
     'presence used':
         'Only the presence of memory is used: masking it hurts, replacing it by noise or new tokens does not.',
     'used, content unclear':
@@ -108,8 +108,8 @@ class Ablation:
         rows = self.changes[_DECISIVE].xs('all', level='token').iterrows()
         changes = ', '.join(f"{kind} {_points(row)}{self._mark(kind, 'all')}" for kind, row in rows)
         score = f'{100 * self.scores[_DECISIVE]:.1f} % over {self.num_images} images'
-        return (f'{self.summary} R@1, the mean of both directions, is {score}; change in points [95 % CI], * significant '
-                f"after Holm's correction: {changes}.")
+        return (f'{self.summary} R@1, the mean of both directions, is {score}; change in points [95 % CI], * '
+                f"significant after Holm's correction: {changes}.")
 
     @property
     def summary(self)->str:
@@ -125,11 +125,12 @@ class Ablation:
     def _caveat(self)->str:
         "Return a warning if memory is used but not needed, or not used but spoiled by what replaces it."
         if self.verdict == 'content used' and not self.hurts('mask'):
-            return ' Yet masking it does not lower the score significantly: the model reads memory, but does not need it.'
+            return (' Yet masking it does not lower the score significantly: the model reads memory, but does not '
+                    'need it.')
         spoiling = [k for k in ('zero', 'noise', 'reinit') if self.hurts(k)]
         if self.verdict not in ('unused', 'undecided') or not spoiling: return ''
-        return (f" What {' and '.join(spoiling)} cost{'s' * (len(spoiling) == 1)} is no sign of use: such tokens are unlike "
-                'those of the training.')
+        return (f" What {' and '.join(spoiling)} cost{'s' * (len(spoiling) == 1)} is no sign of use: such tokens are "
+                'unlike those of the training.')
 
     def bars(
         self,
@@ -153,7 +154,8 @@ class Ablation:
 
     def to_dict(self)->dict: # Plain values, for JSON; shares of 1
         "Return scores, verdict, and every change with its interval and corrected p-value."
-        rows = [dict(kind=kind, token=token, p=self.p_values.get((kind, token)), **{m: dict(row[m]) for m in self.scores})
+        p = self.p_values.get
+        rows = [dict(kind=kind, token=token, p=p((kind, token)), **{m: dict(row[m]) for m in self.scores})
                 for (kind, token), row in self.changes.iterrows()]
         return dict(verdict=self.verdict, sentence=self.sentence, num_images=self.num_images, scores=self.scores,
                     changes=rows, notes=self.notes)
@@ -168,7 +170,7 @@ class Ablation:
 
 # %% ../nbs/32_ablation.ipynb #8be9d865
 def _corrected_p_values(values:dict)->dict:
-    "Return Holm-corrected p-values of a loss by row: over the kinds, and apart from them over the rows of single tokens."
+    "Return the p-values of a loss by row, Holm-corrected over the kinds, and apart over the rows of single tokens."
     p = {run: loss_p_value(v[:, 0]).item() for run, v in values.items()}
     return holm({r: x for r, x in p.items() if r[1] == 'all'}) | holm({r: x for r, x in p.items() if r[1] != 'all'})
 

@@ -62,7 +62,8 @@ def _attention_metrics(layout:TokenLayout)->list:
         _Metric('attention', 'patches to memory', 'patch_mass', share, uniform=uniform, limits=(0, 1)),
         _Metric('attention', 'patches to memory, lift', 'patch_mass', ratio, lambda f: lift(f['patch_mass'], M, K), 1,
                 limits=(0, K / M)),
-        _Metric('attention', 'patches to memory, value-weighted', 'patch_weighted', weighted, uniform=uniform, limits=(0, 1)),
+        _Metric('attention', 'patches to memory, value-weighted', 'patch_weighted', weighted, uniform=uniform,
+                limits=(0, 1)),
         _Metric('attention', 'memory to memory, lift', 'memory_mass', ratio, lambda f: lift(f['memory_mass'], M, K), 1,
                 limits=(0, K / M)),
         _Metric('attention', 'memory to patches, lift', 'reading', ratio, lambda f: lift(f['reading'], P, K), 1,
@@ -186,13 +187,13 @@ def _stored_rows(vit:MemoryViT, twin:MemoryViT|None=None, is_start:bool=False)->
 
 # %% ../nbs/31_report.ipynb #39b08718
 def _usage_summary(rows:dict, use:Ablation|str)->str:
-    "Return whether memory is used: the verdict of its ablation, or the reason why there is none, and what masking does."
+    "Return the verdict of the ablation, or the reason why there is none, and what masking does to the output."
     effect, attention = rows['effect of masking memory'], rows['CLS to memory, lift']
     untrained = '' if attention.untrained is None else f' ({attention.untrained:.2f} without training)'
     verdict = f'Use was not measured: {use}.' if isinstance(use, str) else use.summary
-    return (f'{verdict} Masking the tokens changes the output by {effect.value:.2g} (1 - cosine), and CLS attends to them '
-            f'{attention.value:.2f} times as much as under uniform attention{untrained}. Use is not help: only training '
-            'without memory shows whether it helps.')
+    return (f'{verdict} Masking the tokens changes the output by {effect.value:.2g} (1 - cosine), and CLS attends to '
+            f'them {attention.value:.2f} times as much as under uniform attention{untrained}. Use is not help: only '
+            'training without memory shows whether it helps.')
 
 def _difference_summary(rows:dict, num_memory:int)->str:
     "Return whether the tokens differ from each other."
@@ -327,5 +328,6 @@ def memory_report(
     title = f"Memory of {name} on {len(features['hidden'])} images of {data}"
     if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(vit.blocks))}'
     by_name, use = {r.name: r for r in rows}, ablation or _measure_use(loaded, num_images)
-    sentences = [_usage_summary(by_name, use), _difference_summary(by_name, vit.layout.num_memory), _images_summary(by_name)]
+    sentences = [_usage_summary(by_name, use), _difference_summary(by_name, vit.layout.num_memory),
+                 _images_summary(by_name)]
     return MemoryReport(title, rows, sentences, features, None if isinstance(use, str) else use)
