@@ -1310,6 +1310,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'memory_vlm.report._image_rows': ('report.html#_image_rows', 'memory_vlm/report.py'),
                                    'memory_vlm.report._image_values': ('report.html#_image_values', 'memory_vlm/report.py'),
                                    'memory_vlm.report._images_summary': ('report.html#_images_summary', 'memory_vlm/report.py'),
+                                   'memory_vlm.report._interval_of_largest': ('report.html#_interval_of_largest', 'memory_vlm/report.py'),
                                    'memory_vlm.report._make_row': ('report.html#_make_row', 'memory_vlm/report.py'),
                                    'memory_vlm.report._measure_use': ('report.html#_measure_use', 'memory_vlm/report.py'),
                                    'memory_vlm.report._metrics': ('report.html#_metrics', 'memory_vlm/report.py'),

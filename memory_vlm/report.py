@@ -138,6 +138,13 @@ def _image_values(metrics:list, features:dict)->list:
     values = iter(jackknife_values(w[0], torch.cat(x)) for w, x in zip(whole, left_out))
     return [features[m.feature].double() if m.is_step else next(values) for m in metrics]
 
+def _interval_of_largest(values:Tensor, interval:Callable)->Tensor:
+    "Return the interval of the largest of several means (n, L); it allows for choosing the largest by the same images."
+    low, high = interval(values)
+    rivals = high >= low[values.mean(0).argmax()]
+    level = 1 - 0.1 / max(int(rivals.sum()), 2) # of equals one is too high by chance, but hardly all are too low
+    return torch.stack([interval(values[:, rivals], level=level)[0].max(), high.max()])
+
 def _estimate(metric:_Metric, values:Tensor)->tuple:
     "Return a metric in each layer (L or G or 1), one number of it, and the ends of its interval (None for one image)."
     if metric.is_step:
@@ -145,11 +152,12 @@ def _estimate(metric:_Metric, values:Tensor)->tuple:
         point, low, high = metric.of({metric.feature: torch.stack([values.mean(0), *ends])}).tolist()
         return torch.tensor([point]), point, *((low, high) if len(values) > 1 else (None, None)), None
     point = values.mean(0).clamp(*metric.limits)
-    layer = int(point.argmax()) if metric.largest else None
-    one = values.mean(-1) if layer is None else values[:, layer]
-    ends = (share_interval if metric.is_share else mean_interval)(one).clamp(*metric.limits).tolist()
-    value = one.mean().clamp(*metric.limits).item()
-    return point, value, *(ends if len(values) > 1 else (None, None)), layer
+    interval, layer = share_interval if metric.is_share else mean_interval, None
+    if metric.largest:
+        value, layer = point.max(), int(point.argmax())
+        ends = _interval_of_largest(values, interval)
+    else: value, ends = values.mean().clamp(*metric.limits), interval(values.mean(-1))
+    return point, value.item(), *(ends.clamp(*metric.limits).tolist() if len(values) > 1 else (None, None)), layer
 
 def _make_row(metric:_Metric, values:Tensor, untrained:Tensor|None, features:dict)->_Row:
     "Return one row, its layers reduced to one number."
