@@ -176,7 +176,7 @@ class Ablation:
         return f'{self.table.to_html()}{text}<pre style="white-space:pre-wrap">{escape(_next_steps(self.cfg))}</pre>'
 
 # %% ../nbs/32_ablation.ipynb #8be9d865
-def _summarize(hits:dict, index:Tensor, notes:dict, draws:int=1000, seed:int=0)->Ablation:
+def _summarize(hits:dict, index:Tensor, notes:dict, draws:int=1000, seed:int=0, chance:dict=None)->Ablation:
     "Compute changes, intervals and the verdict from hits."
     before, num = hits[None], len(hits[None])
     texts = index.cpu().bincount(minlength=num).double()
@@ -194,7 +194,7 @@ def _summarize(hits:dict, index:Tensor, notes:dict, draws:int=1000, seed:int=0)-
     hurts = {kind: p[kind, token] < _ALPHA for kind, token in runs if token == 'all'} | dict.fromkeys(notes)
     everything = torch.ones(1, num).double()
     scores = _mean_recalls(before, texts, everything)[0].tolist()
-    chance = chance_recall(index, ks=(1,))
+    chance = chance or chance_recall(index, ks=(1,))
     low = _mean_recalls(before, texts, counts[:, :num])[:, 0].quantile(0.025)
     above_chance = low > (chance['i2t/R@1'] + chance['t2i/R@1']) / 2
     return Ablation(dict(zip(names, scores)), changes, _verdict(hurts) if above_chance else 'at chance', num, notes)
@@ -240,7 +240,7 @@ def ablate(
     dl = loaded.valid_dl
     layers = checked_tokens(layers, len(vit.blocks), 'layer')
     kinds = [pick(KINDS, kind, 'kinds') for kind in kinds]
-    with record_states(model) as states: images, texts, image_index = encode(model, dl)
+    with record_states(model) as states: images, texts, image_index, captions = encode(model, dl)
     notes = {kind: why for kind, why in _inapplicable_kinds(vit, states, layers).items() if kind in kinds}
     tokens = ['all', *(range(vit.layout.num_memory) if leave_one_out else ())]
     runs = [(kind, token) for token in tokens for kind in KINDS if kind in kinds and kind not in notes]
@@ -251,5 +251,6 @@ def ablate(
     if features[None].shape != images.shape or not torch.allclose(features[None], images, atol=1e-4):
         raise UserError('the loader gave other images in the second pass; '
                         'pass an evaluation loader, without shuffling or augmentation')
-    hits = {run: hits_per_image(f, texts, image_index) for run, f in features.items()}
-    return replace(_summarize(hits, image_index, notes, draws, seed), cfg=loaded.cfg)
+    hits = {run: hits_per_image(f, texts, image_index, captions=captions) for run, f in features.items()}
+    chance = chance_recall(image_index, (1,), captions)
+    return replace(_summarize(hits, image_index, notes, draws, seed, chance), cfg=loaded.cfg)
