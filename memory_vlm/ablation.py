@@ -174,7 +174,7 @@ def _corrected_p_values(values:dict)->dict:
     p = {run: loss_p_value(v[:, 0]).item() for run, v in values.items()}
     return holm({r: x for r, x in p.items() if r[1] == 'all'}) | holm({r: x for r, x in p.items() if r[1] != 'all'})
 
-def _summarize(hits:dict, index:Tensor, notes:dict, is_all:bool=True)->Ablation:
+def _summarize(hits:dict, index:Tensor, notes:dict, is_all:bool=True, chance:dict=None)->Ablation:
     "Compute changes, intervals and the verdict from hits."
     before, num, names = hits[None], len(hits[None]), (_DECISIVE, *_RECALLS)
     texts = index.cpu().bincount(minlength=num)
@@ -184,7 +184,7 @@ def _summarize(hits:dict, index:Tensor, notes:dict, is_all:bool=True)->Ablation:
                            index=pd.MultiIndex.from_tuples(list(values), names=['kind', 'token']))
     p_values = _corrected_p_values(values)
     hurts = {kind: p < ALPHA for (kind, token), p in p_values.items() if token == 'all'} | dict.fromkeys(notes)
-    own, chance = _recall_values(before, texts), chance_recall(index, ks=(1,))
+    own, chance = _recall_values(before, texts), chance or chance_recall(index, ks=(1,))
     above_chance = share_interval(own[:, 0])[0] > (chance['i2t/R@1'] + chance['t2i/R@1']) / 2
     verdict = _verdict(hurts, is_all) if above_chance else 'at chance'
     return Ablation(dict(zip(names, own.mean(0).tolist())), changes, verdict, num, notes, p_values=p_values)
@@ -244,7 +244,7 @@ def ablate(
     dl = loaded.valid_dl if num_images is None else _FirstImages(loaded.valid_dl, num_images)
     layers = checked_tokens(layers, len(vit.blocks), 'layer')
     kinds = [pick(KINDS, kind, 'kinds') for kind in kinds]
-    with record_states(model) as states: images, texts, image_index = encode(model, dl)
+    with record_states(model) as states: images, texts, image_index, captions = encode(model, dl)
     notes = {kind: why for kind, why in _inapplicable_kinds(vit, states, layers).items() if kind in kinds}
     tokens = ['all', *(range(vit.layout.num_memory) if leave_one_out else ())]
     runs = [(kind, token) for token in tokens for kind in KINDS if kind in kinds and kind not in notes]
@@ -255,5 +255,6 @@ def ablate(
     if features[None].shape != images.shape or not torch.allclose(features[None], images, atol=1e-4):
         raise UserError('the loader gave other images in the second pass; '
                         'pass an evaluation loader, without shuffling or augmentation')
-    hits = {run: hits_per_image(f, texts, image_index) for run, f in features.items()}
-    return replace(_summarize(hits, image_index, notes, getattr(dl, 'is_all', True)), cfg=loaded.cfg)
+    hits = {run: hits_per_image(f, texts, image_index, captions=captions) for run, f in features.items()}
+    chance = chance_recall(image_index, (1,), captions)
+    return replace(_summarize(hits, image_index, notes, getattr(dl, 'is_all', True), chance), cfg=loaded.cfg)

@@ -72,10 +72,11 @@ def _difference(a:_Score, b:_Score)->tuple: # mean, low, high
     return values.mean().item(), *change_interval(values).clamp(-1, 1).tolist()
 
 # %% ../../nbs/evaluation/06_compare.ipynb #66c2aa7d
-def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, ks:Sequence[int]=(1, 5, 10))->dict[str, _Score]:
+def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, captions:Tensor=None,
+        ks:Sequence[int]=(1, 5, 10))->dict[str, _Score]:
     "Return recall in both directions."
-    chance, owners = chance_recall(owner, ks), dict(i2t=None, t2i=owner)
-    ranks = dict(zip(owners, retrieval_ranks(images, texts, owner)))
+    chance, owners = chance_recall(owner, ks, captions), dict(i2t=None, t2i=owner)
+    ranks = dict(zip(owners, retrieval_ranks(images, texts, owner, captions=captions)))
     def score(way, k): return _make_score(ranks[way] < k, chance[f'{way}/R@{k}'], owners[way])
     return {f'{way}/R@{k}': score(way, k) for way in owners for k in ks}
 
@@ -214,8 +215,8 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
         scores = _zero_shot_scores(model, classes, images, labels)
         if train: scores |= _probe_scores(images, labels, *_labeled_features(model, train, how))
         return scores, len(images), 0
-    images, texts, owner = encode(model.model, model.make_batches(source, *how))
-    scores = _retrieval_scores(images, texts, owner)
+    images, texts, owner, captions = encode(model.model, model.make_batches(source, *how))
+    scores = _retrieval_scores(images, texts, owner, captions)
     if _has_object_boxes(source):
         scores |= _zero_shot_scores(model, _object_names(source, prompts), images, _objects_in_caption(source))
         layout = model.model.visual.layout if isinstance(model.model, MemoryCLIP) else None
