@@ -236,8 +236,10 @@ class MemoryViT(VisionTransformer):
         return [b.memory for b in self.blocks if b.memory is not None]
 
     def reset_memory(self):
-        "Re-initialize all memory tokens."
-        for memory in self.memory_tokens(): memory.reset_memory()
+        "Re-initialize all memory tokens. The generator advances by one number, whatever the memory."
+        with random_stream('memory'):
+            for memory in self.memory_tokens(): memory.reset_memory()
+        torch.rand(())
 
     @torch.no_grad()
     def set_from_patches(
