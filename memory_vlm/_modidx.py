@@ -1112,6 +1112,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'memory_vlm.memory.StaticUpdate': ('memory.html#staticupdate', 'memory_vlm/memory.py'),
                                    'memory_vlm.memory.StaticUpdate.post_block': ( 'memory.html#staticupdate.post_block',
                                                                                   'memory_vlm/memory.py'),
+                                   'memory_vlm.memory._interpolate': ('memory.html#_interpolate', 'memory_vlm/memory.py'),
                                    'memory_vlm.memory._memory_conflict': ('memory.html#_memory_conflict', 'memory_vlm/memory.py'),
                                    'memory_vlm.memory._normal': ('memory.html#_normal', 'memory_vlm/memory.py'),
                                    'memory_vlm.memory.check_memory': ('memory.html#check_memory', 'memory_vlm/memory.py'),

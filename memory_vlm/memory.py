@@ -109,11 +109,16 @@ class MemoryUpdate(nn.Module):
     def post_block(self, memory:Tensor, written:Tensor)->Tensor: return written # (B,M,D), (B,M,D) -> (B,M,D)
 
 # %% ../nbs/10_memory.ipynb #9b60397c
+def _interpolate(memory:Tensor, written:Tensor, weight)->Tensor:
+    "Return `(1 - weight) memory + weight written`. Under autocast a learned weight has a lower precision than tokens."
+    weight = weight.to(written.dtype) if torch.is_tensor(weight) else weight
+    return torch.lerp(memory.to(written.dtype), written, weight)
+
 @memory_update('attention')
 class AttentionUpdate(MemoryUpdate):
     "Interpolate between the input and the output of the block by `mem_alpha` (1: registers, arXiv 2309.16588)."
     def post_block(self, memory, written):
-        return written if self.alpha == 1 else torch.lerp(memory, written, self.alpha)
+        return written if self.alpha == 1 else _interpolate(memory, written, self.alpha)
 
 @memory_update('static')
 class StaticUpdate(MemoryUpdate):
@@ -138,7 +143,7 @@ class GatedUpdate(MemoryUpdate):
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, math.log(alpha / (1 - alpha)))
     def post_block(self, memory, written): # (B,M,D)
-        return torch.lerp(memory, written, self.gate(torch.cat([memory, written], -1)).sigmoid())
+        return _interpolate(memory, written, self.gate(torch.cat([memory, written], -1)).sigmoid())
 
 # %% ../nbs/10_memory.ipynb #a1b799e1
 @memory_update('cross_attention')
