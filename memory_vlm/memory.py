@@ -95,8 +95,10 @@ def memory_update(
 class MemoryUpdate(nn.Module):
     "How one block updates memory. Subclasses override `pre_block`, `post_block` or both."
     in_sequence = True # Whether memory must be in the sequence
-    reads = False      # Whether `pre_block` is overridden
-    def __init_subclass__(cls): cls.reads = cls.pre_block is not MemoryUpdate.pre_block
+    reads = writes = False # Whether `pre_block` and `post_block` are overridden
+    def __init_subclass__(cls):
+        cls.reads = cls.pre_block is not MemoryUpdate.pre_block
+        cls.writes = cls.post_block is not MemoryUpdate.post_block
     def __init__(
         self,
         dim:int,         # Width D
@@ -117,6 +119,9 @@ def _interpolate(memory:Tensor, written:Tensor, weight)->Tensor:
 @memory_update('attention')
 class AttentionUpdate(MemoryUpdate):
     "Interpolate between the input and the output of the block by `mem_alpha` (1: registers, arXiv 2309.16588)."
+    def __init__(self, dim, num_heads, alpha):
+        super().__init__(dim, num_heads, alpha)
+        self.writes = alpha != 1
     def post_block(self, memory, written):
         return written if self.alpha == 1 else _interpolate(memory, written, self.alpha)
 
