@@ -34,10 +34,10 @@ def normalize_images(
     images:Tensor, # (B, 3, height, width), uint8, or float and already normalized
     mean:Tensor,   # Mean per channel (3,), of values 0..1
     std:Tensor,    # Standard deviation per channel (3,)
-)->Tensor:         # float (B, 3, height, width)
+)->Tensor:         # (B, 3, height, width), of the dtype of `mean` if scaled
     "Scale and normalize uint8 images; return float images unchanged."
     if images.is_floating_point(): return images
-    return (images / 255 - mean[:, None, None]) / std[:, None, None]
+    return ((images / 255 - mean[:, None, None]) / std[:, None, None]).to(mean.dtype)
 
 # %% ../nbs/12_clip.ipynb #c4428dc5
 MEMORY_NAMES = ('visual.memory.*', 'visual.blocks.*.memory.*', 'visual.blocks.*.update.*',

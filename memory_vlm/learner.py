@@ -42,7 +42,7 @@ from memory_vlm.training.callbacks import (
     is_probing,
     set_precision,
 )
-from .training.checkpoint import check_name
+from .training.checkpoint import check_monitor, check_name
 from .training.optim import StepScheduler, make_optimizer, make_schedule, optimizer_kwargs, schedule_kwargs
 from .training.resets import make_resets
 from omegaconf import DictConfig, OmegaConf
@@ -230,9 +230,20 @@ def _check_optimizer(cfg:DictConfig):
     optimizer_kwargs(cfg.training.optimizer, OmegaConf.to_container(cfg.training.optimizer_kwargs))
 def _check_schedule(cfg:DictConfig): schedule_kwargs(cfg.training.scheduler_kwargs)
 def _check_checkpoint_name(cfg:DictConfig): check_name(cfg.training.checkpoint.filename, cfg.training.logging.name)
+def _check_monitor(cfg:DictConfig): check_monitor(cfg.training.checkpoint)
+def _check_negatives(cfg:DictConfig):
+    t, loss = cfg.training, cfg.model.contrastive
+    parts = 1 if t.accumulate_mode == 'plain' else t.accumulate_grad_batches
+    if loss.loss_type != 'clip' or t.batch_size * parts * (world_size() if loss.gather_distributed else 1) > 1: return
+    ways = ['training.batch_size=2 or more', 'model.contrastive.loss_type=siglip']
+    if t.accumulate_grad_batches > 1: ways.insert(1, 'training.accumulate_mode=contrastive')
+    if world_size() > 1: ways.insert(1, 'model.contrastive.gather_distributed=true')
+    raise UserError(f'training.batch_size={t.batch_size} gives each pair no other pair to be told from, so that the '
+                    f"clip loss is always 0 and nothing is learned; use {', or '.join(ways)}")
 
 # after those of `validate` itself
-CONFIG_CHECKS = (check_model, _check_optimizer, _check_schedule, _check_checkpoint_name)
+CONFIG_CHECKS = (check_model, _check_optimizer, _check_schedule, _check_checkpoint_name, _check_monitor,
+                 _check_negatives)
 
 def make_learner(
     cfg:DictConfig,               # What `compose` gives

@@ -159,7 +159,7 @@ class CheckpointConfig:
     save_top_k:int = _number_field(3, 0) # Number of best checkpoints to keep, ranked by `monitor`
     # Metric of the evaluation that ranks checkpoints
     monitor:str = _choice_field('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10')
-    mode:str = _choice_field('min', 'max') # Whether small or large values of `monitor` are better
+    mode:str = _choice_field('min', 'max', 'auto') # Which values of `monitor` are better; auto: those of the metric
     save_last:bool = True # Also keep the newest checkpoint
     # Folder of the checkpoints, inside the run folder; if it is outside, such as an absolute path, each run writes
     # into `<dirpath>/<name>/<run>`

@@ -160,6 +160,13 @@ def cache(cfg):
     return made
 
 
+def refused(cfg):
+    "Return the message about a configuration that is refused."
+    from memory_vlm.learner import CONFIG_CHECKS
+    try: validate(cfg, CONFIG_CHECKS)
+    except UserError as e: return str(e)
+
+
 def written(cfg):
     "Checkpoints, event files and steps of the rows that a run writes."
     from memory_vlm.run import run_training
@@ -328,9 +335,9 @@ KEYS = {
     'training.logging.wandb': row('true', in_wandb),
     'training.logging.tensorboard': row('true', written),
     'training.checkpoint.save_top_k': row(2, written, *STEPS),
-    'training.checkpoint.monitor': row('t2i/R@1', written, *STEPS, 'training.checkpoint.mode=max'),
-    'training.checkpoint.mode': row('max', written, *STEPS),
-    'training.checkpoint.save_last': row('true', written, *STEPS, 'training.checkpoint.mode=max'),
+    'training.checkpoint.monitor': row('t2i/R@1', written, *STEPS, 'training.checkpoint.mode=auto'),
+    'training.checkpoint.mode': row('max', refused),
+    'training.checkpoint.save_last': row('true', written, *STEPS, 'training.checkpoint.save_top_k=0'),
     'training.checkpoint.dirpath': row('../kept', written),
     'training.checkpoint.filename': row('at-{step}', written),
     'project.name': row('mine', report, 'model.memory.enabled=false'),

@@ -256,7 +256,7 @@ class CheckpointCallback(Callback):
     def write(self, state):
         save_checkpoint(self.learn, self.folder, state, self.settings)
         self.saved = self.train_iter
-        prune_checkpoints(self.folder, self.cfg.save_top_k, self.cfg.monitor, self.cfg.mode, self.cfg.save_last)
+        prune_checkpoints(self.folder, self.cfg.save_top_k, self.cfg.monitor, self.cfg.save_last)
 
     def warn(self, e):
         if self.failed: return

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNFINISHED_PREFIX', 'WRITE_FAILURES', 'remove_unfinished', 'write_checkpoint', 'read_manifest', 'read_state',
-           'checkpoint_name', 'check_name', 'checkpoint_folder', 'list_checkpoints', 'best_checkpoints',
-           'newest_checkpoint', 'prune_checkpoints', 'training_state', 'load_training_state', 'restore_training_state']
+           'checkpoint_name', 'check_name', 'checkpoint_folder', 'better_values', 'check_monitor', 'list_checkpoints',
+           'best_checkpoints', 'newest_checkpoint', 'prune_checkpoints', 'training_state', 'load_training_state',
+           'restore_training_state']
 
 # %% ../../nbs/training/02_checkpoint.ipynb #0967c6de
 import hashlib
@@ -22,6 +23,7 @@ from fastcore.foundation import L
 from ..core import UserError, pick
 from ..distributed import gather_objects, rank, world_size
 from ..schema import schema_fields
+from omegaconf import DictConfig
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_model
@@ -155,6 +157,22 @@ def checkpoint_folder(
     return Path(run)/dirpath if place.is_relative_to(whole) else place/whole.parent.name/whole.name
 
 # %% ../../nbs/training/02_checkpoint.ipynb #3e5589e1
+def better_values(
+    monitor:str, # Name of a metric, such as val_loss or t2i/R@1
+)->str:          # 'min' or 'max'
+    "Return whether small or large values of a metric are better."
+    return 'min' if monitor.endswith('loss') else 'max'
+
+def check_monitor(
+    kept:DictConfig, # `cfg.training.checkpoint`
+):
+    "Raise `UserError` if `mode` contradicts the metric of `monitor`."
+    better = better_values(kept.monitor)
+    if kept.mode not in ('auto', better):
+        raise UserError(f'training.checkpoint.mode={kept.mode} would keep the worst checkpoints, because '
+                        f"{'small' if better == 'min' else 'large'} values of monitor={kept.monitor} are better; "
+                        f'use training.checkpoint.mode=auto or {better}')
+
 def list_checkpoints(
     dirpath:Path, # Folder of checkpoints
 )->list[Path]:    # From the oldest to the newest step
@@ -166,10 +184,9 @@ def list_checkpoints(
 def best_checkpoints(
     dirpath:Path,       # Folder of checkpoints
     monitor:str,        # Metric that ranks them
-    mode:str='min',     # 'min' or 'max': which values are good
 )->list[Path]:          # From the best to the worst; those without the metric are left out
     "List the checkpoints of a folder, best first; of equal ones the newer comes first."
-    sign = 1 if mode == 'min' else -1
+    sign = 1 if better_values(monitor) == 'min' else -1
     found = [(sign * m['metrics'][monitor], -m['step'], p) for p in list_checkpoints(dirpath)
              if monitor in (m := read_manifest(p))['metrics']]
     return [p for *_, p in sorted(found)]
@@ -189,11 +206,10 @@ def prune_checkpoints(
     dirpath:Path,  # Folder of checkpoints
     top_k:int,     # How many of the best are kept
     monitor:str,   # Metric that ranks them
-    mode:str,      # 'min' or 'max'
     last:bool,     # Whether the newest is kept too
 ):
     "Remove all checkpoints but the best and the newest; while none is ranked, the newest stays."
-    everything, ranked = list_checkpoints(dirpath), best_checkpoints(dirpath, monitor, mode)
+    everything, ranked = list_checkpoints(dirpath), best_checkpoints(dirpath, monitor)
     keep = {*ranked[:top_k], *(everything[-1:] if last or not ranked else [])}
     for p in everything:
         if p not in keep: _remove_checkpoint(p)

@@ -240,7 +240,7 @@ def best_checkpoint(
     "Return the best checkpoint of a run. Raises `UserError` if there is none."
     kept = cfg.training.checkpoint
     folder = checkpoint_folder(run, kept.dirpath)
-    found = best_checkpoints(folder, kept.monitor, kept.mode) or list_checkpoints(folder)[::-1]
+    found = best_checkpoints(folder, kept.monitor) or list_checkpoints(folder)[::-1]
     if not found: raise UserError(f"'{run}' has no checkpoint yet")
     return found[0]
 
