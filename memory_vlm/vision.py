@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from .core import UserError, pick, random_stream
+from .data.transforms import Preprocessing
 from .memory import UPDATES, MemoryTokens, check_memory, ema_step, in_backward, patch_centers
 from .models.registry import VIT_MEMORY, VIT_SIZES, register_vits
 from .tokens import TokenLayout
@@ -365,10 +366,10 @@ def vit_arguments(
     cfg,    # `cfg.model`
 )->dict:    # Plain values, as the timm model `memory_vit` takes them
     "Return sizes, options and memory of a vision tower, without dropout. Raises `UserError` for an unknown option."
-    for name in cfg.vit_kwargs: pick(VIT_KWARGS, name, 'model.vit_kwargs')
+    for name in cfg.vit_kwargs: pick((*VIT_KWARGS, *vars(Preprocessing.of(cfg))), name, 'model.vit_kwargs')
     sizes = cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.depth, cfg.num_heads, cfg.mlp_ratio
     memory = dict(zip(VIT_MEMORY, memory_arguments(cfg.memory))) if cfg.memory.enabled else {}
-    return dict(zip(VIT_SIZES, sizes)) | dict(cfg.vit_kwargs) | memory
+    return dict(zip(VIT_SIZES, sizes)) | {k: v for k, v in cfg.vit_kwargs.items() if k in VIT_KWARGS} | memory
 
 def make_vit(
     cfg, # `cfg.model`

@@ -2,9 +2,15 @@
 import pytest
 import timm
 import torch
+from itertools import product
+from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
+from memory_vlm.core import UserError
 from memory_vlm.learner import make_learner
+from memory_vlm.memory import INITS, UPDATES, check_memory
+from memory_vlm.tokens import POSITIONS
 from memory_vlm.vision import tiny_vit
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 DATA = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
@@ -51,6 +57,24 @@ def test_runs_on_a_pretrained_trunk_start_alike(towers):
     def start_here(memory): return start('model=base', *pretrained, 'training.batch_size=4', memory)
     twin = start_here('model/memory=off')
     for preset in ('registers', 'learnable_memory_protected'): assert_equal_start(start_here(f'model/memory={preset}'), twin)
+
+
+@pytest.mark.slow
+def test_every_mechanism_starts_from_the_weights_of_its_twin():
+    base = compose(['model=tiny', 'model.text.vocab_size=100', 'model.text.depth=1', 'model.depth=1', 'model.memory.num_memory_tokens=3']).model
+    def seeded(**memory):
+        torch.manual_seed(1)
+        return MemoryCLIP.from_config(OmegaConf.merge(base, dict(memory=memory))).state_dict(), torch.rand(()).item()
+    twin, draw = seeded(enabled=False)
+    count = 0
+    for update, position, init, dim in product(UPDATES, POSITIONS, INITS, (16, base.embed_dim)):
+        memory = dict(memory_update=update, memory_position=position, memory_init=init, dim=dim)
+        try: check_memory(OmegaConf.merge(base, dict(memory=memory)))
+        except UserError: continue
+        weights, mine = seeded(**memory)
+        assert [k for k, w in twin.items() if not torch.equal(w, weights[k])] == [] and mine == draw, memory
+        count += 1
+    assert count == 100
 
 
 def test_resetting_memory_draws_the_same_numbers_with_any_memory():
