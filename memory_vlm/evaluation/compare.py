@@ -10,6 +10,7 @@ import json
 import open_clip
 import os
 import platform
+import re
 import torch
 import torch.nn.functional as F
 from collections.abc import Sequence
@@ -177,6 +178,14 @@ def _open_eval_model(name:str|Path)->EvalModel:
         found.trained_on = join_paths(trained.cfg.training.data.train_path, COLUMN_KEYS['train'])
     return found
 
+def _was_trained_on(trained_on:str, data)->bool:
+    "Return whether data are among the training data of a model, under any spelling of their paths."
+    def members(path):
+        paths = [p.strip() for p in re.split(r'\s\+\s', join_paths(path, 'data'))]
+        paths = [re.sub(r'\s*\*\s*[\d.]+$', '', p) for p in paths]
+        return {os.path.realpath(p) if os.path.exists(p) else p.removeprefix('builtin:') for p in paths}
+    return bool(trained_on) and bool(members(trained_on) & members(data))
+
 def _has_object_boxes(source)->bool:
     "Return whether the objects in each image are known."
     return hasattr(source, 'objects') and hasattr(source, 'names')
@@ -256,7 +265,8 @@ def eval_models(
         source = labeled or open_source(data, split, one.image_size, key='data', **options)
         if prompts and not labeled and not _has_object_boxes(source):
             raise UserError(f"classes needs folders of images per class, which '{data}' has not")
-        if one.trained_on == str(data) and not source.has_split: seen.append(one.name)
+        is_part = source.has_split or folder not in (None, str(data))
+        if _was_trained_on(one.trained_on, data) and (split == 'train' or not is_part): seen.append(one.name)
         one.model.to(device)
         found[one.name], *counts = _score_model(one, source, prompts, train_images, how)
         one.model.cpu() # free memory for the next
