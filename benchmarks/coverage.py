@@ -161,8 +161,8 @@ def report(n, row, repeat):
 
 
 REPORT_ROWS = ('effect of masking memory', 'CLS to memory', 'CLS to memory, lift', 'effective number of tokens',
-               'inverse Simpson index', 'information of usage about the image', 'variance over images', 'effective rank',
-               'patch norms above 3 medians')
+               'inverse Simpson index', 'information of usage about the image', 'variance over images',
+               'effective rank', 'patch norms above 3 medians')
 
 
 # Study
@@ -228,7 +228,8 @@ def main():
         print(f'{case:45} n {n:4} {share:7.1%}', 'MISSES' if has_goal and not is_good(case, share) else '', flush=True)
     for n in args.images:
         for case in (c for c in CASES if args.only in c): add(case, n, measure(case, n, args.repeats))
-    for seeds in (3, 5) if args.only in 'study, paired by seed' else (): add('study, paired by seed', seeds, measure_study(seeds, args.repeats))
+    if args.only in 'study, paired by seed':
+        for seeds in (3, 5): add('study, paired by seed', seeds, measure_study(seeds, args.repeats))
     if args.csv: store(args.csv, rows)
 
 
