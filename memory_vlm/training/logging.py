@@ -69,7 +69,7 @@ class TensorBoardWriter:
         self.writer = SummaryWriter(str(Path(folder)/'tensorboard'), purge_step=None if step is None else step + 1)
     def add(self, step:int, values:dict):
         for k, v in values.items(): (self.writer.add_text if isinstance(v, str) else self.writer.add_scalar)(k, v, step)
-    def add_picture(self, step:int, name:str, pixels): self.writer.add_image(name, pixels, step, dataformats='HWC')
+    def add_image(self, step:int, name:str, pixels): self.writer.add_image(name, pixels, step, dataformats='HWC')
     def close(self): self.writer.close()
 
 # %% ../../nbs/training/05_logging.ipynb #4fcbccc1
@@ -123,7 +123,7 @@ class WandbWriter:
                                 tags=list(cfg.project.tags), config=OmegaConf.to_container(cfg, resolve=True),
                                 settings=settings)
     def add(self, step:int, values:dict): _call_within(_WANDB_SECONDS['log'], self.run.log, values, step=step)
-    def add_picture(self, step:int, name:str, pixels):
+    def add_image(self, step:int, name:str, pixels):
         self.add(step, {name: require('wandb', 'log images').Image(pixels)})
     def close(self): _call_within(_WANDB_SECONDS['finish'], self.run.finish)
 
@@ -169,15 +169,15 @@ class MetricLog:
         self._each(lambda w: w.add(step, values))
     @property
     def shows(self)->bool: # Whether a writer shows images
-        return any(hasattr(w, 'add_picture') and w not in self.failed for w in self.writers)
-    def add_picture(
+        return any(hasattr(w, 'add_image') and w not in self.failed for w in self.writers)
+    def add_image(
         self,
         step:int,    # Optimizer steps done
         name:str,    # Such as 'memory/maps'
         pixels,      # uint8 array (height, width, 3)
     ):
         "Write an image with the writers that show images."
-        self._each(lambda w: w.add_picture(step, name, pixels) if hasattr(w, 'add_picture') else None)
+        self._each(lambda w: w.add_image(step, name, pixels) if hasattr(w, 'add_image') else None)
     def close(self): self._each(lambda w: w.close())
 
 # %% ../../nbs/training/05_logging.ipynb #50937c52
