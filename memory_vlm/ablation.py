@@ -15,6 +15,7 @@ from html import escape
 from .attention import find_clip, find_memory_vit
 from .core import UserError, pick
 from memory_vlm.evaluation.retrieval import (
+    PSEUDO_CHANGES,
     bootstrap_samples,
     chance_recall,
     hits_per_image,
@@ -23,6 +24,7 @@ from memory_vlm.evaluation.retrieval import (
 )
 from .evaluation.validation import encode, evaluation_mode
 from .interp.intervene import KINDS, MemoryStates, checked_tokens, intervene, memory_positions, record_states
+from .interp.stats import holm, sign_flip_test
 from .overrides import command_words, restore_references
 from .training.run_dir import as_model
 from omegaconf import DictConfig
@@ -31,10 +33,12 @@ from torch import Tensor, nn
 # %% ../nbs/32_ablation.ipynb #43e3b1b4
 _RECALLS = tuple(f'{way}/R@{k}' for way in ('i2t', 't2i') for k in (1, 5, 10))
 _DECISIVE = 'R@1' # Mean of `i2t/R@1` and `t2i/R@1`
+_ALPHA = 0.025    # One-sided level of a family of ablations, after Holm's correction
 
 # %% ../nbs/32_ablation.ipynb #66255c92
 def _bootstrap_counts(num:int, draws:int, seed:int=0)->Tensor:
-    "Return how often each image is drawn, (draws, num)."
+    "Return how often each image is drawn, and then each pseudo-image of `bootstrap_interval`, (draws, num + 2)."
+    num += len(PSEUDO_CHANGES)
     return torch.stack([s.bincount(minlength=num) for s in bootstrap_samples(num, draws, seed)]).double()
 
 def _mean_recalls(hits:Tensor, texts:Tensor, counts:Tensor)->Tensor:
@@ -45,8 +49,18 @@ def _mean_recalls(hits:Tensor, texts:Tensor, counts:Tensor)->Tensor:
 
 def _paired_difference(before:Tensor, after:Tensor, texts:Tensor, counts:Tensor)->Tensor:
     "Return the change of each recall and the ends of its interval (3, 7); negative where the intervention hurts."
-    whole = _mean_recalls(after - before, texts, torch.ones_like(counts[:1]))
-    return torch.cat([whole, percentile_interval(_mean_recalls(after - before, texts, counts))])
+    whole = _mean_recalls(after - before, texts, torch.ones(1, len(texts)).double())
+    return torch.cat([whole, percentile_interval(_mean_recalls(*_with_pseudo(after - before, texts), counts))])
+
+def _with_pseudo(changes:Tensor, texts:Tensor)->tuple:
+    "Add the pseudo-images of `bootstrap_interval` to the changes of hits."
+    size = texts.mean()
+    rows = PSEUDO_CHANGES.double()[:, None] * torch.stack([torch.ones_like(size), size]).repeat_interleave(3)
+    return torch.cat([changes, rows]), torch.cat([texts, size.expand(len(rows))])
+
+def _loss_p_value(change:Tensor, texts:Tensor, seed:int=0)->float:
+    "Return the p-value of the decisive score being lower, from the changes of the hits (n, 6)."
+    return sign_flip_test(change[:, 0] / len(texts) + change[:, 3] / texts.sum(), seed=seed)
 
 # %% ../nbs/32_ablation.ipynb #55c17eee
 _VERDICTS = {
@@ -57,9 +71,9 @@ _VERDICTS = {
     'presence used':
         'Only the presence of memory is used: removing it hurts, replacing it by noise or new tokens does not.',
     'unused':
-        'Memory is not used: no ablation lowers the score significantly.',
+        'Memory is not used: neither masking it nor mean and shuffle together lower the score significantly.',
     'undecided':
-        'No verdict: mean and shuffle disagree, so it is unclear what is used; try more images.',
+        'Memory is used, but mean and shuffle disagree about what of it; try more images.',
     'incomplete':
         'No verdict: run every ablation that applies to this model.',
     'at chance':
@@ -70,9 +84,9 @@ def _verdict(hurts:dict)->str:
     if set(KINDS) - set(hurts): return 'incomplete'
     content = {hurts['mean'], hurts['shuffle']}
     if content == {True}: return 'content used'
+    if not hurts['mask']: return 'unused' # noise and new tokens may hurt only because they attract attention
     if True in content: return 'undecided'
-    if hurts['noise'] or hurts['reinit']: return 'constant used'
-    return 'presence used' if hurts['mask'] or hurts['zero'] else 'unused'
+    return 'constant used' if hurts['noise'] or hurts['reinit'] else 'presence used'
 
 # %% ../nbs/32_ablation.ipynb #8ade7c5e
 _HELP = """Use is not help: a model may rely on its memory and be no better for it. To measure help, train with the
@@ -97,11 +111,14 @@ def _points(row)->str:
     "Format change, low and high (shares of 1) as points."
     return '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100 * v for v in row))
 
+def _short_p(p:float)->str: return '< 0.001' if p < 0.001 else f'{p:.2g}'
+
 @dataclass(repr=False)
 class Ablation:
     "Result of `ablate`: scores, changes with 95 % CI, and a verdict."
     scores:dict          # R@k without ablation, 0..1, by metric
-    changes:pd.DataFrame # Shares of 1; rows (kind, token: 'all' or 0..M-1), columns (metric, 'change' | 'low' | 'high')
+    # Shares of 1; rows (kind, token: 'all' or 0..M-1), columns (metric, 'change' | 'low' | 'high') and ('R@1', 'p')
+    changes:pd.DataFrame
     verdict:str          # A key of `_VERDICTS`
     num_images:int       # Images n
     notes:dict           # Reason why a kind does not apply, by kind
@@ -111,15 +128,16 @@ class Ablation:
     def sentence(self)->str:
         "The verdict in words, with the decisive numbers."
         rows = self.changes[_DECISIVE].xs('all', level='token').iterrows()
-        changes = ', '.join(f'{kind} {_points(row)}' for kind, row in rows)
+        changes = ', '.join(f'{kind} {_points(row[:3])} p {_short_p(row.p)}' for kind, row in rows)
         score = f'{100 * self.scores[_DECISIVE]:.1f} % over {self.num_images} images'
         return (f'{self.verdict.capitalize()}. {_VERDICTS[self.verdict]} {self._dispensable()}'
-                f'R@1, the mean of both directions, is {score}; change in points [95 % CI]: {changes}.')
+                f'R@1, the mean of both directions, is {score}; change in points [95 % CI], p corrected by '
+                f'Holm: {changes}.')
 
     def _dispensable(self)->str:
         "Return a warning if memory is used and yet masking it costs nothing."
-        used = self.verdict in ('content used', 'constant used', 'presence used')
-        if not used or self.changes.loc[('mask', 'all'), (_DECISIVE, 'high')] < 0: return ''
+        used = self.verdict == 'content used'
+        if not used or self.changes.loc[('mask', 'all'), (_DECISIVE, 'p')] < _ALPHA: return ''
         return 'Yet masking it does not lower the score significantly: the model reads memory, but does not need it. '
 
     def bars(
@@ -135,7 +153,8 @@ class Ablation:
     @property
     def table(self)->pd.DataFrame:
         "Table for display: change in points [95 % CI]."
-        cells = {m: [_points(r) for r in self.changes[m].to_numpy()] for m in self.scores}
+        cells = {m: [_points(r[:3]) for r in self.changes[m].to_numpy()] for m in self.scores}
+        cells['p (Holm)'] = map(_short_p, self.changes[_DECISIVE, 'p'])
         shown = pd.DataFrame(cells, index=[k if t == 'all' else f'{k}, token {t} only' for k, t in self.changes.index])
         for kind in self.notes: shown.loc[kind] = 'does not apply'
         scores = pd.DataFrame({m: f'{100 * s:.1f} %' for m, s in self.scores.items()}, index=['no ablation'])
@@ -157,21 +176,26 @@ class Ablation:
         return f'{self.table.to_html()}{text}<pre style="white-space:pre-wrap">{escape(_next_steps(self.cfg))}</pre>'
 
 # %% ../nbs/32_ablation.ipynb #8be9d865
-def _summarize(hits:dict, index:Tensor, notes:dict, draws:int=1000, seed:int=0)->Ablation:
+def _summarize(hits:dict, index:Tensor, notes:dict, draws:int=1000, seed:int=0, chance:dict=None)->Ablation:
     "Compute changes, intervals and the verdict from hits."
     before, num = hits[None], len(hits[None])
-    texts, counts = index.cpu().bincount(minlength=num).double(), _bootstrap_counts(num, draws, seed)
+    texts = index.cpu().bincount(minlength=num).double()
+    counts = _bootstrap_counts(num, draws, seed)
     names = _DECISIVE, *_RECALLS
     runs = [run for run in hits if run is not None]
     changes = {run: _paired_difference(before, hits[run], texts, counts).T.flatten().tolist() for run in runs}
     columns = pd.MultiIndex.from_product([names, ('change', 'low', 'high')], names=['metric', None])
     changes = pd.DataFrame.from_dict(changes, orient='index', columns=columns)
     changes.index = pd.MultiIndex.from_tuples(runs, names=['kind', 'token'])
-    high = changes[_DECISIVE, 'high']
-    hurts = {kind: high[kind, token] < 0 for kind, token in runs if token == 'all'} | dict.fromkeys(notes)
-    scores = _mean_recalls(before, texts, torch.ones_like(counts[:1]))[0].tolist()
-    chance = chance_recall(index, ks=(1,))
-    low = _mean_recalls(before, texts, counts)[:, 0].quantile(0.025)
+    p = {run: _loss_p_value(hits[run] - before, texts, seed) for run in runs}
+    for family in ([r for r in runs if r[1] == 'all'], [r for r in runs if r[1] != 'all']):
+        p |= zip(family, holm(p[run] for run in family))
+    changes.insert(3, (_DECISIVE, 'p'), pd.Series(p))
+    hurts = {kind: p[kind, token] < _ALPHA for kind, token in runs if token == 'all'} | dict.fromkeys(notes)
+    everything = torch.ones(1, num).double()
+    scores = _mean_recalls(before, texts, everything)[0].tolist()
+    chance = chance or chance_recall(index, ks=(1,))
+    low = _mean_recalls(before, texts, counts[:, :num])[:, 0].quantile(0.025)
     above_chance = low > (chance['i2t/R@1'] + chance['t2i/R@1']) / 2
     return Ablation(dict(zip(names, scores)), changes, _verdict(hurts) if above_chance else 'at chance', num, notes)
 
@@ -216,7 +240,7 @@ def ablate(
     dl = loaded.valid_dl
     layers = checked_tokens(layers, len(vit.blocks), 'layer')
     kinds = [pick(KINDS, kind, 'kinds') for kind in kinds]
-    with record_states(model) as states: images, texts, image_index = encode(model, dl)
+    with record_states(model) as states: images, texts, image_index, captions = encode(model, dl)
     notes = {kind: why for kind, why in _inapplicable_kinds(vit, states, layers).items() if kind in kinds}
     tokens = ['all', *(range(vit.layout.num_memory) if leave_one_out else ())]
     runs = [(kind, token) for token in tokens for kind in KINDS if kind in kinds and kind not in notes]
@@ -227,5 +251,6 @@ def ablate(
     if features[None].shape != images.shape or not torch.allclose(features[None], images, atol=1e-4):
         raise UserError('the loader gave other images in the second pass; '
                         'pass an evaluation loader, without shuffling or augmentation')
-    hits = {run: hits_per_image(f, texts, image_index) for run, f in features.items()}
-    return replace(_summarize(hits, image_index, notes, draws, seed), cfg=loaded.cfg)
+    hits = {run: hits_per_image(f, texts, image_index, captions=captions) for run, f in features.items()}
+    chance = chance_recall(image_index, (1,), captions)
+    return replace(_summarize(hits, image_index, notes, draws, seed, chance), cfg=loaded.cfg)

@@ -27,9 +27,11 @@ from memory_vlm.interp.stats import (
     weighted_means,
 )
 from .memory import is_dead
+from .models.pretrained import find_pretrained
 from .tokens import TokenLayout
 from .training.run_dir import as_model
 from .vision import MemoryViT
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from typing import NamedTuple
 
@@ -43,6 +45,7 @@ class _Metric(NamedTuple):
     of:Callable|None = None   # Averaged features -> (draws,), (draws, L) or (draws, G); None: the feature itself
     uniform:float|str|None = None # Value under uniform attention, or the feature that has it
     largest:bool = False      # Report the layer with the largest value, not the mean over layers
+    variance:bool = False     # Grows like a variance over images, whose estimate by n images is too small by 1/n
 
 # %% ../nbs/31_report.ipynb #31f26ccb
 def _attention_metrics(layout:TokenLayout)->list:
@@ -67,9 +70,9 @@ def _attention_metrics(layout:TokenLayout)->list:
         _Metric('usage', 'dead tokens', 'usage', 'below 5 % of uniform attention; `ablate` measures effect',
                 lambda f: is_dead(f['usage'], K).float().sum((-2, -1)), 0),
         _Metric('images', 'information of usage about the image', 'shares', 'nats; 0: every image uses the same tokens',
-                lambda f: usage_information(f['shares'], f['entropy']), 0),
+                lambda f: usage_information(f['shares'], f['entropy']), 0, variance=True),
         _Metric('images', 'variance over images', 'state', 'share of the mean square; 0: the same for every image',
-                lambda f: variance_share(f['state'], f['square']))]
+                lambda f: variance_share(f['state'], f['square']), variance=True)]
 
 # %% ../nbs/31_report.ipynb #ad562681
 def _state_metrics(features:dict)->list:
@@ -134,9 +137,12 @@ def _image_rows(layout:TokenLayout, features:dict, untrained:dict|None=None, dra
     "Return the rows of all metrics."
     metrics, n = _metrics(layout, features), len(features['hidden'])
     equal = torch.full((1, n), 1 / n)
-    points = _bootstrap_values(metrics, features, equal)
-    drawn = _bootstrap_values(metrics, features, bootstrap_weights(n, draws))
-    new = [x[0] for x in _bootstrap_values(metrics, untrained, equal)] if untrained else [None] * len(metrics)
+    def values(features, weights, times):
+        factor = (n / max(n - 1, 1))**times # each sampling, of the images and then of the draws, loses 1/n
+        found = _bootstrap_values(metrics, features, weights)
+        return [x * factor if m.variance else x for m, x in zip(metrics, found)]
+    points, drawn = values(features, equal, 1), values(features, bootstrap_weights(n, draws), 2)
+    new = [x[0] for x in values(untrained, equal, 1)] if untrained else [None] * len(metrics)
     return [_make_row(m, p[0], d, u, features) for m, p, d, u in zip(metrics, points, drawn, new)]
 
 # %% ../nbs/31_report.ipynb #34cfdee3
@@ -161,13 +167,13 @@ def _stored_rows(vit:MemoryViT, twin:MemoryViT|None=None, is_start:bool=False)->
 
 # %% ../nbs/31_report.ipynb #39b08718
 def _usage_summary(rows:dict)->str:
-    "Return whether memory is used, judged by the effect of masking it."
+    "Return whether memory changes the output, judged by the effect of masking it."
     effect, attention = rows['effect of masking memory'], rows['CLS to memory, lift']
-    verdict = 'used' if effect.low > 0.01 else 'not used' if effect.high < 1e-4 else 'hardly used'
+    verdict = 'change' if effect.low > 0.01 else 'do not change' if effect.high < 1e-4 else 'hardly change'
     untrained = '' if attention.untrained is None else f' ({attention.untrained:.2f} without training)'
-    return (f'The tokens are {verdict}: masking them changes the output by {effect.value:.2g} (1 - cosine), and CLS '
-            f'attends to them {attention.value:.2f} times as much as under uniform attention{untrained}. `ablate` and '
-            'training without memory show whether it helps.')
+    return (f'The tokens {verdict} the output: masking them moves it by {effect.value:.2g} (1 - cosine), and CLS '
+            f'attends to them {attention.value:.2f} times as much as under uniform attention{untrained}. '
+            '`ablate` shows whether retrieval uses them, and training without memory whether they help.')
 
 def _difference_summary(rows:dict, num_memory:int)->str:
     "Return whether the tokens differ from each other."
@@ -259,6 +265,12 @@ def untrained_twin(
         return MemoryCLIP.from_config(model.cfg).to(next(model.parameters()).device)
 
 # %% ../nbs/31_report.ipynb #0b6906ab
+def _starts_like_twin(cfg:DictConfig)->bool: # `cfg.model`
+    "Return whether training began with the memory tokens of `untrained_twin`, not with those of data or a checkpoint."
+    if cfg.memory.memory_init == 'patches': return False
+    try: return cfg.pretrained is None or 'memory' not in find_pretrained(cfg.pretrained).cfg
+    except UserError: return False # it has been moved
+
 def memory_report(
     # A run folder, a Learner, a MemoryCLIP, a MemoryViT, or another thing that `as_model` takes
     model,
@@ -277,7 +289,7 @@ def memory_report(
     features = memory_features(model, dl, num_images, absolute_norm)
     untrained = twin and memory_features(twin, dl, num_images, absolute_norm)
     rows = _image_rows(vit.layout, features, untrained, draws)
-    rows += _stored_rows(vit, twin and twin.visual, is_start=bool(cfg) and cfg.model.memory.memory_init != 'patches')
+    rows += _stored_rows(vit, twin and twin.visual, is_start=bool(cfg) and _starts_like_twin(cfg.model))
     name, data = (getattr(x, 'name', 'unnamed') for x in (getattr(model, 'cfg', None), getattr(dl, 'source', None)))
     title = f"Memory of {name} on {len(features['hidden'])} images of {data}"
     if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(vit.blocks))}'

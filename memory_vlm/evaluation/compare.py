@@ -32,7 +32,13 @@ from memory_vlm.evaluation.classification import (
     read_prompts,
 )
 from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
-from .retrieval import bootstrap_interval, chance_recall, retrieval_ranks
+from memory_vlm.evaluation.retrieval import (
+    PSEUDO_CHANGES,
+    PSEUDO_HITS,
+    bootstrap_interval,
+    chance_recall,
+    retrieval_ranks,
+)
 from .validation import encode, evaluation_mode
 from ..interp.features import memory_features
 from ..training.run_dir import as_model
@@ -50,16 +56,17 @@ class _Score:
     each:Tensor             # Result of each query (Q,)
     owner:Tensor            # Image of each query, int64 (Q,)
 
-def _make_score(each:Tensor, chance:float|None=None, owner:Tensor|None=None)->_Score:
+def _make_score(each:Tensor, chance:float|None=None, owner:Tensor|None=None, pseudo:Tensor=PSEUDO_HITS)->_Score:
     "Return the mean over queries with its interval."
     owner = torch.arange(len(each)) if owner is None else owner
-    return _Score(each.double().mean().item(), *bootstrap_interval(each, owner), chance, each, owner)
+    return _Score(each.double().mean().item(), *bootstrap_interval(each, owner, pseudo=pseudo), chance, each, owner)
 
 # %% ../../nbs/evaluation/06_compare.ipynb #66c2aa7d
-def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, ks:Sequence[int]=(1, 5, 10))->dict[str, _Score]:
+def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, captions:Tensor=None,
+        ks:Sequence[int]=(1, 5, 10))->dict[str, _Score]:
     "Return recall in both directions."
-    chance, owners = chance_recall(owner, ks), dict(i2t=None, t2i=owner)
-    ranks = dict(zip(owners, retrieval_ranks(images, texts, owner)))
+    chance, owners = chance_recall(owner, ks, captions), dict(i2t=None, t2i=owner)
+    ranks = dict(zip(owners, retrieval_ranks(images, texts, owner, captions=captions)))
     def score(way, k): return _make_score(ranks[way] < k, chance[f'{way}/R@{k}'], owners[way])
     return {f'{way}/R@{k}': score(way, k) for way in owners for k in ks}
 
@@ -107,7 +114,7 @@ class Comparison:
     def differences(self)->dict: # (mean, low, high) by score, for each model
         "Return each model after the first minus the first, over the same resampled images."
         (_, first), *others = self.scores.items()
-        def minus(a, b): return _make_score(a.each.double() - b.each.double(), owner=a.owner)
+        def minus(a, b): return _make_score(a.each.double() - b.each.double(), owner=a.owner, pseudo=PSEUDO_CHANGES)
         pairs = {name: {k: minus(s, first[k]) for k, s in scores.items() if k in first} for name, scores in others}
         return {name: {k: (d.value, d.low, d.high) for k, d in found.items()} for name, found in pairs.items()}
 
@@ -200,8 +207,8 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
         scores = _zero_shot_scores(model, classes, images, labels)
         if train: scores |= _probe_scores(images, labels, *_labeled_features(model, train, how))
         return scores, len(images), 0
-    images, texts, owner = encode(model.model, model.make_batches(source, *how))
-    scores = _retrieval_scores(images, texts, owner)
+    images, texts, owner, captions = encode(model.model, model.make_batches(source, *how))
+    scores = _retrieval_scores(images, texts, owner, captions)
     if _has_object_boxes(source):
         scores |= _zero_shot_scores(model, _object_names(source, prompts), images, _objects_in_caption(source))
         layout = model.model.visual.layout if isinstance(model.model, MemoryCLIP) else None

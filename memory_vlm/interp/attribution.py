@@ -166,7 +166,8 @@ class Rollout:
     heatmap:Tensor # From each patch, by all paths (B, rows, columns)
     share:Tensor   # Share of these paths that lead through memory (B, rows, columns), 0..1
     through:Tensor # The same share over all patches together (B,), 0..1
-    stored:Tensor  # From each stored memory token (B, M); sums to 1 with `heatmap` and the readout token itself
+    stored:Tensor  # From each stored memory token (B, M)
+    cls:Tensor     # From the CLS tokens themselves (B,); sums to 1 with `heatmap` and `stored`
 
 # %% ../../nbs/interp/04_attribution.ipynb #68b336ae
 def rollout(
@@ -189,4 +190,5 @@ def rollout(
     whole, without = row[..., layout.patches].unbind(1)                  # (B,P)
     def share(whole, without): return (whole - without) / whole.clamp_min(torch.finfo(whole.dtype).tiny)
     through = share(whole.sum(-1), without.sum(-1))
-    return Rollout(layout.to_grid(whole), layout.to_grid(share(whole, without)), through, row[:, 0, memory])
+    cls = row[:, 0, layout.cls].sum(-1) + row[:, 0, layout.new_cls].sum(-1)
+    return Rollout(layout.to_grid(whole), layout.to_grid(share(whole, without)), through, row[:, 0, memory], cls)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['lift', 'weighted_mass', 'shares', 'entropy', 'effective_number', 'inverse_simpson', 'usage_information',
-           'variance_share', 'largest_cosine', 'effective_rank', 'outlier_thresholds', 'outlier_rates', 'norm_contrast',
-           'bootstrap_weights', 'weighted_means']
+           'variance_share', 'largest_cosine', 'effective_rank', 'median', 'outlier_thresholds', 'outlier_rates',
+           'norm_contrast', 'bootstrap_weights', 'weighted_means', 'sign_flip_test', 'holm']
 
 # %% ../../nbs/interp/01_stats.ipynb #a16883a5
 import torch
 import torch.nn.functional as F
+from collections.abc import Iterable
 from ..evaluation.retrieval import bootstrap_samples
 from torch import Tensor
 
@@ -88,15 +89,22 @@ def effective_rank(
     return effective_number(torch.linalg.svdvals(states))
 
 # %% ../../nbs/interp/01_stats.ipynb #7a37ba52
+def median(
+    x:Tensor, # (..., n)
+)->Tensor:    # (...)
+    "Return the median of the last dimension; of an even number of values the mean of the middle two."
+    n = x.shape[-1]
+    return (x.kthvalue((n + 1) // 2).values + x.kthvalue(n // 2 + 1).values) / 2
+
 def outlier_thresholds(
     norms:Tensor,         # Norms of the patches (..., P)
     absolute:float=150.,  # Fixed threshold
 )->dict:                  # Name: threshold (...)
     "Return three thresholds above which a patch norm is an outlier."
-    median = norms.median(-1).values
-    deviation = (norms - median.unsqueeze(-1)).abs().median(-1).values
-    return {f'above {absolute:g}': torch.full_like(median, absolute), 'above 3 medians': 3 * median,
-            'above median + 4 MAD': median + 4 * 1.4826 * deviation}
+    middle = median(norms)
+    deviation = median((norms - middle.unsqueeze(-1)).abs())
+    return {f'above {absolute:g}': torch.full_like(middle, absolute), 'above 3 medians': 3 * middle,
+            'above median + 4 MAD': middle + 4 * 1.4826 * deviation}
 
 def outlier_rates(
     norms:Tensor,         # Norms of the patches (..., P)
@@ -110,7 +118,7 @@ def norm_contrast(
     norms:Tensor, # Norms of the patches (..., P)
 )->Tensor:        # (...), 1 or more
     "Return the largest patch norm relative to the median."
-    return norms.amax(-1) / norms.median(-1).values.clamp_min(1e-12)
+    return norms.amax(-1) / median(norms).clamp_min(1e-12)
 
 # %% ../../nbs/interp/01_stats.ipynb #89305786
 def bootstrap_weights(
@@ -128,3 +136,30 @@ def weighted_means(
 )->dict:            # Name: averages (draws, ...)
     "Return averages over images for each draw."
     return {name: torch.tensordot(weights, x, dims=1) for name, x in features.items()}
+
+# %% ../../nbs/interp/01_stats.ipynb #f316e39f
+def sign_flip_test(
+    differences:Tensor, # Contribution of each image to a difference (n,)
+    draws:int=10_000,   # Random sign patterns (count)
+    seed:int=0,         # Seed of the patterns
+)->float:               # p-value, 0..1, one-sided
+    """Test whether the sum of paired differences is negative, by flipping their signs.
+
+    Below the resolution of the draws the normal approximation is used, but not below 2^-k for k nonzero differences."""
+    d = differences.double()[differences != 0]
+    if not len(d): return 1.
+    g = torch.Generator().manual_seed(seed)
+    signs = (torch.randint(0, 2, (draws, len(d)), generator=g, dtype=torch.int8) for draws in [1000] * (draws // 1000))
+    below = sum(int((s.double().mul_(2).sub_(1) @ d <= d.sum() + 1e-12).sum()) for s in signs)
+    p = (below + 1) / (draws + 1)
+    if below >= 10: return p
+    return min(p, max(torch.special.ndtr(d.sum() / d.square().sum().sqrt()).item(), 0.5**len(d)))
+
+def holm(
+    p_values:Iterable[float], # One for each test, 0..1
+)->list[float]:               # Adjusted p-values, in the same order
+    "Adjust p-values for several tests by the method of Holm 1979."
+    p = torch.tensor(list(p_values), dtype=torch.float64)
+    order = p.argsort()
+    steps = (p[order] * torch.arange(len(p), 0, -1)).clamp(max=1).cummax(0).values if len(p) else p
+    return torch.empty_like(p).scatter_(0, order, steps).tolist()
