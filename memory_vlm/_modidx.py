@@ -1365,6 +1365,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'memory_vlm.search.text_feature': ('search.html#text_feature', 'memory_vlm/search.py'),
                                    'memory_vlm.search.write_index': ('search.html#write_index', 'memory_vlm/search.py')},
             'memory_vlm.study': { 'memory_vlm.study._grid': ('study.html#_grid', 'memory_vlm/study.py'),
+                                  'memory_vlm.study._holm': ('study.html#_holm', 'memory_vlm/study.py'),
                                   'memory_vlm.study._is_finished': ('study.html#_is_finished', 'memory_vlm/study.py'),
                                   'memory_vlm.study._read_run': ('study.html#_read_run', 'memory_vlm/study.py'),
                                   'memory_vlm.study._variant_names': ('study.html#_variant_names', 'memory_vlm/study.py'),

@@ -306,9 +306,9 @@ def test_a_run_belongs_to_one_process(tmp_path):
     try:
         assert other.stdout.readline() == 'mine\n'
         assert is_locked(tmp_path)
-        with pytest.raises(ValueError, match='is being fitted by another process'), run_lock(tmp_path): pass
+        with pytest.raises(ValueError, match='is being trained by another process'), run_lock(tmp_path): pass
         (tmp_path/'config.yaml').touch()
-        with pytest.raises(ValueError, match='is being fitted by another process'), mock.patch('memory_vlm.training.run_dir.config_differences', return_value={}): fit_run(tmp_path)
+        with pytest.raises(ValueError, match='is being trained by another process'), mock.patch('memory_vlm.training.run_dir.config_differences', return_value={}): fit_run(tmp_path)
     finally: other.kill()
     other.wait()
     assert not is_locked(tmp_path)
