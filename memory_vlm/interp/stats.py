@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['lift', 'weighted_mass', 'shares', 'entropy', 'effective_number', 'inverse_simpson', 'usage_information',
            'variance_share', 'largest_cosine', 'effective_rank', 'median', 'outlier_thresholds', 'outlier_rates',
-           'norm_contrast', 'bootstrap_weights', 'weighted_means', 'sign_flip_test', 'holm']
+           'norm_contrast']
 
 # %% ../../nbs/interp/01_stats.ipynb #a16883a5
 import torch
 import torch.nn.functional as F
-from collections.abc import Iterable
-from ..evaluation.retrieval import bootstrap_samples
 from torch import Tensor
 
 # %% ../../nbs/interp/01_stats.ipynb #d306c63a
@@ -119,47 +117,3 @@ def norm_contrast(
 )->Tensor:        # (...), 1 or more
     "Return the largest patch norm relative to the median."
     return norms.amax(-1) / median(norms).clamp_min(1e-12)
-
-# %% ../../nbs/interp/01_stats.ipynb #89305786
-def bootstrap_weights(
-    num_images:int, # Images (count)
-    draws:int=1000, # Resampled sets of images (count)
-    seed:int=0,     # Seed of the draws
-)->Tensor:          # Weight of each image in each draw, fp32 (draws, num_images), rows sum to 1
-    "Return bootstrap samples as weights of averages over images."
-    drawn = torch.stack(list(bootstrap_samples(num_images, draws, seed)))
-    return torch.zeros(draws, num_images).scatter_add_(1, drawn, torch.full(drawn.shape, 1 / num_images))
-
-def weighted_means(
-    features:dict,  # Name: one value per image, fp32 (num_images, ...)
-    weights:Tensor, # (draws, num_images)
-)->dict:            # Name: averages (draws, ...)
-    "Return averages over images for each draw."
-    return {name: torch.tensordot(weights, x, dims=1) for name, x in features.items()}
-
-# %% ../../nbs/interp/01_stats.ipynb #f316e39f
-def sign_flip_test(
-    differences:Tensor, # Contribution of each image to a difference (n,)
-    draws:int=10_000,   # Random sign patterns (count)
-    seed:int=0,         # Seed of the patterns
-)->float:               # p-value, 0..1, one-sided
-    """Test whether the sum of paired differences is negative, by flipping their signs.
-
-    Below the resolution of the draws the normal approximation is used, but not below 2^-k for k nonzero differences."""
-    d = differences.double()[differences != 0]
-    if not len(d): return 1.
-    g = torch.Generator().manual_seed(seed)
-    signs = (torch.randint(0, 2, (draws, len(d)), generator=g, dtype=torch.int8) for draws in [1000] * (draws // 1000))
-    below = sum(int((s.double().mul_(2).sub_(1) @ d <= d.sum() + 1e-12).sum()) for s in signs)
-    p = (below + 1) / (draws + 1)
-    if below >= 10: return p
-    return min(p, max(torch.special.ndtr(d.sum() / d.square().sum().sqrt()).item(), 0.5**len(d)))
-
-def holm(
-    p_values:Iterable[float], # One for each test, 0..1
-)->list[float]:               # Adjusted p-values, in the same order
-    "Adjust p-values for several tests by the method of Holm 1979."
-    p = torch.tensor(list(p_values), dtype=torch.float64)
-    order = p.argsort()
-    steps = (p[order] * torch.arange(len(p), 0, -1)).clamp(max=1).cummax(0).values if len(p) else p
-    return torch.empty_like(p).scatter_(0, order, steps).tolist()

@@ -231,8 +231,8 @@ class AblationPanel(Panel):
         "Return a figure of all kinds with 95 % CIs after `measure`, else of the attention of CLS."
         if self.result is not None:
             return ablation_bars(*self.result.bars(),
-                                 note=f'{self.result.num_images} images. Whiskers: 95 % CI. Hollow: '
-                                      f'the CI includes 0. Verdict: {self.result.verdict}.')
+                                 note=f'{self.result.num_images} images. Whiskers: 95 % CI. Hollow: the CI includes 0. '
+                                      f"Verdict, after Holm's correction: {self.result.verdict}.")
         off = ', '.join(map(str, self.off)) or 'none'
         return token_overlays(self.images[self.image].numpy(), self.cls_maps(), ['original', 'ablated'],
                               title='Attention of CLS with ablated memory tokens',
