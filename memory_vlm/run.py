@@ -68,7 +68,8 @@ def _write_report(folder:Path, learn:MemoryLearner):
 # %% ../nbs/40_run.ipynb #ed360c76
 class _MapsCallback(Callback):
     "Give a log images of where memory looks, after evaluations."
-    run_valid, order = False, 81 # after the numbers of the same step
+    run_valid, order = False, 81
+    reason = 'after the log (80) of the same step'
     def __init__(self, log:MetricLog): self.out = log
     def before_fit(self): self.drawn, self.since, self.took = self.train_iter, 0., 0.
     def after_batch(self): self.draw()
