@@ -10,17 +10,13 @@ import pandas as pd
 import shlex
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from html import escape
 from .attention import find_clip, find_memory_vit
 from .core import UserError, pick
-from memory_vlm.evaluation.retrieval import (
-    bootstrap_samples,
-    chance_recall,
-    hits_per_image,
-    percentile_interval,
-    recall_over_images,
-)
+from .evaluation.intervals import ALPHA, change_interval, holm, loss_p_value, ratio_values, share_interval
+from .evaluation.retrieval import chance_recall, hits_per_image
 from .evaluation.validation import encode, evaluation_mode
 from .interp.intervene import KINDS, MemoryStates, checked_tokens, intervene, memory_positions, record_states
 from .overrides import command_words, restore_references
@@ -33,46 +29,44 @@ _RECALLS = tuple(f'{way}/R@{k}' for way in ('i2t', 't2i') for k in (1, 5, 10))
 _DECISIVE = 'R@1' # Mean of `i2t/R@1` and `t2i/R@1`
 
 # %% ../nbs/32_ablation.ipynb #66255c92
-def _bootstrap_counts(num:int, draws:int, seed:int=0)->Tensor:
-    "Return how often each image is drawn, (draws, num)."
-    return torch.stack([s.bincount(minlength=num) for s in bootstrap_samples(num, draws, seed)]).double()
-
-def _mean_recalls(hits:Tensor, texts:Tensor, counts:Tensor)->Tensor:
-    "Return the recalls over sets of images, their decisive mean first (S, 7)."
+def _recall_values(hits:Tensor, texts:Tensor)->Tensor:
+    "Return a value per image for each recall (n, 7), the decisive mean first; see `ratio_values`."
     queries = torch.stack([torch.ones_like(texts), texts], 1).repeat_interleave(3, 1) # (n,6)
-    recalls = recall_over_images(hits, queries, counts)
-    return torch.cat([recalls[:, [0, 3]].mean(1, keepdim=True), recalls], 1)
+    values = ratio_values(hits, queries)
+    return torch.cat([values[:, [0, 3]].mean(1, keepdim=True), values], 1)
 
-def _paired_difference(before:Tensor, after:Tensor, texts:Tensor, counts:Tensor)->Tensor:
-    "Return the change of each recall and the ends of its interval (3, 7); negative where the intervention hurts."
-    whole = _mean_recalls(after - before, texts, torch.ones_like(counts[:1]))
-    return torch.cat([whole, percentile_interval(_mean_recalls(after - before, texts, counts))])
+def _paired_difference(values:Tensor)->Tensor:
+    "Return the mean change of each recall and the ends of its interval (3, 7); negative where the intervention hurts."
+    return torch.cat([values.mean(0, keepdim=True), change_interval(values)]).clamp(-1, 1)
 
 # %% ../nbs/32_ablation.ipynb #55c17eee
 _VERDICTS = {
     'content used':
         "What memory holds about an image is used: neither the mean nor another image's memory can replace it.",
     'constant used':
-        'Memory is used as a constant: the tokens matter, what they hold about an image does not.',
+        'Memory is used as a constant: masking it hurts, and so does noise or a new token in its place; what the '
+        'tokens hold about an image does not matter.',
     'presence used':
-        'Only the presence of memory is used: removing it hurts, replacing it by noise or new tokens does not.',
+        'Only the presence of memory is used: masking it hurts, replacing it by noise or new tokens does not.',
+    'used, content unclear':
+        'Memory is used, for masking it hurts. Mean and shuffle disagree on whether its content is; try more images.',
     'unused':
-        'Memory is not used: no ablation lowers the score significantly.',
+        'Memory is not used: neither masking it, nor mean and shuffle together, lower the score significantly.',
     'undecided':
-        'No verdict: mean and shuffle disagree, so it is unclear what is used; try more images.',
+        'No verdict: on this part of the data no decisive ablation lowers the score significantly; ablate all of it.',
     'incomplete':
         'No verdict: run every ablation that applies to this model.',
     'at chance':
         'No verdict: the model without ablation is not better than chance, so an ablation cannot hurt.'}
 
-def _verdict(hurts:dict)->str:
-    "Return the verdict, from whether each kind hurts (None: does not apply)."
+def _verdict(hurts:dict, is_all:bool=True)->str:
+    "Return the verdict, from whether each kind hurts (None: does not apply), on all of the data or on a part."
     if set(KINDS) - set(hurts): return 'incomplete'
-    content = {hurts['mean'], hurts['shuffle']}
-    if content == {True}: return 'content used'
-    if True in content: return 'undecided'
-    if hurts['noise'] or hurts['reinit']: return 'constant used'
-    return 'presence used' if hurts['mask'] or hurts['zero'] else 'unused'
+    mean, shuffle = hurts['mean'], hurts['shuffle']
+    if mean and shuffle: return 'content used'
+    if not hurts['mask']: return 'unused' if is_all else 'undecided'
+    if mean or shuffle: return 'used, content unclear'
+    return 'constant used' if hurts['noise'] or hurts['reinit'] else 'presence used'
 
 # %% ../nbs/32_ablation.ipynb #8ade7c5e
 _HELP = """Use is not help: a model may rely on its memory and be no better for it. To measure help, train with the
@@ -106,21 +100,37 @@ class Ablation:
     num_images:int       # Images n
     notes:dict           # Reason why a kind does not apply, by kind
     cfg:DictConfig|None=None # Configuration of the run, if known
+    p_values:dict=field(default_factory=dict) # p of a loss of R@1 by row, after Holm's correction
 
     @property
     def sentence(self)->str:
         "The verdict in words, with the decisive numbers."
         rows = self.changes[_DECISIVE].xs('all', level='token').iterrows()
-        changes = ', '.join(f'{kind} {_points(row)}' for kind, row in rows)
+        changes = ', '.join(f"{kind} {_points(row)}{self._mark(kind, 'all')}" for kind, row in rows)
         score = f'{100 * self.scores[_DECISIVE]:.1f} % over {self.num_images} images'
-        return (f'{self.verdict.capitalize()}. {_VERDICTS[self.verdict]} {self._dispensable()}'
-                f'R@1, the mean of both directions, is {score}; change in points [95 % CI]: {changes}.')
+        return (f'{self.summary} R@1, the mean of both directions, is {score}; change in points [95 % CI], * '
+                f"significant after Holm's correction: {changes}.")
 
-    def _dispensable(self)->str:
-        "Return a warning if memory is used and yet masking it costs nothing."
-        used = self.verdict in ('content used', 'constant used', 'presence used')
-        if not used or self.changes.loc[('mask', 'all'), (_DECISIVE, 'high')] < 0: return ''
-        return 'Yet masking it does not lower the score significantly: the model reads memory, but does not need it. '
+    @property
+    def summary(self)->str:
+        "The verdict in words, without numbers."
+        return f'{self.verdict.capitalize()}. {_VERDICTS[self.verdict]}{self._caveat()}'
+
+    def hurts(self, kind:str, token='all')->bool: # Whether the loss of R@1 is significant after Holm's correction
+        "Return whether an ablation lowers the score significantly."
+        return self.p_values.get((kind, token), 1) < ALPHA
+
+    def _mark(self, kind:str, token)->str: return '*' * self.hurts(kind, token)
+
+    def _caveat(self)->str:
+        "Return a warning if memory is used but not needed, or not used but spoiled by what replaces it."
+        if self.verdict == 'content used' and not self.hurts('mask'):
+            return (' Yet masking it does not lower the score significantly: the model reads memory, but does not '
+                    'need it.')
+        spoiling = [k for k in ('zero', 'noise', 'reinit') if self.hurts(k)]
+        if self.verdict not in ('unused', 'undecided') or not spoiling: return ''
+        return (f" What {' and '.join(spoiling)} cost{'s' * (len(spoiling) == 1)} is no sign of use: such tokens are "
+                'unlike those of the training.')
 
     def bars(
         self,
@@ -136,14 +146,16 @@ class Ablation:
     def table(self)->pd.DataFrame:
         "Table for display: change in points [95 % CI]."
         cells = {m: [_points(r) for r in self.changes[m].to_numpy()] for m in self.scores}
+        cells[_DECISIVE] = [c + self._mark(*row) for c, row in zip(cells[_DECISIVE], self.changes.index)]
         shown = pd.DataFrame(cells, index=[k if t == 'all' else f'{k}, token {t} only' for k, t in self.changes.index])
         for kind in self.notes: shown.loc[kind] = 'does not apply'
         scores = pd.DataFrame({m: f'{100 * s:.1f} %' for m, s in self.scores.items()}, index=['no ablation'])
         return pd.concat([scores, shown])
 
     def to_dict(self)->dict: # Plain values, for JSON; shares of 1
-        "Return scores, verdict, and every change with its interval."
-        rows = [dict(kind=kind, token=token, **{m: dict(row[m]) for m in self.scores})
+        "Return scores, verdict, and every change with its interval and corrected p-value."
+        p = self.p_values.get
+        rows = [dict(kind=kind, token=token, p=p((kind, token)), **{m: dict(row[m]) for m in self.scores})
                 for (kind, token), row in self.changes.iterrows()]
         return dict(verdict=self.verdict, sentence=self.sentence, num_images=self.num_images, scores=self.scores,
                     changes=rows, notes=self.notes)
@@ -157,23 +169,25 @@ class Ablation:
         return f'{self.table.to_html()}{text}<pre style="white-space:pre-wrap">{escape(_next_steps(self.cfg))}</pre>'
 
 # %% ../nbs/32_ablation.ipynb #8be9d865
-def _summarize(hits:dict, index:Tensor, notes:dict, draws:int=1000, seed:int=0)->Ablation:
+def _corrected_p_values(values:dict)->dict:
+    "Return the p-values of a loss by row, Holm-corrected over the kinds, and apart over the rows of single tokens."
+    p = {run: loss_p_value(v[:, 0]).item() for run, v in values.items()}
+    return holm({r: x for r, x in p.items() if r[1] == 'all'}) | holm({r: x for r, x in p.items() if r[1] != 'all'})
+
+def _summarize(hits:dict, index:Tensor, notes:dict, is_all:bool=True, chance:dict=None)->Ablation:
     "Compute changes, intervals and the verdict from hits."
-    before, num = hits[None], len(hits[None])
-    texts, counts = index.cpu().bincount(minlength=num).double(), _bootstrap_counts(num, draws, seed)
-    names = _DECISIVE, *_RECALLS
-    runs = [run for run in hits if run is not None]
-    changes = {run: _paired_difference(before, hits[run], texts, counts).T.flatten().tolist() for run in runs}
+    before, num, names = hits[None], len(hits[None]), (_DECISIVE, *_RECALLS)
+    texts = index.cpu().bincount(minlength=num)
+    values = {run: _recall_values(h - before, texts) for run, h in hits.items() if run is not None}
     columns = pd.MultiIndex.from_product([names, ('change', 'low', 'high')], names=['metric', None])
-    changes = pd.DataFrame.from_dict(changes, orient='index', columns=columns)
-    changes.index = pd.MultiIndex.from_tuples(runs, names=['kind', 'token'])
-    high = changes[_DECISIVE, 'high']
-    hurts = {kind: high[kind, token] < 0 for kind, token in runs if token == 'all'} | dict.fromkeys(notes)
-    scores = _mean_recalls(before, texts, torch.ones_like(counts[:1]))[0].tolist()
-    chance = chance_recall(index, ks=(1,))
-    low = _mean_recalls(before, texts, counts)[:, 0].quantile(0.025)
-    above_chance = low > (chance['i2t/R@1'] + chance['t2i/R@1']) / 2
-    return Ablation(dict(zip(names, scores)), changes, _verdict(hurts) if above_chance else 'at chance', num, notes)
+    changes = pd.DataFrame([_paired_difference(v).T.flatten().tolist() for v in values.values()], columns=columns,
+                           index=pd.MultiIndex.from_tuples(list(values), names=['kind', 'token']))
+    p_values = _corrected_p_values(values)
+    hurts = {kind: p < ALPHA for (kind, token), p in p_values.items() if token == 'all'} | dict.fromkeys(notes)
+    own, chance = _recall_values(before, texts), chance or chance_recall(index, ks=(1,))
+    above_chance = share_interval(own[:, 0])[0] > (chance['i2t/R@1'] + chance['t2i/R@1']) / 2
+    verdict = _verdict(hurts, is_all) if above_chance else 'at chance'
+    return Ablation(dict(zip(names, own.mean(0).tolist())), changes, verdict, num, notes, p_values=p_values)
 
 # %% ../nbs/32_ablation.ipynb #8639dd0f
 def _encode_intervened(model:nn.Module, dl, runs:list, layers:list, states:MemoryStates, seed:int=0)->dict:
@@ -199,24 +213,38 @@ def _inapplicable_kinds(vit:nn.Module, states:MemoryStates, layers:list)->dict:
         notes['mean'] = notes['shuffle'] = 'memory is the same for every image here'
     return notes
 
+class _FirstImages:
+    "The first images of a loader; `is_all` tells after a pass whether these were all."
+    def __init__(self, dl:Iterable, num:int): self.dl, self.num, self.is_all = dl, num, True
+
+    def __iter__(self)->Iterator[tuple]:
+        left = self.num
+        for images, ids, index in self.dl:
+            if left < len(images): self.is_all = False
+            if left <= 0: return
+            row = index.unique_consecutive(return_inverse=True)[1]
+            yield images[:left], ids[row < left], index[row < left]
+            left -= len(images)
+
 def ablate(
     model,                     # A run folder, a Learner, a MemoryCLIP, or another thing that `as_model` takes
     dl=None,                   # Batches as `encode` takes them; None: the validation data that belongs to `model`
     kinds=KINDS,               # Some of `KINDS`; the verdict needs all that apply
     leave_one_out:bool=False,  # Also ablate each token alone: M times the cost
     layers=None,               # One block, several, or None for all
-    draws:int=1000,            # Bootstrap samples for the intervals (count)
-    seed:int=0,                # Seed of interventions and bootstrap
+    draws:int=None,            # Without effect: the intervals are computed in closed form
+    seed:int=0,                # Seed of the interventions
+    num_images:int=None,       # Only the first images of the data; None: all
 )->Ablation:
     """Measure whether the model uses its memory. Raises `UserError` for a model without memory, for data that is
     missing, empty or random, and if no kind applies."""
     loaded = as_model(model, dl)
     model, vit = find_clip(loaded.model), find_memory_vit(loaded.model)
     if loaded.loader is None and loaded.cfg is None: raise UserError('got a model without data; call ablate(model, dl)')
-    dl = loaded.valid_dl
+    dl = loaded.valid_dl if num_images is None else _FirstImages(loaded.valid_dl, num_images)
     layers = checked_tokens(layers, len(vit.blocks), 'layer')
     kinds = [pick(KINDS, kind, 'kinds') for kind in kinds]
-    with record_states(model) as states: images, texts, image_index = encode(model, dl)
+    with record_states(model) as states: images, texts, image_index, captions = encode(model, dl)
     notes = {kind: why for kind, why in _inapplicable_kinds(vit, states, layers).items() if kind in kinds}
     tokens = ['all', *(range(vit.layout.num_memory) if leave_one_out else ())]
     runs = [(kind, token) for token in tokens for kind in KINDS if kind in kinds and kind not in notes]
@@ -227,5 +255,6 @@ def ablate(
     if features[None].shape != images.shape or not torch.allclose(features[None], images, atol=1e-4):
         raise UserError('the loader gave other images in the second pass; '
                         'pass an evaluation loader, without shuffling or augmentation')
-    hits = {run: hits_per_image(f, texts, image_index) for run, f in features.items()}
-    return replace(_summarize(hits, image_index, notes, draws, seed), cfg=loaded.cfg)
+    hits = {run: hits_per_image(f, texts, image_index, captions=captions) for run, f in features.items()}
+    chance = chance_recall(image_index, (1,), captions)
+    return replace(_summarize(hits, image_index, notes, getattr(dl, 'is_all', True), chance), cfg=loaded.cfg)

@@ -185,7 +185,7 @@ def eval_command(
 # %% ../nbs/50_cli.ipynb #e9f99a9a
 def report_command(
     model:str,              # A run, or a checkpoint of one
-    images:int=256,         # Validation images on which memory is measured
+    images:int=512,         # Validation images on which memory is measured
     json:bool=False,        # Print JSON
 )->int:
     "Write the HTML report of a run again, and print what its memory does"

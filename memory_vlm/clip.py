@@ -53,14 +53,15 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         super().__init__()
         self.cfg = cfg = OmegaConf.merge(OmegaConf.structured(ModelConfig), cfg) # defaults for missing keys
         dim = cfg.proj_dim or cfg.embed_dim
-        with random_stream('visual'): self.visual = make_vit(cfg)
+        check_memory(cfg)
+        with random_stream('visual'): self.visual = make_vit(OmegaConf.merge(cfg, dict(memory=dict(enabled=False))))
         if cfg.proj != 'none':
             with random_stream('head'):
                 self.visual.head = nn.Linear(cfg.embed_dim, dim, bias=cfg.proj == 'affine')
                 nn.init.normal_(self.visual.head.weight, std=cfg.embed_dim ** -0.5)
-            if self.visual.new_cls is not None: self.visual.start_new_cls() # copies the head
         with random_stream('text'): self.text = make_text(cfg.text, dim)
         torch.rand(()) # the next model gets other weights
+        if cfg.memory.enabled: self.visual.add_memory(*memory_arguments(cfg.memory))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / cfg.contrastive.temperature)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.)) if cfg.contrastive.loss_type == 'siglip' else None
         self.register_buffer('mean', torch.tensor(list(cfg.mean)), persistent=False)

@@ -27,6 +27,7 @@ from .data.base import make_cache
 from .data.loaders import make_loader
 from .data.sources import open_sources, source_options
 from .data.tokenizer import text_tokenizer
+from .data.transforms import Preprocessing
 from .distributed import Interrupts, broadcast_from_main, detect_lost_ranks, is_main, rank, world_size
 from .evaluation.validation import encode, evaluate
 from .loss import LOSSES
@@ -70,9 +71,9 @@ def make_dls(
     d, t = cfg.training.data, cfg.training
     tokenizer = text_tokenizer(cfg.model.text)
     _check_vocabulary(cfg.model, tokenizer.vocab_size)
-    common = dict(image_size=d.image_size, tokenizer=tokenizer, num_workers=d.num_workers, seed=t.seed,
-                  prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory, persistent_workers=d.persistent_workers,
-                  max_bad_fraction=d.max_bad_fraction)
+    common = dict(image_size=d.image_size, preprocessing=Preprocessing.of(cfg.model), tokenizer=tokenizer,
+                  num_workers=d.num_workers, seed=t.seed, prefetch_factor=d.prefetch_factor, pin_memory=d.pin_memory,
+                  persistent_workers=d.persistent_workers, max_bad_fraction=d.max_bad_fraction)
     sources = open_sources(d.train_path, d.val_path, d.val_fraction, **source_options(d))
     if cache := make_cache(d.cache_mb):
         for source in sources: source.set_cache(cache)

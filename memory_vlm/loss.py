@@ -8,7 +8,9 @@ __all__ = ['LOSSES', 'clip_loss', 'siglip_loss']
 # %% ../nbs/13_loss.ipynb #689eff7e
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from collections.abc import Callable
+from functools import partial
 from math import ceil
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -127,13 +129,23 @@ class _Contrast(torch.autograd.Function):
         return None, None, None, *(g * f if need else None for g, f, need in zip(grads, factors, needs))
 
 # %% ../nbs/13_loss.ipynb #07df06de
-def _contrast(objective, image, text, scale, bias, gather_distributed, tile):
+def _with_pairs(positives:Tensor, pairs:int, world:int)->Tensor:
+    "Check a mask of positives, and add the pairs themselves."
+    if positives.shape != (pairs, pairs * world) or positives.dtype != torch.bool:
+        raise ValueError(f'positives is {positives.dtype} {tuple(positives.shape)}; it must be bool with a row for '
+                         f'each image and a column for each text of all ranks, {(pairs, pairs * world)}')
+    first = dist.get_rank() * pairs if world > 1 else 0
+    own = torch.eye(pairs, dtype=torch.bool, device=positives.device)
+    return positives | F.pad(own, (first, pairs * (world - 1) - first))
+
+def _contrast(objective, image, text, scale, bias, gather_distributed, tile, positives=None):
     "Check the features and apply `objective`, with gradients if an input requires them."
     if image.dim() != 2 or image.shape != text.shape or len(image) == 0:
         raise ValueError(f'image_features {tuple(image.shape)} and text_features {tuple(text.shape)} must have '
                          'the same shape (pairs, width), with at least one pair')
     world = dist.get_world_size() if gather_distributed and dist.is_available() and dist.is_initialized() else 1
     inputs, tile = (image, text, scale, bias), tile or (2048 if image.device.type == 'cpu' else 4096)
+    if positives is not None: objective = partial(objective, positives=_with_pairs(positives, len(image), world))
     if torch.is_grad_enabled() and any(torch.is_tensor(t) and t.requires_grad for t in inputs):
         return _Contrast.apply(objective, world, tile, *inputs)
     return _compute(objective, world, tile, *inputs, grads=False)[0]
@@ -144,24 +156,30 @@ def _logsumexp(z:Tensor, dim:int, space:Tensor)->Tensor:
     top = z.amax(dim, keepdim=True)
     return torch.sub(z, top, out=space).exp_().sum(dim, keepdim=True).log_().add_(top).squeeze(dim)
 
-def _clip(logits:_TiledLogits, grads:bool)->tuple[Tensor, int]:
+def _clip(logits:_TiledLogits, grads:bool, positives:Tensor|None=None)->tuple[Tensor, int]:
     "Compute symmetric InfoNCE in two passes. Source: arXiv:2103.00020 figure 3."
     m = logits
-    row, col = (m.scale.new_full((len(t),), -torch.inf) for t in (m.x, m.y))
-    matched = torch.empty_like(row)
+    row, col, right_row, right_col = (m.scale.new_full((len(t),), -torch.inf) for t in (m.x, m.y, m.x, m.y))
     for r, c in m.tiles:
         z, space = m.tile(r, c), m.space(1, r, c)
         row[r] = row[r].logaddexp(_logsumexp(z, 1, space))
         col[c] = col[c].logaddexp(_logsumexp(z, 0, space))
-        matched[m.matching_rows(r, c)] = m.matching(z, r, c)
+        if positives is None: right_row[m.matching_rows(r, c)] = m.matching(z, r, c)
+        else:
+            right = torch.where(positives[r, c], z, -torch.inf)
+            right_row[r] = right_row[r].logaddexp(right.logsumexp(1))
+            right_col[c] = right_col[c].logaddexp(right.logsumexp(0))
     col = _gather(col[None], m.world).logsumexp(0)
-    total = _sum(((row - matched) + (col[m.own] - matched)).sum(), m.world)
+    if positives is None: right_col[m.own] = right_row
+    else: right_col = _gather(right_col[None], m.world).logsumexp(0)
+    total = _sum(((row - right_row) + (col[m.own] - right_col[m.own])).sum(), m.world)
     if grads: m.start_gradients()
     for r, c in reversed(m.tiles) if grads else ():
-        if (r, c) != m.tiles[-1]: z = m.tile(r, c)
+        if positives is not None or (r, c) != m.tiles[-1]: z = m.tile(r, c)
         p = torch.sub(z, row[r, None], out=m.space(1, r, c)).exp_()
+        if positives is None: m.matching(p, r, c).sub_(2)
+        else: p -= positives[r, c] * ((z - right_row[r, None]).exp_() + (z - right_col[c]).exp_())
         p += z.sub_(col[c]).exp_()
-        m.matching(p, r, c).sub_(2)
         m.add_gradients(r, c, p)
     return total, 2 * len(m.y)
 
@@ -172,23 +190,31 @@ def clip_loss(
     logit_scale:Tensor|float,      # Factor of the cosines: `exp` of the learned parameter, 0-d or (1,)
     gather_distributed:bool=False, # Use negatives of all ranks, with gradients scaled for DDP's average
     tile:int|None=None,            # Largest side of a tile; None: 2048 on a CPU, 4096 on a GPU
+    # Texts that are also right for an image, such as equal captions, bool (B, B; with `gather_distributed` the columns
+    # of all ranks); None: only row i
+    positives:Tensor|None=None,
 )->Tensor:                         # Loss, 0-d, float32 or float64
-    "Compute CLIP's symmetric softmax loss in memory linear in B. Raises ValueError if the shapes differ or are empty."
-    return _contrast(_clip, image_features, text_features, logit_scale, None, gather_distributed, tile)
+    """Compute CLIP's symmetric softmax loss in memory linear in B. Raises ValueError if the shapes differ or are empty.
+
+    With several positives it is the negative log of their summed softmax, so that a perfect model reaches 0."""
+    return _contrast(_clip, image_features, text_features, logit_scale, None, gather_distributed, tile, positives)
 
 # %% ../nbs/13_loss.ipynb #63b3e81f
-def _siglip(logits:_TiledLogits, grads:bool)->tuple[Tensor, int]:
+def _siglip(logits:_TiledLogits, grads:bool, positives:Tensor|None=None)->tuple[Tensor, int]:
     "Compute the pairwise sigmoid loss in one pass. Source: arXiv:2303.15343 equation 1."
     m, total = logits, logits.scale.new_zeros(())
     if grads: m.start_gradients()
     for r, c in m.tiles:
         z, space = m.tile(r, c), m.space(1, r, c)
-        m.matching(z, r, c).neg_() # z is now -t z; the form of log(1 + e^z) below cannot overflow
+        def flip(t): # the sign of matching pairs
+            if positives is None: m.matching(t, r, c).neg_()
+            else: torch.where(positives[r, c], -t, t, out=t)
+        flip(z) # z is now -t z; the form of log(1 + e^z) below cannot overflow
         total += torch.clamp(z, min=0, out=space).sum()
         total += torch.abs(z, out=space).neg_().exp_().log1p_().sum()
         if not grads: continue
         p = z.sigmoid_()
-        m.matching(p, r, c).neg_()
+        flip(p)
         m.add_gradients(r, c, p)
     return _sum(total, m.world), len(m.y)
 
@@ -200,9 +226,13 @@ def siglip_loss(
     logit_bias:Tensor|float,       # Added to every logit: the learned parameter, 0-d or (1,)
     gather_distributed:bool=False, # Use negatives of all ranks, with gradients scaled for DDP's average
     tile:int|None=None,            # Largest side of a tile; None: 2048 on a CPU, 4096 on a GPU
+    # Texts that are also right for an image, such as equal captions, bool (B, B; with `gather_distributed` the columns
+    # of all ranks); None: only row i
+    positives:Tensor|None=None,
 )->Tensor:                         # Loss, 0-d, float32 or float64
     "Compute SigLIP's pairwise sigmoid loss in memory linear in B. Raises ValueError if the shapes differ or are empty."
-    return _contrast(_siglip, image_features, text_features, logit_scale, logit_bias, gather_distributed, tile)
+    return _contrast(_siglip, image_features, text_features, logit_scale, logit_bias, gather_distributed, tile,
+                     positives)
 
 # %% ../nbs/13_loss.ipynb #f1efc5b4
 LOSSES:dict[str, Callable] = dict(clip=clip_loss, siglip=siglip_loss)

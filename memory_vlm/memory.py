@@ -95,8 +95,10 @@ def memory_update(
 class MemoryUpdate(nn.Module):
     "How one block updates memory. Subclasses override `pre_block`, `post_block` or both."
     in_sequence = True # Whether memory must be in the sequence
-    reads = False      # Whether `pre_block` is overridden
-    def __init_subclass__(cls): cls.reads = cls.pre_block is not MemoryUpdate.pre_block
+    reads = writes = False # Whether `pre_block` and `post_block` are overridden
+    def __init_subclass__(cls):
+        cls.reads = cls.pre_block is not MemoryUpdate.pre_block
+        cls.writes = cls.post_block is not MemoryUpdate.post_block
     def __init__(
         self,
         dim:int,         # Width D
@@ -109,11 +111,19 @@ class MemoryUpdate(nn.Module):
     def post_block(self, memory:Tensor, written:Tensor)->Tensor: return written # (B,M,D), (B,M,D) -> (B,M,D)
 
 # %% ../nbs/10_memory.ipynb #9b60397c
+def _interpolate(memory:Tensor, written:Tensor, weight)->Tensor:
+    "Return `(1 - weight) memory + weight written`. Under autocast a learned weight has a lower precision than tokens."
+    weight = weight.to(written.dtype) if torch.is_tensor(weight) else weight
+    return torch.lerp(memory.to(written.dtype), written, weight)
+
 @memory_update('attention')
 class AttentionUpdate(MemoryUpdate):
     "Interpolate between the input and the output of the block by `mem_alpha` (1: registers, arXiv 2309.16588)."
+    def __init__(self, dim, num_heads, alpha):
+        super().__init__(dim, num_heads, alpha)
+        self.writes = alpha != 1
     def post_block(self, memory, written):
-        return written if self.alpha == 1 else torch.lerp(memory, written, self.alpha)
+        return written if self.alpha == 1 else _interpolate(memory, written, self.alpha)
 
 @memory_update('static')
 class StaticUpdate(MemoryUpdate):
@@ -138,8 +148,7 @@ class GatedUpdate(MemoryUpdate):
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, math.log(alpha / (1 - alpha)))
     def post_block(self, memory, written): # (B,M,D)
-        gate = self.gate(torch.cat([memory, written], -1)).sigmoid()
-        return torch.lerp(memory, written, gate.to(memory.dtype)) # autocast computes the gate in half precision
+        return _interpolate(memory, written, self.gate(torch.cat([memory, written], -1)).sigmoid())
 
 # %% ../nbs/10_memory.ipynb #a1b799e1
 @memory_update('cross_attention')

@@ -10,13 +10,13 @@ import html
 import torch
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from .attention import find_memory_vit
+from .ablation import Ablation, ablate
+from .attention import find_clip, find_memory_vit
 from .clip import MemoryCLIP
 from .core import UserError, pick
-from .evaluation.retrieval import percentile_interval
+from .evaluation.intervals import jackknife_values, mean_interval, share_interval
 from .interp.features import map_layer, memory_features
 from memory_vlm.interp.stats import (
-    bootstrap_weights,
     effective_number,
     effective_rank,
     inverse_simpson,
@@ -24,12 +24,13 @@ from memory_vlm.interp.stats import (
     lift,
     usage_information,
     variance_share,
-    weighted_means,
 )
 from .memory import is_dead
+from .models.pretrained import find_pretrained
 from .tokens import TokenLayout
-from .training.run_dir import as_model
+from .training.run_dir import LoadedModel, as_model
 from .vision import MemoryViT
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from typing import NamedTuple
 
@@ -43,6 +44,9 @@ class _Metric(NamedTuple):
     of:Callable|None = None   # Averaged features -> (draws,), (draws, L) or (draws, G); None: the feature itself
     uniform:float|str|None = None # Value under uniform attention, or the feature that has it
     largest:bool = False      # Report the layer with the largest value, not the mean over layers
+    limits:tuple = (-torch.inf, torch.inf) # Smallest and largest possible value
+    is_share:bool = False     # A mean of scores 0..1 that all images may have alike: the interval of a share
+    is_step:bool = False      # `of` falls in steps as the feature grows: the interval is taken of the feature
 
 # %% ../nbs/31_report.ipynb #31f26ccb
 def _attention_metrics(layout:TokenLayout)->list:
@@ -51,25 +55,30 @@ def _attention_metrics(layout:TokenLayout)->list:
     share, ratio, uniform = 'share of its attention', 'relative to uniform attention', M / K
     weighted = 'share of attention times value norm'
     return [
-        _Metric('attention', 'CLS to memory', 'cls_mass', share, uniform=uniform),
-        _Metric('attention', 'CLS to memory, lift', 'cls_mass', ratio, lambda f: lift(f['cls_mass'], M, K), 1),
-        _Metric('attention', 'CLS to memory, value-weighted', 'cls_weighted', weighted, uniform=uniform),
-        _Metric('attention', 'patches to memory', 'patch_mass', share, uniform=uniform),
-        _Metric('attention', 'patches to memory, lift', 'patch_mass', ratio, lambda f: lift(f['patch_mass'], M, K), 1),
-        _Metric('attention', 'patches to memory, value-weighted', 'patch_weighted', weighted, uniform=uniform),
-        _Metric('attention', 'memory to memory, lift', 'memory_mass', ratio, lambda f: lift(f['memory_mass'], M, K), 1),
-        _Metric('attention', 'memory to patches, lift', 'reading', ratio, lambda f: lift(f['reading'], P, K), 1),
-        _Metric('usage', 'effect of masking memory', 'hidden', 'change of the output: 1 - cosine'),
+        _Metric('attention', 'CLS to memory', 'cls_mass', share, uniform=uniform, limits=(0, 1)),
+        _Metric('attention', 'CLS to memory, lift', 'cls_mass', ratio, lambda f: lift(f['cls_mass'], M, K), 1,
+                limits=(0, K / M)),
+        _Metric('attention', 'CLS to memory, value-weighted', 'cls_weighted', weighted, uniform=uniform, limits=(0, 1)),
+        _Metric('attention', 'patches to memory', 'patch_mass', share, uniform=uniform, limits=(0, 1)),
+        _Metric('attention', 'patches to memory, lift', 'patch_mass', ratio, lambda f: lift(f['patch_mass'], M, K), 1,
+                limits=(0, K / M)),
+        _Metric('attention', 'patches to memory, value-weighted', 'patch_weighted', weighted, uniform=uniform,
+                limits=(0, 1)),
+        _Metric('attention', 'memory to memory, lift', 'memory_mass', ratio, lambda f: lift(f['memory_mass'], M, K), 1,
+                limits=(0, K / M)),
+        _Metric('attention', 'memory to patches, lift', 'reading', ratio, lambda f: lift(f['reading'], P, K), 1,
+                limits=(0, K / P)),
+        _Metric('usage', 'effect of masking memory', 'hidden', 'change of the output: 1 - cosine', limits=(0, 2)),
         _Metric('usage', 'effective number of tokens', 'usage', 'exp of the entropy of usage',
-                lambda f: effective_number(f['usage']), M),
+                lambda f: effective_number(f['usage']), M, limits=(1, M)),
         _Metric('usage', 'inverse Simpson index', 'usage', 'as above, less weight on rarely used tokens',
-                lambda f: inverse_simpson(f['usage']), M),
+                lambda f: inverse_simpson(f['usage']), M, limits=(1, M)),
         _Metric('usage', 'dead tokens', 'usage', 'below 5 % of uniform attention; `ablate` measures effect',
-                lambda f: is_dead(f['usage'], K).float().sum((-2, -1)), 0),
+                lambda f: is_dead(f['usage'], K).float().sum((-2, -1)), 0, is_step=True),
         _Metric('images', 'information of usage about the image', 'shares', 'nats; 0: every image uses the same tokens',
-                lambda f: usage_information(f['shares'], f['entropy']), 0),
+                lambda f: usage_information(f['shares'], f['entropy']), 0, limits=(0, torch.inf)),
         _Metric('images', 'variance over images', 'state', 'share of the mean square; 0: the same for every image',
-                lambda f: variance_share(f['state'], f['square']))]
+                lambda f: variance_share(f['state'], f['square']), limits=(0, 1))]
 
 # %% ../nbs/31_report.ipynb #ad562681
 def _state_metrics(features:dict)->list:
@@ -84,11 +93,12 @@ def _state_metrics(features:dict)->list:
         _Metric('norms', 'memory norm', 'memory_norm', 'relative to the median patch')]
     for name in features:
         if not name.startswith('above'): continue
-        rows.append(_Metric('norms', f'patch norms {name}', name, 'share of patches', largest=True))
+        rows.append(_Metric('norms', f'patch norms {name}', name, 'share of patches', largest=True, is_share=True))
     for score in [n.removeprefix('center ') for n in features if n.startswith('center ')]:
         note = f"mean over tokens; a center heatmap gets {features[f'center {score}'].mean():.2f}"
         tokens = f'tokens {score}'
-        rows.append(_Metric('localization', score, tokens, note, lambda f, n=tokens: f[n].mean(-1), f'even {score}'))
+        rows.append(_Metric('localization', score, tokens, note, lambda f, n=tokens: f[n].mean(-1), f'even {score}',
+                            is_share=True))
     return rows
 
 def _metrics(layout:TokenLayout, features:dict)->list:
@@ -111,33 +121,57 @@ class _Row:
     layers:list|None = None     # Value in each layer, if there are several
 
 # %% ../nbs/31_report.ipynb #37b92e6f
-def _bootstrap_values(metrics:list, features:dict, weights:Tensor)->list:
-    "Return all metrics in each draw, (draws, L or G or 1) each; 100 draws at a time, because states are large."
-    values = [[] for _ in metrics]
-    for some in weights.split(100):
-        means = weighted_means(features, some)
-        for collected, m in zip(values, metrics):
-            x = m.of(means) if m.of else means[m.feature]
-            collected.append(x if x.dim() > 1 else x.unsqueeze(1))
-    return [torch.cat(collected) for collected in values]
+def _values(metrics:list, means:dict)->list:
+    "Return all metrics of averaged features (S, ...), a tensor (S, L or G or 1) each."
+    found = [m.of(means) if m.of else means[m.feature] for m in metrics]
+    return [x if x.dim() > 1 else x.unsqueeze(1) for x in found]
 
-def _make_row(metric:_Metric, point:Tensor, drawn:Tensor, untrained:Tensor|None, features:dict)->_Row:
+def _image_values(metrics:list, features:dict)->list:
+    "Return the jackknife's value per image of all metrics (n, L or G or 1), the average features of steps instead."
+    n, totals = len(features['hidden']), {name: x.double().sum(0) for name, x in features.items()}
+    smooth = [m for m in metrics if not m.is_step]
+    whole = _values(smooth, {name: x[None] / n for name, x in totals.items()})
+    left_out = [[] for _ in smooth] # 100 images at a time, because states are large
+    for i in range(0, n, 100):
+        means = {name: (totals[name] - x[i:i+100].double()) / max(n - 1, 1) for name, x in features.items()}
+        for collected, x in zip(left_out, _values(smooth, means)): collected.append(x)
+    values = iter(jackknife_values(w[0], torch.cat(x)) for w, x in zip(whole, left_out))
+    return [features[m.feature].double() if m.is_step else next(values) for m in metrics]
+
+def _interval_of_largest(values:Tensor, interval:Callable)->Tensor:
+    "Return the interval of the largest of several means (n, L); it allows for choosing the largest by the same images."
+    low, high = interval(values)
+    rivals = high >= low[values.mean(0).argmax()]
+    level = 1 - 0.1 / max(int(rivals.sum()), 2) # of equals one is too high by chance, but hardly all are too low
+    return torch.stack([interval(values[:, rivals], level=level)[0].max(), high.max()])
+
+def _estimate(metric:_Metric, values:Tensor)->tuple:
+    "Return a metric in each layer (L or G or 1), one number of it, and the ends of its interval (None for one image)."
+    if metric.is_step:
+        ends = mean_interval(values).nan_to_num(torch.nan).flip(0)
+        point, low, high = metric.of({metric.feature: torch.stack([values.mean(0), *ends])}).tolist()
+        return torch.tensor([point]), point, *((low, high) if len(values) > 1 else (None, None)), None
+    point = values.mean(0).clamp(*metric.limits)
+    interval, layer = share_interval if metric.is_share else mean_interval, None
+    if metric.largest:
+        value, layer = point.max(), int(point.argmax())
+        ends = _interval_of_largest(values, interval)
+    else: value, ends = values.mean().clamp(*metric.limits), interval(values.mean(-1))
+    return point, value.item(), *(ends.clamp(*metric.limits).tolist() if len(values) > 1 else (None, None)), layer
+
+def _make_row(metric:_Metric, values:Tensor, untrained:Tensor|None, features:dict)->_Row:
     "Return one row, its layers reduced to one number."
-    layer = int(point.argmax()) if metric.largest else None
-    def one(x): return x.mean(-1) if layer is None else x[..., layer]
-    new = None if untrained is None else (untrained.max() if metric.largest else untrained.mean()).item()
+    point, value, low, high, layer = _estimate(metric, values)
+    new = None if untrained is None else _estimate(metric, untrained)[1]
     uniform = features[metric.uniform].mean().item() if isinstance(metric.uniform, str) else metric.uniform
-    return _Row(metric.group, metric.name, one(point).item(), *percentile_interval(one(drawn)).tolist(), uniform, new,
-                metric.note, layer, point.tolist() if len(point) > 1 else None)
+    return _Row(metric.group, metric.name, value, low, high, uniform, new, metric.note, layer,
+                point.tolist() if len(point) > 1 else None)
 
-def _image_rows(layout:TokenLayout, features:dict, untrained:dict|None=None, draws:int=1000)->list:
+def _image_rows(layout:TokenLayout, features:dict, untrained:dict|None=None)->list:
     "Return the rows of all metrics."
-    metrics, n = _metrics(layout, features), len(features['hidden'])
-    equal = torch.full((1, n), 1 / n)
-    points = _bootstrap_values(metrics, features, equal)
-    drawn = _bootstrap_values(metrics, features, bootstrap_weights(n, draws))
-    new = [x[0] for x in _bootstrap_values(metrics, untrained, equal)] if untrained else [None] * len(metrics)
-    return [_make_row(m, p[0], d, u, features) for m, p, d, u in zip(metrics, points, drawn, new)]
+    metrics = _metrics(layout, features)
+    new = _image_values(metrics, untrained) if untrained else [None] * len(metrics)
+    return [_make_row(m, x, u, features) for m, x, u in zip(metrics, _image_values(metrics, features), new)]
 
 # %% ../nbs/31_report.ipynb #34cfdee3
 def _stored_tokens(vit:MemoryViT)->Tensor:
@@ -160,14 +194,14 @@ def _stored_rows(vit:MemoryViT, twin:MemoryViT|None=None, is_start:bool=False)->
     return rows + [row('effective rank', effective_rank, 'number of directions')]
 
 # %% ../nbs/31_report.ipynb #39b08718
-def _usage_summary(rows:dict)->str:
-    "Return whether memory is used, judged by the effect of masking it."
+def _usage_summary(rows:dict, use:Ablation|str)->str:
+    "Return the verdict of the ablation, or the reason why there is none, and what masking does to the output."
     effect, attention = rows['effect of masking memory'], rows['CLS to memory, lift']
-    verdict = 'used' if effect.low > 0.01 else 'not used' if effect.high < 1e-4 else 'hardly used'
     untrained = '' if attention.untrained is None else f' ({attention.untrained:.2f} without training)'
-    return (f'The tokens are {verdict}: masking them changes the output by {effect.value:.2g} (1 - cosine), and CLS '
-            f'attends to them {attention.value:.2f} times as much as under uniform attention{untrained}. `ablate` and '
-            'training without memory show whether it helps.')
+    verdict = f'Use was not measured: {use}.' if isinstance(use, str) else use.summary
+    return (f'{verdict} Masking the tokens changes the output by {effect.value:.2g} (1 - cosine), and CLS attends to '
+            f'them {attention.value:.2f} times as much as under uniform attention{untrained}. Use is not help: only '
+            'training without memory shows whether it helps.')
 
 def _difference_summary(rows:dict, num_memory:int)->str:
     "Return whether the tokens differ from each other."
@@ -186,7 +220,8 @@ def _images_summary(rows:dict)->str:
     if variance is None or variance.value < 1e-6:
         return ('They are the same for every image, a learned constant of this mechanism; only their usage can depend '
                 f'on the image ({usage:.2g} nats of information).')
-    verdict = 'depend' if variance.low > 0.05 else 'hardly depend' if variance.high < 0.01 else 'depend a little'
+    low, high = (variance.value if end is None else end for end in (variance.low, variance.high))
+    verdict = 'depend' if low > 0.05 else 'hardly depend' if high < 0.01 else 'depend a little'
     return (f'They {verdict} on the image: {variance.value:.1%} of their mean square is variance over images, and '
             f'their usage has {usage:.2g} nats of information about the image.')
 
@@ -204,8 +239,10 @@ class MemoryReport:
         rows:list,       # Rows
         sentences:list,  # Sentences
         features:dict,   # Features of the images, for plots: name -> fp32 (images, ...)
+        ablation:Ablation|None=None, # Where the verdict comes from; None: use was not measured
     ):
         self.title, self.rows, self.sentences, self.features = title, rows, sentences, features
+        self.ablation, self.verdict = ablation, ablation and ablation.verdict
 
     def __getitem__(self, name:str)->_Row: return pick({r.name: r for r in self.rows}, name, 'row')
 
@@ -215,8 +252,9 @@ class MemoryReport:
         return pd.DataFrame([asdict(r) for r in self.rows])
 
     def to_dict(self)->dict: # Plain values, for JSON
-        "Return title, sentences and rows."
-        return dict(title=self.title, sentences=self.sentences, rows=[asdict(r) for r in self.rows])
+        "Return title, verdict, sentences and rows."
+        rows = [asdict(r) for r in self.rows]
+        return dict(title=self.title, verdict=self.verdict, sentences=self.sentences, rows=rows)
 
     def _lines(self)->dict:
         "Return the table as text, heading -> lines of one string for each column."
@@ -259,13 +297,29 @@ def untrained_twin(
         return MemoryCLIP.from_config(model.cfg).to(next(model.parameters()).device)
 
 # %% ../nbs/31_report.ipynb #0b6906ab
+def _starts_like_twin(cfg:DictConfig)->bool: # `cfg.model`
+    "Return whether training began with the memory tokens of `untrained_twin`, not with those of data or a checkpoint."
+    if cfg.memory.memory_init == 'patches': return False
+    try: return cfg.pretrained is None or 'memory' not in find_pretrained(cfg.pretrained).cfg
+    except UserError: return False # it has been moved
+
+def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:
+    "Return the ablation of a model on the first images, or the reason why there is none."
+    try:
+        find_clip(loaded.model)
+        batch = next(iter(loaded.valid_dl))
+        if not isinstance(batch, (tuple, list)) or len(batch) < 3: return 'the data has no captions'
+        return ablate(loaded, num_images=num_images)
+    except (UserError, ValueError) as e: return str(e)
+
 def memory_report(
     # A run folder, a Learner, a MemoryCLIP, a MemoryViT, or another thing that `as_model` takes
     model,
     dl:Iterable=None,         # Batches, images first; None: the validation data that belongs to `model`
     num_images:int=512,       # Largest number of images (the first of the loader)
-    draws:int=1000,           # Bootstrap samples (count)
+    draws:int=None,           # Without effect: the intervals are computed in closed form
     absolute_norm:float=150., # Norm above which a patch is an outlier in any model
+    ablation:Ablation=None,   # Result of `ablate`, which gives the verdict; None: measured on the same images
 )->MemoryReport:
     """Summarize what the memory of a model does. Raises `UserError` for a model without memory, without data, and for
     images of another size than the model."""
@@ -276,11 +330,12 @@ def memory_report(
     twin = untrained_twin(model, cfg.training.seed if cfg else 0)
     features = memory_features(model, dl, num_images, absolute_norm)
     untrained = twin and memory_features(twin, dl, num_images, absolute_norm)
-    rows = _image_rows(vit.layout, features, untrained, draws)
-    rows += _stored_rows(vit, twin and twin.visual, is_start=bool(cfg) and cfg.model.memory.memory_init != 'patches')
+    rows = _image_rows(vit.layout, features, untrained)
+    rows += _stored_rows(vit, twin and twin.visual, is_start=bool(cfg) and _starts_like_twin(cfg.model))
     name, data = (getattr(x, 'name', 'unnamed') for x in (getattr(model, 'cfg', None), getattr(dl, 'source', None)))
     title = f"Memory of {name} on {len(features['hidden'])} images of {data}"
     if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(vit.blocks))}'
-    by_name = {r.name: r for r in rows}
-    sentences = [_usage_summary(by_name), _difference_summary(by_name, vit.layout.num_memory), _images_summary(by_name)]
-    return MemoryReport(title, rows, sentences, features)
+    by_name, use = {r.name: r for r in rows}, ablation or _measure_use(loaded, num_images)
+    sentences = [_usage_summary(by_name, use), _difference_summary(by_name, vit.layout.num_memory),
+                 _images_summary(by_name)]
+    return MemoryReport(title, rows, sentences, features, None if isinstance(use, str) else use)

@@ -24,6 +24,7 @@ from .data.loaders import make_loader
 from .data.mixture import Subset
 from .data.scenes import scenes_cache_dir
 from .data.sources import open_source
+from .data.transforms import Preprocessing
 from .evaluation.validation import evaluation_mode
 from omegaconf import OmegaConf
 from pathlib import Path
@@ -174,7 +175,8 @@ def _encode_into(index:ImageIndex, model:MemoryCLIP, source:Source, todo:np.ndar
                  num_workers:int, progress:Callable, save:Callable):
     "Encode the images `todo` into rows of an index, and save it at times and at the end."
     dl = make_loader(ImagePaths(source, todo), image_size=model.cfg.image_size, batch_size=batch_size, train=False,
-                     max_bad_fraction=1, num_workers=num_workers, pin_memory=True)
+                     max_bad_fraction=1, num_workers=num_workers, pin_memory=True,
+                     preprocessing=Preprocessing.of(model.cfg))
     device, done, saved = next(model.parameters()).device, 0, time.monotonic()
     try:
         with evaluation_mode(model), _limit_threads(num_workers):

@@ -9,11 +9,12 @@ __all__ = ['ACTIVATIONS', 'VIT_KWARGS', 'MemoryAttention', 'MemoryBlock', 'Memor
 # %% ../nbs/11_vision.ipynb #dd0b6e18
 import torch
 import torch.nn.functional as F
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from .core import UserError, pick, random_stream
+from .data.transforms import Preprocessing
 from .memory import UPDATES, MemoryTokens, check_memory, ema_step, in_backward, patch_centers
 from .models.registry import VIT_MEMORY, VIT_SIZES, register_vits
 from .tokens import TokenLayout
@@ -54,6 +55,11 @@ def _append_memory(keys:Tensor, memory:Tensor)->Tensor:
     return torch.cat([keys, memory.to(keys.dtype).expand(keys.shape[0], -1, -1, -1)], dim=2)
 
 # %% ../nbs/11_vision.ipynb #7ec20e0a
+def _from_ends(layout:TokenLayout, part:slice)->slice:
+    "Count a part of the sequence from its nearer end, so that it holds for any number of patches."
+    def end(i): return i if i <= layout.patches.start else i - layout.num_tokens or None
+    return slice(end(part.start), end(part.stop))
+
 class MemoryBlock(Block):
     "timm's block, which also updates memory in the sequence or reads its own memory outside it."
     def __init__(self, *args, **kwargs):
@@ -64,15 +70,15 @@ class MemoryBlock(Block):
         if self.query_slice is not None: return self.forward_query_slice(x)
         if self.memory is not None: return self.forward_outside(x)
         if self.update is None: return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        layout = self.layout.of(x.shape[1])
-        cls, memory, patches = layout.split(x)
+        at = _from_ends(self.layout, self.layout.memory)
+        memory = x[:, at]
         if self.update.reads:
-            memory = self.update.pre_block(memory, torch.cat([cls, patches], dim=1))
-            x = layout.put(x, memory)
+            others = torch.cat([x[:, :self.layout.num_cls], x[:, _from_ends(self.layout, self.layout.patches)]], dim=1)
+            memory = self.update.pre_block(memory, others)
+            x = torch.slice_scatter(x, memory, 1, at.start, at.stop)
         x = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        written = x[:, layout.memory]
-        updated = self.update.post_block(memory, written)
-        return x if updated is written else layout.put(x, updated)
+        if not self.update.writes: return x
+        return torch.slice_scatter(x, self.update.post_block(memory, x[:, at]), 1, at.start, at.stop)
 
     def feed_forward(self, x:Tensor)->Tensor: return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
@@ -96,8 +102,8 @@ class MemoryBlock(Block):
         return self.feed_forward(x[:, self.query_slice] + self.drop_path1(self.ls1(y)))
 
     def forward_protected(self, x:Tensor)->Tensor: # (B,N,D) -> (B,N,D)
-        layout = self.layout.of(x.shape[1])
-        old, new = x[:, :layout.num_old], x[:, layout.new_cls]
+        new_cls = _from_ends(self.layout, self.layout.new_cls)
+        old, new = x[:, :new_cls.start], x[:, new_cls]
         h_old, h_new = self.norm1(old), self.norm1(new)
         q, k, v = self.attn.project(h_old)
         old = self.feed_forward(old + self.drop_path1(self.ls1(self.attn.read(h_old, q, k, v))))
@@ -129,7 +135,10 @@ class MemoryViT(VisionTransformer):
             self.add_memory(num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim)
 
     def add_memory(self, num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim=None):
-        "Add memory to a ViT without memory. Arguments as for the class. Raises `UserError` if a CLS token is needed."
+        "Add memory to a ViT without memory. Arguments as for the class. Raises `UserError` if the ViT does not fit."
+        if self.num_reg_tokens:
+            raise UserError(f'reg_tokens={self.num_reg_tokens} cannot be combined with memory; '
+                            'use memory with mem_alpha=1, which are registers')
         if memory_position == 'kv_protected' and not self.has_class_token:
             raise UserError('model.memory.memory_position=kv_protected needs a CLS token, and this ViT has none; '
                             'use memory_position=kv')
@@ -160,10 +169,10 @@ class MemoryViT(VisionTransformer):
             self.new_cls = nn.Parameter(torch.empty_like(self.cls_token))
             self.start_new_cls()
 
-    def forward(self, x:Tensor, *args, **kwargs)->Tensor: # (B,3,height,width) -> (B,D)
-        last = self.blocks[-1]
-        last.query_slice = self.layout.readout if self.needs_only_cls() else None
-        try: return super().forward(x, *args, **kwargs)
+    def forward(self, x:Tensor, attn_mask:Tensor=None, is_causal:bool=False)->Tensor: # (B,3,height,width) -> (B,D)
+        last, is_traced = self.blocks[-1], isinstance(x, torch.fx.Proxy)
+        last.query_slice = self.layout.readout if self.needs_only_cls() and not is_traced else None
+        try: return super().forward(x, attn_mask, is_causal)
         finally: last.query_slice = None
 
     def needs_only_cls(self)->bool:
@@ -175,8 +184,8 @@ class MemoryViT(VisionTransformer):
         return bool(self.training and torch.is_grad_enabled() and cls_is_read and not needs_all)
 
     def _ema_hook(self, block, args, x):
-        if not (self.training and torch.is_grad_enabled()) or in_backward(): return
-        written = self.layout.of(x.shape[1]).split(x.detach())[1] # (B,M,D)
+        if not (self.training and torch.is_grad_enabled()) or in_backward() or isinstance(x, torch.fx.Proxy): return
+        written = x.detach()[:, _from_ends(self.layout, self.layout.memory)] # (B,M,D)
         if self.pending_writes is None: self._ema_step(written)
         else: self.pending_writes.append(written.float().mean(0))
 
@@ -236,8 +245,10 @@ class MemoryViT(VisionTransformer):
         return [b.memory for b in self.blocks if b.memory is not None]
 
     def reset_memory(self):
-        "Re-initialize all memory tokens."
-        for memory in self.memory_tokens(): memory.reset_memory()
+        "Re-initialize all memory tokens. The generator advances by one number, whatever the memory."
+        with random_stream('memory'):
+            for memory in self.memory_tokens(): memory.reset_memory()
+        torch.rand(())
 
     @torch.no_grad()
     def set_from_patches(
@@ -251,26 +262,65 @@ class MemoryViT(VisionTransformer):
         self.memory.tokens[ids] = patch_centers(self.patch_embed(images), self.layout.num_memory, seed)[ids]
 
     def _pos_embed(self, x:Tensor)->Tensor: # (B,P,D) -> (B,N,D)
-        x = self.drop_patches(super()._pos_embed(x))
-        if self.memory is not None: # `x.shape[0]`, not `len(x)`, which torch.export treats as a constant
-            memory = self.memory().to(x.dtype).expand(x.shape[0], -1, -1)
-            return self.layout.of(x.shape[1] + self.layout.num_memory).join(x, memory)
-        if self.new_cls is not None: return torch.cat([x, self.new_cls.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
-        return x
+        with self.old_prefix() if self.dynamic_img_size else nullcontext(): x = super()._pos_embed(x)
+        x = self.drop_patches(x)
+        added = self.memory() if self.memory is not None else self.new_cls
+        if added is None: return x
+        added = added.to(x.dtype).expand(x.shape[0], -1, -1) # not `len(x)`, which torch.export treats as a constant
+        if self.layout.position != 'prepend': return torch.cat([x, added], dim=1)
+        return torch.cat([x[:, :self.layout.num_cls], added, x[:, self.layout.num_cls:]], dim=1)
 
-    def pool(self, x:Tensor, pool_type:str=None)->Tensor: # (B,N,D) -> (B,D)
-        layout = self.layout if self.blocks[-1].query_slice else self.layout.of(x.shape[1]) # only the query slice
-        if layout.num_new_cls and not self.use_original: return x[:, layout.new_cls].squeeze(1)
-        return super().pool(x if layout.position == 'prepend' else x[:, :layout.num_old], pool_type)
+    def split_prefix(self, x:Tensor)->tuple: # (B,N,D) -> (B,N-P,D), (B,P,D)
+        "Return all other tokens (the one that is read out first, memory last) and the patches, for any image size."
+        layout = self.layout
+        prefix, patches = x[:, :layout.patches.start], x[:, _from_ends(layout, layout.patches)]
+        if layout.position not in ('append', 'kv_protected'): return prefix, patches
+        tail = x[:, _from_ends(layout, slice(layout.num_old, layout.num_tokens))]
+        return torch.cat([tail, prefix] if layout.num_new_cls else [prefix, tail], dim=1), patches
+
+    def pool(self, x:Tensor, pool_type:str=None)->Tensor: # (B,N,D) -> (B,D); with pool_type='' (B,N',D)
+        layout, pool_type = self.layout, self.global_pool if pool_type is None else pool_type
+        if self.blocks[-1].query_slice is not None: return x.squeeze(1)
+        if layout.num_new_cls and not self.use_original:
+            new = x[:, _from_ends(layout, layout.new_cls)]
+            return new.squeeze(1) if pool_type else torch.cat([new, self.split_prefix(x)[1]], dim=1)
+        old = slice(None) if layout.position == 'prepend' else _from_ends(layout, slice(0, layout.num_old))
+        return super().pool(x[:, old], pool_type)
 
     def forward_head(self, x:Tensor, pre_logits:bool=False)->Tensor: # (B,N,D) -> (B,D)
         x = super().forward_head(x, pre_logits=True)
         return x if pre_logits else self.readout_head(x)
 
+    def forward_intermediates(self, x:Tensor, indices=None, return_prefix_tokens:bool=False, norm:bool=False,
+                              stop_early:bool=False, output_fmt:str='NCHW', intermediates_only:bool=False,
+                              output_dict:bool=False, attn_mask:Tensor=None, is_causal:bool=False):
+        "Return features and outputs of blocks, as timm does. Memory is a prefix token at any position."
+        if output_fmt not in ('NCHW', 'NLC'): raise ValueError(f"output_fmt='{output_fmt}' is neither NCHW nor NLC")
+        size, (H, W) = len(x), self.patch_embed.dynamic_feat_size(x.shape[-2:])
+        with self.old_prefix(0):
+            x, out = super().forward_intermediates(x, indices, norm=norm, stop_early=stop_early, output_fmt='NLC',
+                                                   attn_mask=attn_mask, is_causal=is_causal)
+        prefixes, out = zip(*map(self.split_prefix, out))
+        has_prefix = return_prefix_tokens and prefixes[0].shape[1] > 0
+        if output_fmt == 'NCHW': out = [y.mT.reshape(size, -1, H, W).contiguous() for y in out]
+        if not output_dict:
+            out = list(zip(out, prefixes) if has_prefix else out)
+            return out if intermediates_only else (x, out)
+        found = dict(image_intermediates=list(out))
+        if has_prefix: found['image_intermediates_prefix'] = list(prefixes)
+        return found if intermediates_only else found | dict(image_features=x)
+
+    def prune_intermediate_layers(self, indices=1, prune_norm:bool=False, prune_head:bool=True)->list:
+        "Remove the blocks after the last of `indices`, as timm does."
+        kept = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if self.ema_alpha is not None and not self.blocks[-1]._forward_hooks:
+            self.blocks[-1].register_forward_hook(self._ema_hook)
+        return kept
+
     @contextmanager
-    def old_prefix(self):
-        "Exclude memory from timm's prefix tokens, which timm expects to have positions."
-        prefix, self.num_prefix_tokens = self.num_prefix_tokens, self.layout.num_cls
+    def old_prefix(self, num:int=None):
+        "Tell timm that there are `num` prefix tokens; None: those with positions, which memory has not."
+        prefix, self.num_prefix_tokens = self.num_prefix_tokens, self.layout.num_cls if num is None else num
         try: yield
         finally: self.num_prefix_tokens = prefix
 
@@ -316,10 +366,10 @@ def vit_arguments(
     cfg,    # `cfg.model`
 )->dict:    # Plain values, as the timm model `memory_vit` takes them
     "Return sizes, options and memory of a vision tower, without dropout. Raises `UserError` for an unknown option."
-    for name in cfg.vit_kwargs: pick(VIT_KWARGS, name, 'model.vit_kwargs')
+    for name in cfg.vit_kwargs: pick((*VIT_KWARGS, *vars(Preprocessing.of(cfg))), name, 'model.vit_kwargs')
     sizes = cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.depth, cfg.num_heads, cfg.mlp_ratio
     memory = dict(zip(VIT_MEMORY, memory_arguments(cfg.memory))) if cfg.memory.enabled else {}
-    return dict(zip(VIT_SIZES, sizes)) | dict(cfg.vit_kwargs) | memory
+    return dict(zip(VIT_SIZES, sizes)) | {k: v for k, v in cfg.vit_kwargs.items() if k in VIT_KWARGS} | memory
 
 def make_vit(
     cfg, # `cfg.model`

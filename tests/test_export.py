@@ -37,7 +37,7 @@ def test_open_clip_gives_the_features_of_the_model(preset, tmp_path):
     tokenizer = open_clip.get_tokenizer(f'local-dir:{tmp_path}')
     inputs, captions = torch.stack([transform(source.image(i)) for i in range(8)]), [source.captions(i)[0] for i in range(8)]
     with torch.no_grad(): found = [F.normalize(f, dim=-1) for f in (model.eval().encode_image(inputs), model.encode_text(tokenizer(captions)))]
-    images, texts, owners = encode(original, make_loader(source, image_size=64, batch_size=8, train=False))
+    images, texts, owners, _ = encode(original, make_loader(source, image_size=64, batch_size=8, train=False))
     first = [owners.tolist().index(i) for i in range(8)]
     torch.testing.assert_close(found[0], images[:8], atol=1e-4, rtol=0)
     torch.testing.assert_close(found[1], texts[first], atol=1e-5, rtol=0)

@@ -1,16 +1,32 @@
 """Models that exist, at their full size and on the command line. Nothing is downloaded: weights are random, built by open_clip."""
 import json
+import numpy as np
 import open_clip
 import pytest
+import shutil
 import subprocess
 import sys
 import timm
 import torch
+import torch.nn.functional as F
 from memory_vlm.clip import MemoryCLIP
+from memory_vlm.config import compose
 from memory_vlm.core import UserError
-from memory_vlm.models.pretrained_config import clip_config
+from memory_vlm.data.sources import open_source
+from memory_vlm.data.transforms import Preprocessing, center_crop
+from memory_vlm.evaluation.models import memory_clip_eval_model
+from memory_vlm.evaluation.validation import encode
+from memory_vlm.hub.onnx import _model_facts
+from memory_vlm.hub.open_clip import save_open_clip
+from memory_vlm.learner import make_dls
+from memory_vlm.models.pretrained import with_pretrained
+from memory_vlm.models.pretrained_config import clip_config, preprocessing_kwargs
+from memory_vlm.search import open_index
+from memory_vlm.training.run_dir import _make_valid_dl
+from memory_vlm.widgets.base import ImageSet
 from omegaconf import OmegaConf
 from pathlib import Path
+from PIL import Image
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +82,107 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     save_file(open_clip.model.CLIP(**cfg).state_dict(), folder/'open_clip_model.safetensors')
     return folder
+
+
+MODES = [('shortest', 'bicubic', 0), ('shortest', 'bilinear', 0), ('longest', 'bicubic', 0), ('longest', 'bilinear', 200),
+         ('squash', 'bicubic', 0), ('squash', 'bilinear', 0)]
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "Wide and tall images with captions."
+    folder = tmp_path_factory.mktemp('photos')
+    for i, size in enumerate([(400, 100), (100, 400), (150, 140), (64, 64), (30, 50), (90, 260)]):
+        pixels = np.random.default_rng(i).integers(256, size=(6, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(folder/f'{i}.png')
+        (folder/f'{i}.txt').write_text(f'caption {i}')
+    return folder
+
+
+@pytest.fixture(scope='module', params=MODES, ids=lambda m: '-'.join(map(str, m)))
+def folder_of_mode(request, folder, tmp_path_factory):
+    "The same model with other settings of preprocessing."
+    copy = tmp_path_factory.mktemp('mode')/'model'
+    shutil.copytree(folder, copy)
+    cfg = json.loads((copy/'open_clip_config.json').read_text())
+    cfg['preprocess_cfg'] = dict(zip(('resize_mode', 'interpolation', 'fill_color'), request.param))
+    (copy/'open_clip_config.json').write_text(json.dumps(cfg))
+    return copy, Preprocessing(*request.param)
+
+
+def theirs_features(folder, photos):
+    "Return open_clip's features of all images in the order of their names, by its own transform."
+    model, _, transform = open_clip.create_model_and_transforms(f'local-dir:{folder}')
+    images = torch.stack([transform(Image.open(f)) for f in sorted(photos.glob('*.png'))])
+    with torch.no_grad(): return model.eval().encode_image(images, normalize=True)
+
+
+def assert_same_features(ours, theirs): # Pillow rounds between rows and columns
+    assert F.cosine_similarity(ours.float(), theirs).min() > 0.9999
+
+
+def test_preprocessing_belongs_to_the_model(folder_of_mode, photos, tmp_path):
+    folder, how = folder_of_mode
+    expected = theirs_features(folder, photos)
+    model = MemoryCLIP.from_pretrained(folder)
+    assert Preprocessing.of(model.cfg) == how
+    source = open_source(photos, 'valid')
+
+    def features(model): return encode(model, memory_clip_eval_model(model).make_batches(source, 4))[0]
+    assert_same_features(features(model), expected) # evaluation
+    index = open_index(model, photos, tmp_path/'index.safetensors')
+    assert_same_features(torch.as_tensor(index.features), expected) # search
+    widget = torch.stack([ImageSet(source, model)[i] for i in range(len(source))])
+    with torch.no_grad(): assert_same_features(model.encode_image(widget, normalize=True), expected)
+    model.save_pretrained(tmp_path/'saved')
+    assert Preprocessing.of(MemoryCLIP.from_pretrained(tmp_path/'saved').cfg) == how
+    shown = f'resize_mode={how.resize_mode}' in (tmp_path/'saved/README.md').read_text()
+    assert shown == (how != Preprocessing())
+    for memory in (None, 'registers', 'learnable_memory'): # export
+        with_memory = MemoryCLIP.from_pretrained(folder, memory=memory)
+        save_open_clip(with_memory, tmp_path/f'{memory}')
+        written = json.loads((tmp_path/f'{memory}/open_clip_config.json').read_text())['preprocess_cfg']
+        assert Preprocessing(*[written[k] for k in ('resize_mode', 'interpolation', 'fill_color')]) == how
+        assert_same_features(features(with_memory), theirs_features(tmp_path/f'{memory}', photos))
+    assert _model_facts(model)['image']['resize_mode'] == how.resize_mode
+
+
+def test_runs_resize_as_their_model(folder_of_mode, photos, tmp_path):
+    folder, how = folder_of_mode
+    data = [f'training.data.{k}_path={photos}' for k in ('train', 'val')]
+    words = ['model=base', f'model.pretrained={folder}', *data, 'training.data.val_fraction=0.5', 'training.batch_size=2',
+             'training.data.num_workers=0', 'training.data.augmentation=none']
+    cfg = with_pretrained(compose(words))
+    dls = make_dls(cfg, torch.device('cpu'))
+    for dl in (dls.train, dls.valid, dls.valid.new(batch_size=1)): # all images, not augmented
+        for images, _, index in dl:
+            for image, i in zip(images, index.tolist()):
+                pixels = torch.from_numpy(dl.source.pixels(i).copy()).permute(2, 0, 1)
+                assert torch.equal(image, center_crop(pixels, 64, how=how))
+    strip = torch.linspace(0, 255, 400).round().to(torch.uint8).expand(3, 100, 400)
+    crop = make_dls(with_pretrained(compose(words[:-1])), torch.device('cpu')).train.dataset.augment
+    seen = crop(strip, 64, np.random.default_rng(0))[0, 32]
+    assert (seen.max() - seen.min() > 200) == (how.resize_mode != 'shortest') # both ends of a panorama are seen, or its center
+    loader = _make_valid_dl(cfg)
+    assert loader.dataset.augment.keywords == dict(how=how) # of a finished run
+
+
+def test_preprocessing_cannot_be_changed(folder):
+    with pytest.raises(UserError, match='resize_mode=squash disagrees with .*, which has the default'):
+        with_pretrained(compose(['model=base', f'model.pretrained={folder}', 'model.vit_kwargs.resize_mode=squash']))
+    with pytest.raises(UserError, match="resize_mode='squish' is unknown .did you mean 'squash'"):
+        MemoryCLIP.from_config(compose(['model=tiny', 'model.vit_kwargs.resize_mode=squish']).model)
+
+
+@pytest.mark.slow
+def test_settings_of_every_weight_of_open_clip():
+    seen = []
+    for name, tag in open_clip.list_pretrained():
+        trained = open_clip.get_pretrained_cfg(name, tag)
+        found = Preprocessing.of(dict(vit_kwargs=preprocessing_kwargs(trained)))
+        assert (found.resize_mode, found.interpolation) == (trained.get('resize_mode') or 'shortest', trained.get('interpolation') or 'bicubic')
+        seen.append(found)
+    assert sum(p.resize_mode == 'squash' for p in seen) >= 48 and sum(p.interpolation == 'bilinear' for p in seen) >= 21
 
 
 def train(*args):

@@ -34,7 +34,7 @@ STAGES = {
     'data': ('data',),
     'model': ('memory', 'vision', 'clip', 'loss', 'models'),
     'evaluation': ('evaluation.retrieval', 'evaluation.classification', 'evaluation.localization',
-                   'evaluation.validation'),
+                   'evaluation.validation', 'evaluation.intervals'),
     'training': ('training', 'learner', 'loaded'),
     'insight': ('attention', 'report', 'ablation', 'interp'),
     'viz': ('viz',),

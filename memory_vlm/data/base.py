@@ -29,6 +29,7 @@ class Source:
     name = 'source'   # Name in messages and reports
     attribution = ''  # License text to print beside the images
     has_split = False # Whether this is one part (training, validation) of data that come with such parts
+    has_valid = True # Whether one of these parts is for validation
 
     def __len__(self): raise NotImplementedError
 

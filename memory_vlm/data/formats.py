@@ -19,6 +19,7 @@ from memory_vlm.data.tables import (
     choose_columns,
     holds_bytes,
     make_table_source,
+    part_of,
     read_cell,
     split_rows,
 )
@@ -71,10 +72,10 @@ def open_json_annotations(
         raise UserError(f'{path} cannot be read as JSON of captions: {type(e).__name__} {e}') from e
 
 def _make_source(path, names, captions, parts, split, image_dir):
-    rows = split_rows(parts, split) if parts else None
+    rows, has_valid = split_rows(parts, split) if parts else (None, True)
     source = make_table_source(path, pa.array(names, pa.large_string()), [pa.array(captions, pa.list_(pa.string()))],
                                os.path.dirname(path), image_dir, rows)
-    source.has_split = rows is not None
+    source.has_split, source.has_valid = rows is not None, has_valid
     return source
 
 # %% ../../nbs/data/04_formats.ipynb #2042443b
@@ -149,7 +150,7 @@ def open_saved_dataset(
     listed, is_dict = os.path.join(path, 'dataset_dict.json'), False
     if os.path.isfile(listed):
         parts, is_dict = json.loads(Path(listed).read_text())['splits'], True
-        part = next((p for p in SPLITS[split] if p in parts), None)
+        part, has_valid = (next((p for p in parts if part_of(p) == s), None) for s in (split, 'valid'))
         if part is None:
             raise UserError(f"{path} has no part called {' or '.join(SPLITS[split])}; its parts: {', '.join(parts)}. "
                             f"To open one of them, give its folder, such as {os.path.join(path, parts[0])}")
@@ -162,5 +163,5 @@ def open_saved_dataset(
     inside = holds_bytes(table.schema.field(image).type)
     source = make_table_source(path, None if inside else table[image], captions, path, image_dir,
                                images=_ArrowBytes(files, image) if inside else None)
-    source.has_split = is_dict
+    source.has_split, source.has_valid = is_dict, not is_dict or bool(has_valid)
     return source

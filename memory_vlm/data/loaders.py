@@ -16,10 +16,11 @@ import torch.nn.functional as F
 import warnings
 from collections import Counter
 from fastcore.basics import patch
+from functools import partial
 from ..core import UserError, pick, sample_rng
 from .base import Source
 from .tokenizer import Tokenizer, encode_caption, pad_ids, untokenize
-from .transforms import AUGMENTATIONS
+from .transforms import AUGMENTATIONS, Preprocessing
 from multiprocessing import parent_process
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -222,6 +223,7 @@ def make_loader(
     batch_size:int,               # Images per batch of this rank
     train:bool,                   # True: one random caption, augmented, shuffled; False: all captions, not random
     augmentation:str='clip',      # Key of `AUGMENTATIONS`, for training
+    preprocessing:Preprocessing=Preprocessing(), # How the model wants images resized
     seed:int=0,                   # Seed of order, captions and crops
     num_workers:int=0,            # Worker processes; 0: load in this process
     prefetch_factor:int|None=2,   # Batches that each worker loads ahead
@@ -242,7 +244,8 @@ def make_loader(
     if drop_last and not len(sampler):
         raise UserError(f'{source.name} has {len(source)} images, too few for a batch of {batch_size} on each of '
                         f'{world_size} device(s); set training.batch_size to at most {len(source)//world_size}')
-    dataset = PairDataset(source, image_size, augment if train else AUGMENTATIONS['none'], train, seed, tokenizer)
+    augment = partial(augment if train else AUGMENTATIONS['none'], how=preprocessing)
+    dataset = PairDataset(source, image_size, augment, train, seed, tokenizer)
     workers = worker_settings(num_workers, prefetch_factor, persistent_workers)
     pin_memory = pin_memory and torch.cuda.is_available()
     return PairLoader(source, batch_size, settings, dataset, sampler, pin_memory=pin_memory, **workers)

@@ -37,7 +37,7 @@ class Mixture(_SourceView):
         self.sources, self.weights = list(sources), list(weights)
         self.name = ' + '.join(s.name if w == 1 else f'{s.name}*{w:g}' for s, w in zip(sources, weights))
         self.attribution = ' '.join(dict.fromkeys(s.attribution for s in sources if s.attribution))
-        self.has_split = all(s.has_split for s in sources)
+        self.has_split, self.has_valid = (all(getattr(s, k) for s in sources) for k in ('has_split', 'has_valid'))
         self.counts = [round(w*len(s)) for s, w in zip(sources, weights)]
         self.starts = np.cumsum([0, *(int(np.ceil(w))*s.num_indices for s, w in zip(sources, weights))])
 

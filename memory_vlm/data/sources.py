@@ -19,7 +19,8 @@ from .formats import is_flickr_tokens, open_flickr_tokens, open_json_annotations
 from .mixture import Mixture, split_source
 from .scenes import SceneSource
 from .shards import ShardSource, is_remote
-from .tables import READERS, SPLITS, open_table
+from .tables import READERS, SPLITS, open_table, part_of
+from ..distributed import is_main
 from pathlib import Path
 
 # %% ../../nbs/data/08_sources.ipynb #a91eccba
@@ -56,16 +57,24 @@ def _find_table(path:str)->str|None:
     "Return the table of captions in a folder."
     return _find_inside(path, _TABLES, os.path.isfile)
 
+def _part_folders(path:str)->dict:
+    "Return the folders for training, validation and test that a folder holds."
+    if not os.path.isdir(path): return {}
+    found = {part_of(e.name): e.path for e in sorted(os.scandir(path), key=lambda e: e.name) if e.is_dir()}
+    return {split: folder for split, folder in found.items() if split}
+
 def _has_splits(path:str)->bool:
-    "Return whether a folder holds a folder for training and one for validation."
-    return all(_find_inside(path, SPLITS[s], os.path.isdir) for s in ('train', 'valid'))
+    "Return whether a folder holds a folder for training and one for validation or test."
+    return 'train' in (parts := _part_folders(path)) and len(parts) > 1
 
 def _open_split_folder(path, o:_OpenOptions)->Source:
     "Open a part of a folder that holds `train` and `val`."
-    part = _find_inside(path, SPLITS[o.split], os.path.isdir)
-    if part is None: raise UserError(f"'{path}' holds no folder {' or '.join(SPLITS[o.split])}")
-    source = open_source(part, **vars(o))
-    source.has_split = True
+    parts = _part_folders(path)
+    if o.split not in parts:
+        raise UserError(f"'{path}' holds no folder {' or '.join(SPLITS[o.split])}, but {', '.join(parts)}")
+    inside = 'valid' if o.split == 'test' else o.split # the folder itself has no parts
+    source = open_source(parts[o.split], **vars(o) | dict(split=inside))
+    source.has_split, source.has_valid = True, 'valid' in parts
     return source
 
 def _open_folder(path, o:_OpenOptions)->Source:
@@ -148,7 +157,7 @@ def labeled_folder(
     "Return the folder that holds the class folders of data."
     whole = path = str(path)
     while _detect_format(path)[1] == _FORMATS[_SPLIT_NAMES]:
-        path = _find_inside(path, SPLITS[split], os.path.isdir) or ''
+        path = _part_folders(path).get(split, '')
     if split == 'test' and path == whole: return None # `open_source` reports the missing part
     return path if _detect_format(path)[1] == _FORMATS[_FOLDER] and has_class_folders(path) else None
 
@@ -205,7 +214,11 @@ def open_sources(
     "Open training and validation data. Raises `UserError` as `open_source` does."
     train = open_source(train_path, 'train', **options)
     if has_own_validation(train_path, val_path): return train, open_source(val_path, 'valid', **options)
-    return (train, open_source(train_path, 'valid', **options)) if train.has_split else split_source(train, fraction)
+    if train.has_split and train.has_valid: return train, open_source(train_path, 'valid', **options)
+    if train.has_split and is_main():
+        print(f'{train.name} has no validation part: {fraction:.0%} of its training part is held out, and its test '
+              'part is not used')
+    return split_source(train, fraction)
 
 def source_options(
     data, # `cfg.training.data`

@@ -10,6 +10,7 @@ import json
 import open_clip
 import os
 import platform
+import re
 import torch
 import torch.nn.functional as F
 from collections.abc import Sequence
@@ -31,8 +32,9 @@ from memory_vlm.evaluation.classification import (
     probe_classes,
     read_prompts,
 )
+from .intervals import change_interval, ratio_values, share_interval
 from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
-from .retrieval import bootstrap_interval, chance_recall, retrieval_ranks
+from .retrieval import chance_recall, retrieval_ranks
 from .validation import encode, evaluation_mode
 from ..interp.features import memory_features
 from ..training.run_dir import as_model
@@ -47,19 +49,35 @@ class _Score:
     low:float               # Lower end of its 95 % CI over images
     high:float              # Upper end
     chance:float|None       # Expected value of a random ranking; None: unknown
-    each:Tensor             # Result of each query (Q,)
+    each:Tensor             # Result of each query, 0..1 (Q,)
     owner:Tensor            # Image of each query, int64 (Q,)
+    weight:Tensor           # Weight of each query in the mean (Q,)
 
-def _make_score(each:Tensor, chance:float|None=None, owner:Tensor|None=None)->_Score:
+def _image_sums(values:Tensor, owner:Tensor)->Tensor:
+    "Return the sum of the values of each image, float64 (images,)."
+    image = owner.unique(return_inverse=True)[1]
+    return torch.zeros(int(image.max()) + 1, dtype=torch.float64).index_add_(0, image, values.double())
+
+def _make_score(each:Tensor, chance:float|None=None, owner:Tensor|None=None, weight:Tensor|None=None)->_Score:
     "Return the mean over queries with its interval."
     owner = torch.arange(len(each)) if owner is None else owner
-    return _Score(each.double().mean().item(), *bootstrap_interval(each, owner), chance, each, owner)
+    weight = torch.ones(len(each)).double() if weight is None else weight
+    hits, queries = _image_sums(each * weight, owner), _image_sums(weight, owner)
+    value, ends = (hits.sum() / queries.sum()).item(), share_interval(hits, queries).tolist()
+    return _Score(value, *ends, chance, each, owner, weight)
+
+def _difference(a:_Score, b:_Score)->tuple: # mean, low, high
+    "Return score `a` minus score `b` of the same queries, with its interval."
+    changes = _image_sums((a.each.double() - b.each.double()) * a.weight, a.owner)
+    values = ratio_values(changes, _image_sums(a.weight, a.owner))
+    return values.mean().item(), *change_interval(values).clamp(-1, 1).tolist()
 
 # %% ../../nbs/evaluation/06_compare.ipynb #66c2aa7d
-def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, ks:Sequence[int]=(1, 5, 10))->dict[str, _Score]:
+def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, captions:Tensor=None,
+        ks:Sequence[int]=(1, 5, 10))->dict[str, _Score]:
     "Return recall in both directions."
-    chance, owners = chance_recall(owner, ks), dict(i2t=None, t2i=owner)
-    ranks = dict(zip(owners, retrieval_ranks(images, texts, owner)))
+    chance, owners = chance_recall(owner, ks, captions), dict(i2t=None, t2i=owner)
+    ranks = dict(zip(owners, retrieval_ranks(images, texts, owner, captions=captions)))
     def score(way, k): return _make_score(ranks[way] < k, chance[f'{way}/R@{k}'], owners[way])
     return {f'{way}/R@{k}': score(way, k) for way in owners for k in ks}
 
@@ -71,7 +89,7 @@ def _zero_shot_scores(model:EvalModel, prompts:Prompts, images:Tensor, labels:Te
     def chance(k): return None if several and k > 1 else k * right / C
     scores = {f'zero-shot/acc@{k}': _make_score(ranks < k, chance(k)) for k in (1, 5) if k < C}
     if several: return scores
-    return scores | {'zero-shot/per class': _make_score((ranks < 1) * class_balance(labels), 1 / C)}
+    return scores | {'zero-shot/per class': _make_score(ranks < 1, 1 / C, weight=class_balance(labels))}
 
 def _probe_scores(images:Tensor, labels:Tensor, train:Tensor, train_labels:Tensor)->dict[str, _Score]:
     "Return accuracies of k-NN and of a linear probe on frozen features."
@@ -105,11 +123,9 @@ class Comparison:
     about:dict = field(default_factory=dict)     # Number of images and texts, date, machine, versions
 
     def differences(self)->dict: # (mean, low, high) by score, for each model
-        "Return each model after the first minus the first, over the same resampled images."
+        "Return each model after the first minus the first, image by image."
         (_, first), *others = self.scores.items()
-        def minus(a, b): return _make_score(a.each.double() - b.each.double(), owner=a.owner)
-        pairs = {name: {k: minus(s, first[k]) for k, s in scores.items() if k in first} for name, scores in others}
-        return {name: {k: (d.value, d.low, d.high) for k, d in found.items()} for name, found in pairs.items()}
+        return {name: {k: _difference(s, first[k]) for k, s in scores.items() if k in first} for name, scores in others}
 
     def to_dict(self)->dict: # Plain values, for JSON
         "Return everything except the results of single queries."
@@ -162,6 +178,14 @@ def _open_eval_model(name:str|Path)->EvalModel:
         found.trained_on = join_paths(trained.cfg.training.data.train_path, COLUMN_KEYS['train'])
     return found
 
+def _was_trained_on(trained_on:str, data)->bool:
+    "Return whether data are among the training data of a model, under any spelling of their paths."
+    def members(path):
+        paths = [p.strip() for p in re.split(r'\s\+\s', join_paths(path, 'data'))]
+        paths = [re.sub(r'\s*\*\s*[\d.]+$', '', p) for p in paths]
+        return {os.path.realpath(p) if os.path.exists(p) else p.removeprefix('builtin:') for p in paths}
+    return bool(trained_on) and bool(members(trained_on) & members(data))
+
 def _has_object_boxes(source)->bool:
     "Return whether the objects in each image are known."
     return hasattr(source, 'objects') and hasattr(source, 'names')
@@ -200,8 +224,8 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
         scores = _zero_shot_scores(model, classes, images, labels)
         if train: scores |= _probe_scores(images, labels, *_labeled_features(model, train, how))
         return scores, len(images), 0
-    images, texts, owner = encode(model.model, model.make_batches(source, *how))
-    scores = _retrieval_scores(images, texts, owner)
+    images, texts, owner, captions = encode(model.model, model.make_batches(source, *how))
+    scores = _retrieval_scores(images, texts, owner, captions)
     if _has_object_boxes(source):
         scores |= _zero_shot_scores(model, _object_names(source, prompts), images, _objects_in_caption(source))
         layout = model.model.visual.layout if isinstance(model.model, MemoryCLIP) else None
@@ -241,7 +265,8 @@ def eval_models(
         source = labeled or open_source(data, split, one.image_size, key='data', **options)
         if prompts and not labeled and not _has_object_boxes(source):
             raise UserError(f"classes needs folders of images per class, which '{data}' has not")
-        if one.trained_on == str(data) and not source.has_split: seen.append(one.name)
+        is_part = source.has_split or folder not in (None, str(data))
+        if _was_trained_on(one.trained_on, data) and (split == 'train' or not is_part): seen.append(one.name)
         one.model.to(device)
         found[one.name], *counts = _score_model(one, source, prompts, train_images, how)
         one.model.cpu() # free memory for the next

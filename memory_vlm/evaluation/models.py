@@ -15,6 +15,7 @@ from ..core import UserError, missing_package, suggest
 from ..data.base import Source
 from ..data.loaders import EpochSampler, PairDataset, PairLoader, make_loader, worker_settings
 from ..data.tokenizer import text_tokenizer
+from ..data.transforms import Preprocessing
 from ..models.pretrained import hub_cache_dir, hub_errors
 from open_clip.pretrained import list_pretrained_tags_by_model
 from pathlib import Path
@@ -84,5 +85,6 @@ def memory_clip_eval_model(
     def batches(source, batch_size, num_workers=0, max_bad_fraction=.01):
         return make_loader(source, image_size=cfg.image_size, batch_size=batch_size, train=False,
                            num_workers=num_workers, tokenizer=text_tokenizer(cfg.text),
+                           preprocessing=Preprocessing.of(cfg),
                            max_bad_fraction=max_bad_fraction)
     return EvalModel(name or cfg.name, model.eval(), model.tokenize, batches, cfg.image_size)

@@ -8,8 +8,10 @@ __all__ = ['rank_of_best', 'retrieval_ranks', 'hits_per_image', 'recall_over_ima
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #7b476a54
 import torch
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import comb
+from .intervals import share_interval
 from torch import Tensor
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #52ce37b7
@@ -28,19 +30,38 @@ def _match_ranks(queries:Tensor, targets:Tensor, query_owner:Tensor, target_owne
     return torch.cat([rank_of_best(q @ targets.T, owner[:, None] == target_owner) for q, owner in chunks])
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #f2ee8171
+def _shared_ranks(queries:Tensor, targets:Tensor, query:Tensor, target:Tensor, chunk:int=1024)->Tensor:
+    "Return `rank_of_best` where row `query[i]` of the queries and row `target[i]` of the targets belong together."
+    ranks = []
+    for start in range(0, len(queries), chunk):
+        some = queries[start:start + chunk]
+        mine = (query >= start) & (query < start + len(some))
+        right = torch.zeros(len(some), len(targets), dtype=torch.bool, device=queries.device)
+        right[query[mine] - start, target[mine]] = True
+        ranks.append(rank_of_best(some @ targets.T, right))
+    return torch.cat(ranks)
+
 def retrieval_ranks(
     image_features:Tensor, # L2-normalized, float32 (N, D)
     text_features:Tensor,  # L2-normalized, float32 (C, D)
     image_index:Tensor,    # Row of `image_features` that each text describes, int64 (C,), 0..N-1
     chunk:int=1024,        # Queries per matrix product (count, 1 or more)
-)->tuple[Tensor, Tensor]:  # Ranks of images among texts (N,), of texts among images (C,)
+    captions:Tensor=None,  # Number of each text's caption, int64 (C,): equal ones are one caption of several images
+)->tuple[Tensor, Tensor]:  # Ranks of images among captions (N,), of texts among images (C,)
     "Return the ranks in both directions. Raises ValueError if an image has no text, or a text no image."
     images = torch.arange(len(image_features), device=image_index.device)
     if len(image_index) != len(text_features) or not torch.equal(image_index.unique(), images):
         raise ValueError(f'image_index has {len(image_index)} entries for {len(image_index.unique())} images; it must '
             f'map each of {len(text_features)} texts to one of {len(images)} images and leave no image out')
-    return (_match_ranks(image_features, text_features, images, image_index, chunk),
-            _match_ranks(text_features, image_features, image_index, images, chunk))
+    unique, group = (image_index, None) if captions is None else captions.unique(return_inverse=True)
+    if len(unique) == len(image_index):
+        return (_match_ranks(image_features, text_features, images, image_index, chunk),
+                _match_ranks(text_features, image_features, image_index, images, chunk))
+    texts = torch.empty_like(unique).scatter_reduce_(0, group, torch.arange(len(group), device=group.device), 'amin',
+                                                     include_self=False) # the first text of each caption
+    distinct = text_features[texts]
+    return (_shared_ranks(image_features, distinct, image_index, group, chunk),
+            _shared_ranks(distinct, image_features, group, image_index, chunk)[group])
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #36ca3279
 def hits_per_image(
@@ -49,9 +70,10 @@ def hits_per_image(
     image_index:Tensor,           # Row of `image_features` that each text describes, int64 (C,), 0..N-1
     ks:Sequence[int]=(1, 5, 10),  # Rank cut-offs (count, 1 or more), K of them
     chunk:int=1024,               # Queries per matrix product (count, 1 or more)
+    captions:Tensor=None,         # As for `retrieval_ranks`
 )->Tensor:                        # float64 (N, 2 K) on the CPU: `i2t` (0 or 1) for each k, then `t2i` (0..captions)
     "Count the queries of each image that find a right target among the first k."
-    i2t, t2i = retrieval_ranks(image_features, text_features, image_index, chunk)
+    i2t, t2i = retrieval_ranks(image_features, text_features, image_index, chunk, captions)
     cutoffs = torch.tensor(ks, device=i2t.device)
     image = (i2t[:, None] < cutoffs).double()                                  # (N,K)
     text = torch.zeros_like(image).index_add_(0, image_index, (t2i[:, None] < cutoffs).double())
@@ -71,9 +93,10 @@ def retrieval_metrics(
     image_index:Tensor,           # Row of `image_features` that each text describes, int64 (C,), 0..N-1
     ks:Sequence[int]=(1, 5, 10),  # Rank cut-offs (count, 1 or more)
     chunk:int=1024,               # Queries per matrix product (count, 1 or more)
+    captions:Tensor=None,         # As for `retrieval_ranks`
 )->dict[str, float]:              # `i2t/R@k` and `t2i/R@k`, shares of queries, 0..1
     "Return the recall at each `k` in both directions. Raises ValueError if an image has no text, or a text no image."
-    hits = hits_per_image(image_features, text_features, image_index, ks, chunk)
+    hits = hits_per_image(image_features, text_features, image_index, ks, chunk, captions)
     texts = image_index.cpu().bincount(minlength=len(hits)).double()
     queries = torch.stack([torch.ones_like(texts), texts], 1).repeat_interleave(len(ks), 1)
     names = [f'{way}/R@{k}' for way in ('i2t', 't2i') for k in ks]
@@ -83,12 +106,21 @@ def retrieval_metrics(
 def chance_recall(
     image_index:Tensor,           # Image that each text describes, int64 (C,)
     ks:Sequence[int]=(1, 5, 10),  # Rank cut-offs (count, 1 or more)
+    captions:Tensor=None,         # As for `retrieval_ranks`
 )->dict[str, float]:              # Keys as in `retrieval_metrics`, expected shares, 0..1
     "Return the expected recall of targets in random order, in closed form."
-    captions = image_index.unique(return_counts=True)[1].tolist()
-    N, C = len(captions), len(image_index)
-    def image_recall(k): return 1 - sum(comb(C - c, k) / comb(C, k) for c in captions) / N
-    return {f'i2t/R@{k}': image_recall(min(k, C)) for k in ks} | {f't2i/R@{k}': min(k / N, 1.) for k in ks}
+    image = image_index.unique(return_inverse=True)[1]
+    caption = torch.arange(len(image)) if captions is None else captions.unique(return_inverse=True)[1]
+    pairs = torch.stack([image.cpu(), caption.cpu()]).unique(dim=1)
+    right = pairs[0].bincount()                  # distinct captions of each image (N,)
+    owners = pairs[1].bincount()[caption.cpu()]  # images with the caption of each text (C,)
+    N, C = len(right), int(caption.max()) + 1
+    def recall(right, targets, k):
+        of = Counter(right.tolist())
+        missed = sum(n * comb(targets - r, k) / comb(targets, k) for r, n in of.items())
+        return 1 - missed / len(right)
+    return ({f'i2t/R@{k}': recall(right, C, min(k, C)) for k in ks}
+            | {f't2i/R@{k}': recall(owners, N, min(k, N)) for k in ks})
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #afe5f574
 def bootstrap_samples(
@@ -108,7 +140,7 @@ def percentile_interval(
     return values.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype), dim=0)
 
 def bootstrap_interval(
-    hits:Tensor,         # Score of each query, such as whether it found a right target, bool or float (Q,)
+    hits:Tensor,         # Score of each query, such as whether it found a right target, bool or float 0..1 (Q,)
     image_index:Tensor,  # Image that each query belongs to, int64 (Q,)
     level:float=0.95,    # Share of draws inside the interval, 0..1
     draws:int=1000,      # Resampled sets of images (count)
@@ -119,4 +151,6 @@ def bootstrap_interval(
     per_image = torch.zeros(len(queries), dtype=torch.float64).index_add_(0, owner, hits.cpu().double())
     counts = (s.bincount(minlength=len(queries)).double()[None] for s in bootstrap_samples(len(queries), draws, seed))
     recalls = torch.cat([recall_over_images(per_image, queries.double(), c) for c in counts])
-    return tuple(percentile_interval(recalls, level).tolist())
+    low, high = percentile_interval(recalls, level).tolist()
+    if low == high and low in (0, 1): return tuple(share_interval(per_image, queries, level).tolist())
+    return low, high

@@ -6,12 +6,14 @@
 __all__ = ['PRECISIONS', 'evaluation_mode', 'encode', 'score', 'evaluate']
 
 # %% ../../nbs/evaluation/04_validation.ipynb #f8a6177d
+import hashlib
 import numpy as np
 import random
 import torch
 import torch.nn.functional as F
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import ceil
 from ..core import UserError, pick
 from ..distributed import gather_objects
 from .retrieval import retrieval_metrics
@@ -37,27 +39,37 @@ def evaluation_mode(
 # %% ../../nbs/evaluation/04_validation.ipynb #e6526bf0
 PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
-def _in_file_order(shares:list)->tuple[Tensor, Tensor, Tensor]:
+def _caption_number(ids:Tensor)->int: # Token ids of one caption (T,)
+    "Return a 64-bit hash of a caption without its padding: equal captions have equal numbers in every batch."
+    row = ids.numpy().astype('<i8')
+    used = row.nonzero()[0]
+    kept = row[:used[-1] + 1] if len(used) else row[:0]
+    return int.from_bytes(hashlib.blake2b(kept.tobytes(), digest_size=8).digest(), 'little', signed=True)
+
+def _in_file_order(shares:list)->tuple[Tensor, Tensor, Tensor, Tensor]:
     "Put the gathered features of all ranks into the order of the source."
-    images, texts, owners, index = zip(*shares)
+    images, texts, owners, captions, index = zip(*shares)
     order = torch.cat(index).argsort()
     rows = order.argsort().split([len(x) for x in images])  # position of each image of a rank
     owners = torch.cat([r[o] for r, o in zip(rows, owners)])
     texts_order = owners.argsort(stable=True)
-    return torch.cat(images)[order], torch.cat(texts)[texts_order], owners[texts_order]
+    texts, captions = torch.cat(texts)[texts_order], torch.cat(captions)[texts_order]
+    return torch.cat(images)[order], texts, owners[texts_order], captions
 
 # %% ../../nbs/evaluation/04_validation.ipynb #2914fd68
 def encode(
     model:nn.Module,       # With `encode_image(images)` and `encode_text(ids)`
     dl:Iterable,           # Batches of images (B,3,H,W), ids (C,T) and image_index (C,), captions of an image adjacent
     precision:str='fp32',  # Precision of autocast: one of `PRECISIONS`
-)->tuple[Tensor, Tensor, Tensor]: # Image features (N,D), text features (C,D), row of each text's image, int64 (C,)
+)->tuple: # Image features (N,D), text features (C,D), row of each text's image (C,), number of its caption (C,)
     """Encode all images and captions of a loader: L2-normalized float32 features in its order, from all ranks. Raises
-    `UserError` for an unknown precision or an empty loader, ValueError if captions of a batch's images are missing."""
+    `UserError` for an unknown precision or an empty loader, ValueError if captions of a batch's images are missing.
+
+    Captions of equal token ids have equal numbers."""
     dtype = pick(PRECISIONS, precision, 'precision')
     device = next(model.parameters()).device
     def unit(features): return F.normalize(features.float(), dim=-1).cpu()
-    images, texts, owners, numbers, count = [], [], [], [], 0
+    images, texts, owners, captions, numbers, count = [], [], [], [], [], 0
     with evaluation_mode(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for x, ids, index in dl:
             known, row = index.unique_consecutive(return_inverse=True)
@@ -66,22 +78,29 @@ def encode(
             images.append(unit(model.encode_image(x.to(device))))
             texts.append(unit(model.encode_text(ids.to(device))))
             owners.append(row.cpu() + count)
+            captions.append(torch.tensor([_caption_number(row) for row in ids.cpu()]))
             numbers.append(known.cpu())
             count += len(x)
     if not count: raise UserError('The validation data is empty; it needs at least one image with a caption')
-    own = torch.cat(images), torch.cat(texts), torch.cat(owners)
+    own = torch.cat(images), torch.cat(texts), torch.cat(owners), torch.cat(captions)
     return own if getattr(dl, 'world_size', 1) == 1 else _in_file_order(gather_objects((*own, torch.cat(numbers))))
 
 # %% ../../nbs/evaluation/04_validation.ipynb #28ae701a
 def _validation_loss(image_features:Tensor, text_features:Tensor, image_index:Tensor, logit_scale:Tensor|float,
-        logit_bias:Tensor|float=None, block:int=1024)->float:
-    "Return the mean loss over fixed blocks of pairs."
+        logit_bias:Tensor|float=None, captions:Tensor=None, block:int=1024)->float:
+    "Return the mean loss over all pairs, in blocks of nearly equal size that depend on the number of pairs alone."
     name, learned = ('clip', [logit_scale]) if logit_bias is None else ('siglip', [logit_scale, logit_bias])
-    size = min(block, len(text_features))
-    def loss(pairs): return LOSSES[name](image_features[image_index[pairs]], text_features[pairs], *learned)
-    with torch.no_grad():
-        losses = [loss(slice(i, i + size)) for i in range(0, len(text_features) - size + 1, size)]
-    return torch.stack(losses).mean().item()
+    caption = torch.arange(len(image_index)) if captions is None else captions.unique(return_inverse=True)[1]
+    def number(image, text): return image * len(caption) + text
+    owned = number(image_index, caption).unique()
+    shared = not len(owned) == len(caption) == len(image_index.unique()) == len(caption.unique())
+    def loss(pairs):
+        image, text = image_index[pairs], caption[pairs]
+        positives = torch.isin(number(image[:, None], text), owned) if shared else None
+        return LOSSES[name](image_features[image], text_features[pairs], *learned, positives=positives)
+    blocks = torch.arange(len(text_features)).tensor_split(ceil(len(text_features) / block))
+    with torch.no_grad(): losses = [loss(pairs) * (len(pairs) / len(text_features)) for pairs in blocks]
+    return torch.stack(losses).sum().item()
 
 # %% ../../nbs/evaluation/04_validation.ipynb #e7d766b2
 def score(
@@ -89,13 +108,14 @@ def score(
     image_features:Tensor,      # As from `encode` (N, D)
     text_features:Tensor,       # (C, D)
     image_index:Tensor,         # int64 (C,)
+    captions:Tensor=None,       # int64 (C,); None: all are different
     ks:Sequence[int]=(1, 5, 10),# Rank cut-offs (count)
 )->dict[str, float]:            # `val_loss`, `i2t/R@k`, `t2i/R@k`
     "Compute the validation loss and retrieval metrics of encoded pairs."
     bias = getattr(model, 'logit_bias', None)
     learned = model.logit_scale.detach().float().exp().cpu(), None if bias is None else bias.detach().float().cpu()
-    return dict(val_loss=_validation_loss(image_features, text_features, image_index, *learned),
-                **retrieval_metrics(image_features, text_features, image_index, ks))
+    return dict(val_loss=_validation_loss(image_features, text_features, image_index, *learned, captions),
+                **retrieval_metrics(image_features, text_features, image_index, ks, captions=captions))
 
 # %% ../../nbs/evaluation/04_validation.ipynb #643d9667
 def evaluate(

@@ -11,6 +11,7 @@ import torch
 from collections.abc import Callable
 from ..clip import MemoryCLIP
 from ..core import UserError, pick, require
+from ..data.transforms import Preprocessing
 from pathlib import Path
 from torch import Tensor, nn
 from torch.export import Dim
@@ -39,7 +40,7 @@ def _model_facts(model:MemoryCLIP)->dict:
     "Return what a caller of the encoders must know: input shapes, normalization, tokenizer, logit scale."
     cfg, bias = model.cfg, model.logit_bias
     image = dict(shape=['batch', 3, cfg.image_size, cfg.image_size], dtype='float32', mean=list(cfg.mean),
-                 std=list(cfg.std))
+                 std=list(cfg.std), **vars(Preprocessing.of(cfg)))
     text = dict(shape=['batch', cfg.text.max_len], dtype='int64', tokenizer=cfg.text.tokenizer,
                 tokenizer_kwargs=dict(cfg.text.tokenizer_kwargs))
     return dict(name=cfg.name, image=image, text=text,

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from ..clip import MemoryCLIP
 from ..core import UserError
 from ..data.tokenizer import text_tokenizer
+from ..data.transforms import Preprocessing
 from ..models.registry import vit_name
 from ..vision import MemoryViT, vit_arguments
 from pathlib import Path
@@ -71,8 +72,7 @@ def _open_clip_config(cfg)->dict:
     model = dict(embed_dim=cfg.proj_dim or cfg.embed_dim, quick_gelu=quick, custom_text=True,
                  vision_cfg=_vision_config(cfg), text_cfg=_text_config(cfg.text))
     if cfg.contrastive.loss_type == 'siglip': model['init_logit_bias'] = -10.
-    images = dict(size=cfg.image_size, mean=list(cfg.mean), std=list(cfg.std), interpolation='bicubic',
-                  resize_mode='shortest')
+    images = dict(size=cfg.image_size, mean=list(cfg.mean), std=list(cfg.std), **vars(Preprocessing.of(cfg)))
     return dict(model_cfg=model, preprocess_cfg=images)
 
 # %% ../../nbs/hub/01_open_clip.ipynb #b3883d40

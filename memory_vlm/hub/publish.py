@@ -40,7 +40,7 @@ def _memory_facts(loaded:LoadedModel, folder:Path)->dict:
     gallery, figure = len(loaded.valid_dl.source), memory_figures(loaded)
     found = dict(chance={name: min(int(name.split('@')[1]) / gallery, 1) for name in loaded.metrics if '/R@' in name})
     if figure is None: return found
-    sentences = memory_report(loaded, num_images=256).sentences
+    sentences = memory_report(loaded).sentences
     (folder/'images').mkdir(parents=True, exist_ok=True)
     figure.savefig(folder/'images'/'memory.png', dpi=110)
     caption = f"Where memory tokens look. {getattr(loaded.valid_dl.source, 'attribution', '')}".strip()

@@ -166,7 +166,12 @@ class Rollout:
     heatmap:Tensor # From each patch, by all paths (B, rows, columns)
     share:Tensor   # Share of these paths that lead through memory (B, rows, columns), 0..1
     through:Tensor # The same share over all patches together (B,), 0..1
-    stored:Tensor  # From each stored memory token (B, M); sums to 1 with `heatmap` and the readout token itself
+    stored:Tensor  # From each stored memory token (B, M)
+    cls:Tensor     # From the CLS tokens themselves (B,)
+
+    def parts(self)->dict:
+        "Return the shares from patches, stored memory and CLS tokens, (B,) each; they sum to 1."
+        return dict(patches=self.heatmap.sum((-2, -1)), memory=self.stored.sum(-1), cls=self.cls)
 
 # %% ../../nbs/interp/04_attribution.ipynb #68b336ae
 def rollout(
@@ -181,7 +186,8 @@ def rollout(
     write = torch.full((K,), 0.5, device=maps.device)
     write[memory] = alpha / 2 if layout.in_sequence else 0.
     row = torch.zeros(len(maps), 2, K, device=maps.device) # all paths; those that never touch memory
-    row[:, :, layout.readout] = 1
+    start = layout.readout if layout.num_cls else layout.patches # without CLS the mean of the patches is read
+    row[:, :, start] = 1 / (start.stop - start.start)
     for A in maps.float().mean(2).unbind(1)[::-1]:                       # (B,N,K), from the last layer down
         A = A / A.sum(-1, keepdim=True)                                  # normalize rows, also after dropout
         row = (row * write)[:, :, :N] @ A + row * (1 - write)
@@ -189,4 +195,5 @@ def rollout(
     whole, without = row[..., layout.patches].unbind(1)                  # (B,P)
     def share(whole, without): return (whole - without) / whole.clamp_min(torch.finfo(whole.dtype).tiny)
     through = share(whole.sum(-1), without.sum(-1))
-    return Rollout(layout.to_grid(whole), layout.to_grid(share(whole, without)), through, row[:, 0, memory])
+    cls = row[:, 0, layout.cls].sum(-1) + row[:, 0, layout.new_cls].sum(-1)
+    return Rollout(layout.to_grid(whole), layout.to_grid(share(whole, without)), through, row[:, 0, memory], cls)

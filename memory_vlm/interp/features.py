@@ -18,6 +18,7 @@ from memory_vlm.interp.stats import (
     effective_rank,
     entropy,
     largest_cosine,
+    median,
     norm_contrast,
     outlier_rates,
     shares,
@@ -51,7 +52,7 @@ def _state_features(maps:AttentionMaps, stored:Tensor, absolute_norm:float=150.)
     memory = maps.memory_states # (B,L,M,D)
     last = memory[:, -1]
     found |= dict(
-        memory_norm=maps.norms[..., layout.memory].mean(-1) / patches.median(-1).values.clamp_min(1e-12),
+        memory_norm=maps.norms[..., layout.memory].mean(-1) / median(patches).clamp_min(1e-12),
         cls_cosine=F.cosine_similarity(maps.cls_states.unsqueeze(2), memory, dim=-1).mean(-1),
         patch_cosine=F.cosine_similarity(maps.patch_mean.unsqueeze(2), memory, dim=-1).mean(-1),
         state=last, square=last.square().sum(-1), rank=effective_rank(last),

@@ -31,9 +31,10 @@ def checked_tokens(
 def _hook(vit:MemoryViT, layer:int, change):
     "Register `change` at one block."
     def entering(block, args):
-        x = args[0] # (B,N,D)
-        new = change(layer, x[:, vit.layout.memory])
-        return None if new is None else (vit.layout.put(x, new.to(x.dtype)), *args[1:])
+        x = args[0] # (B,N,D); fewer or more patches with patch dropout or images of another size
+        layout = vit.layout.of(x.shape[1])
+        new = change(layer, x[:, layout.memory])
+        return None if new is None else (layout.put(x, new.to(x.dtype)), *args[1:])
     def stored(module, args, rows): # (R,D)
         new = change(layer, rows[None])
         return None if new is None else new[0].to(rows.dtype)
@@ -143,11 +144,12 @@ def _memory_mask(layout:TokenLayout, tokens:list)->Tensor:
     return seen
 
 # %% ../../nbs/interp/02_intervene.ipynb #ef6c67c4
-def _masked_read(read, layout:TokenLayout, mask:Tensor):
-    "Wrap `MemoryAttention.read` with a mask."
+def _masked_read(read, layout:TokenLayout, tokens:list):
+    "Wrap `MemoryAttention.read` with a mask that hides some memory tokens, for any number of patches."
+    outside = layout.num_keys - layout.num_tokens
     def masked(x, q, k, v, attn_mask=None, is_causal=False, wanted=slice(None)):
-        if k.shape[2] == layout.num_keys: # otherwise memory is not among the keys
-            rows = mask[-q.shape[2]:].to(q.device)
+        if not layout.num_new_cls or q.shape[2] == layout.num_new_cls: # otherwise memory is not among the keys
+            rows = _memory_mask(layout.of(k.shape[2] - outside), tokens)[-q.shape[2]:].to(q.device)
             attn_mask = rows if attn_mask is None else attn_mask & rows # nested interventions
         return read(x, q, k, v, attn_mask, is_causal, wanted)
     return masked
@@ -155,11 +157,10 @@ def _masked_read(read, layout:TokenLayout, mask:Tensor):
 @contextmanager
 def _mask(vit:MemoryViT, tokens:list, layers:list):
     "Mask some memory tokens in some layers."
-    mask = _memory_mask(vit.layout, tokens)
     with ExitStack() as stack:
         for attn in (vit.blocks[l].attn for l in layers):
             outer = vars(attn).get('read')
-            attn.read = _masked_read(attn.read, vit.layout, mask)
+            attn.read = _masked_read(attn.read, vit.layout, tokens)
             stack.callback(partial(setattr, attn, 'read', outer) if outer else partial(delattr, attn, 'read'))
         yield
 

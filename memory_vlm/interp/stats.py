@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['lift', 'weighted_mass', 'shares', 'entropy', 'effective_number', 'inverse_simpson', 'usage_information',
-           'variance_share', 'largest_cosine', 'effective_rank', 'outlier_thresholds', 'outlier_rates', 'norm_contrast',
-           'bootstrap_weights', 'weighted_means']
+           'variance_share', 'largest_cosine', 'effective_rank', 'median', 'outlier_thresholds', 'outlier_rates',
+           'norm_contrast']
 
 # %% ../../nbs/interp/01_stats.ipynb #a16883a5
 import torch
 import torch.nn.functional as F
-from ..evaluation.retrieval import bootstrap_samples
 from torch import Tensor
 
 # %% ../../nbs/interp/01_stats.ipynb #d306c63a
@@ -88,15 +87,22 @@ def effective_rank(
     return effective_number(torch.linalg.svdvals(states))
 
 # %% ../../nbs/interp/01_stats.ipynb #7a37ba52
+def median(
+    x:Tensor, # (..., n)
+)->Tensor:    # (...)
+    "Return the median of the last dimension; of an even number of values the mean of the middle two."
+    n = x.shape[-1]
+    return (x.kthvalue((n + 1) // 2).values + x.kthvalue(n // 2 + 1).values) / 2
+
 def outlier_thresholds(
     norms:Tensor,         # Norms of the patches (..., P)
     absolute:float=150.,  # Fixed threshold
 )->dict:                  # Name: threshold (...)
     "Return three thresholds above which a patch norm is an outlier."
-    median = norms.median(-1).values
-    deviation = (norms - median.unsqueeze(-1)).abs().median(-1).values
-    return {f'above {absolute:g}': torch.full_like(median, absolute), 'above 3 medians': 3 * median,
-            'above median + 4 MAD': median + 4 * 1.4826 * deviation}
+    middle = median(norms)
+    deviation = median((norms - middle.unsqueeze(-1)).abs())
+    return {f'above {absolute:g}': torch.full_like(middle, absolute), 'above 3 medians': 3 * middle,
+            'above median + 4 MAD': middle + 4 * 1.4826 * deviation}
 
 def outlier_rates(
     norms:Tensor,         # Norms of the patches (..., P)
@@ -110,21 +116,4 @@ def norm_contrast(
     norms:Tensor, # Norms of the patches (..., P)
 )->Tensor:        # (...), 1 or more
     "Return the largest patch norm relative to the median."
-    return norms.amax(-1) / norms.median(-1).values.clamp_min(1e-12)
-
-# %% ../../nbs/interp/01_stats.ipynb #89305786
-def bootstrap_weights(
-    num_images:int, # Images (count)
-    draws:int=1000, # Resampled sets of images (count)
-    seed:int=0,     # Seed of the draws
-)->Tensor:          # Weight of each image in each draw, fp32 (draws, num_images), rows sum to 1
-    "Return bootstrap samples as weights of averages over images."
-    drawn = torch.stack(list(bootstrap_samples(num_images, draws, seed)))
-    return torch.zeros(draws, num_images).scatter_add_(1, drawn, torch.full(drawn.shape, 1 / num_images))
-
-def weighted_means(
-    features:dict,  # Name: one value per image, fp32 (num_images, ...)
-    weights:Tensor, # (draws, num_images)
-)->dict:            # Name: averages (draws, ...)
-    "Return averages over images for each draw."
-    return {name: torch.tensordot(weights, x, dims=1) for name, x in features.items()}
+    return norms.amax(-1) / median(norms).clamp_min(1e-12)

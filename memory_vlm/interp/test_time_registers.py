@@ -13,7 +13,7 @@ from functools import partial
 from ..attention import find_module
 from ..core import UserError
 from ..evaluation.validation import evaluation_mode
-from .stats import outlier_thresholds
+from .stats import median, outlier_thresholds
 from ..models.attention_hooks import EAGER
 from ..tokens import TokenLayout
 from ..vision import MemoryViT
@@ -99,7 +99,7 @@ def register_neurons(
     layer = int(rate.argmax()) if layer is None else range(len(rate))[layer]
     where = is_outlier[:, layer] # (B,P)
     if not where.any():
-        contrast = (norms / norms.median(-1, keepdim=True).values).max()
+        contrast = (norms / median(norms).unsqueeze(-1)).max()
         raise UserError(f'no patch is an outlier in these {len(images)} images (the largest norm is {contrast:.1f} '
                         'times the median); try more images or a lower threshold')
     if layers is None: # the first in which half of the patches `where` are outliers

@@ -23,7 +23,7 @@ from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, 
 from ..config import check_sizes, leaf_keys
 from ..core import UserError, pick, suggest
 from ..memory import rename_old_weights
-from .pretrained_config import clip_config, vit_config
+from .pretrained_config import clip_config, preprocessing_kwargs, vit_config
 from ..schema import Config, default_value, schema_fields
 from ..vision import MemoryViT
 from omegaconf import DictConfig, OmegaConf
@@ -156,6 +156,7 @@ def _timm_spec(rest:str)->PretrainedSpec:
         classes = pcfg['num_classes'] if not path else len(stored['head.weight']) if 'head.weight' in stored else 0
     with torch.device('meta'): vit = timm.create_model(arch, num_classes=classes)
     cfg = vit_config(vit, whole) | dict(name=arch, mean=list(pcfg['mean']), std=list(pcfg['std']))
+    cfg['vit_kwargs'] |= preprocessing_kwargs(pcfg)
     cfg |= dict(proj='affine', proj_dim=classes) if classes else dict(proj='none')
     def weights():
         if path: return stored

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from ..core import UserError, pick
 from timm.models import build_model_with_cfg, register_model
+from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 # %% ../../nbs/models/08_registry.ipynb #a1c0de08
@@ -47,8 +48,9 @@ def _register_size(cls:type, size:str, width:int, depth:int, num_heads:int):
         with vit.old_prefix(): return checkpoint_filter_fn(weights, vit)
     def entry(pretrained:bool=False, **kwargs):
         arguments = dict(patch_size=16, embed_dim=width, depth=depth, num_heads=num_heads, num_memory_tokens=4) | kwargs
+        features = dict(out_indices=arguments.pop('out_indices', 3), feature_cls='getter') # as for timm's ViTs
         return build_model_with_cfg(cls, plain, pretrained, pretrained_filter_fn=rename, pretrained_strict=False,
-                                    **arguments)
+                                    feature_cfg=features, **arguments)
     entry.__name__ = f'memory_{plain}'
     _register(entry)
 
@@ -64,10 +66,13 @@ def register_vits(
             raise UserError('timm has no weights for memory_vit; '
                             'memory_vit_base_patch16_224 has those of vit_base_patch16_224')
         plain = {k: kwargs.pop(k) for k in known if k in kwargs} # these override the arguments in the name
+        only, out_indices = kwargs.pop('features_only', False), kwargs.pop('out_indices', 3)
         vit = build(_parse_arguments(pretrained_cfg or '', known) | plain, **kwargs)
-        vit.pretrained_cfg = vit.default_cfg = dict(
+        found = dict(
             architecture='memory_vit', input_size=(3, *vit.patch_embed.img_size), fixed_input_size=True,
             num_classes=vit.num_classes, first_conv='patch_embed.proj', classifier='head')
+        if only: vit = FeatureGetterNet(vit, out_indices)
+        vit.pretrained_cfg = vit.default_cfg = found
         return vit
     _register(memory_vit)
     for size in [('tiny', 192, 12, 3), ('small', 384, 12, 6), ('base', 768, 12, 12), ('large', 1024, 24, 16)]:

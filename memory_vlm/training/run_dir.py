@@ -19,6 +19,7 @@ from ..core import UserError, suggest
 from ..data.loaders import PairLoader, make_loader
 from ..data.sources import has_own_validation, open_source, open_sources, source_options
 from ..data.tokenizer import text_tokenizer
+from ..data.transforms import Preprocessing
 from ..models.pretrained import hub_errors
 from ..overrides import command_words, restore_references
 from ..schema import Config, schema_fields
@@ -211,7 +212,7 @@ def _make_valid_dl(cfg:DictConfig)->PairLoader:
     source = (open_source(d.val_path, 'valid', **source_options(d)) if has_own_validation(d.train_path, d.val_path)
               else open_sources(d.train_path, d.val_path, d.val_fraction, **source_options(d))[1])
     return make_loader(source, image_size=cfg.model.image_size, batch_size=min(cfg.training.batch_size, 64),
-                       train=False,
+                       train=False, preprocessing=Preprocessing.of(cfg.model),
                        tokenizer=text_tokenizer(cfg.model.text), max_bad_fraction=d.max_bad_fraction)
 
 def _read_resets(checkpoint:Path)->ResetHistory|None:

@@ -49,10 +49,11 @@ class _Retrieval:
         captions = [(i, c) for i in range(self.n) for c in images.captions(i)]
         if not captions: raise UserError('These images have no captions; give (image, caption) pairs.')
         self.owner = torch.tensor([i for i, _ in captions])
+        ids = model.tokenize([c for _, c in captions])
+        self.captions = ids.unique(dim=0, return_inverse=True)[1] # equal captions count as one
         device = next(model.parameters()).device
         with training_paused(model), record_states(model) as self.states:
-            self.texts = model.encode_text(model.tokenize([c for _, c in captions]).to(device),
-                                           normalize=True).float().cpu() # (C,dim)
+            self.texts = model.encode_text(ids.to(device), normalize=True).float().cpu() # (C,dim)
             self.features()
 
     def features(self, kind:str='mask', off=(), batch:int=64)->Tensor: # (n, dim)
@@ -76,7 +77,7 @@ class _Retrieval:
     )->dict:             # Metrics
         "Return recall with ablated tokens."
         with training_paused(self.model): features = self.features(kind, off)
-        return retrieval_metrics(features, self.texts, self.owner)
+        return retrieval_metrics(features, self.texts, self.owner, captions=self.captions)
 
     def look(
         self,
@@ -230,8 +231,8 @@ class AblationPanel(Panel):
         "Return a figure of all kinds with 95 % CIs after `measure`, else of the attention of CLS."
         if self.result is not None:
             return ablation_bars(*self.result.bars(),
-                                 note=f'{self.result.num_images} images. Whiskers: 95 % CI. Hollow: '
-                                      f'the CI includes 0. Verdict: {self.result.verdict}.')
+                                 note=f'{self.result.num_images} images. Whiskers: 95 % CI. Hollow: the CI includes 0. '
+                                      f"Verdict, after Holm's correction: {self.result.verdict}.")
         off = ', '.join(map(str, self.off)) or 'none'
         return token_overlays(self.images[self.image].numpy(), self.cls_maps(), ['original', 'ablated'],
                               title='Attention of CLS with ablated memory tokens',

@@ -23,7 +23,7 @@ from matplotlib.colors import Normalize, to_hex
 from ..attention import find_vit
 from ..clip import normalize_images
 from ..core import UserError
-from ..data.transforms import center_crop
+from ..data.transforms import Preprocessing, center_crop
 from ..evaluation.validation import evaluation_mode
 from ..training.run_dir import LoadedModel, as_model
 from ..viz.plots import mixed_cmap, overlay, to_image
@@ -234,6 +234,8 @@ class ImageSet:
             raise UserError('There are no images: give `data` as a Learner, a loader, or a list of images.')
         if not len(self.source): raise UserError('There are no images: the data set is empty.')
         self.size = find_vit(model).patch_embed.img_size
+        cfg = getattr(getattr(model, 'model', model), 'cfg', None) # a MemoryViT has none
+        self.preprocessing = Preprocessing() if cfg is None else Preprocessing.of(cfg)
         self.attribution = getattr(self.source, 'attribution', '')
 
     def __len__(self): return len(self.source)
@@ -266,7 +268,7 @@ class ImageSet:
         if self.size[0] != self.size[1]:
             raise UserError(f'Image {i} has {x.shape[1]} x {x.shape[2]} pixels, but the model takes {self.size[0]} x '
                             f'{self.size[1]}; resize it first.')
-        return center_crop(x, self.size[0])
+        return center_crop(x, self.size[0], how=self.preprocessing)
 
     def batch(self, ids)->Tensor: # Indices -> uint8 (B, 3, height, width)
         "Return several images as one batch."
