@@ -11,13 +11,17 @@ import sys
 import time
 import torch
 from contextlib import nullcontext
-from fastai.callback.core import CancelEpochException, CancelFitException, CancelValidException
+from fastai.callback.core import CancelEpochException, CancelFitException
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback  # every learner gets one by this import
+from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Metric
+from fastai.learner import Learner, Metric, ValueMetric
 from fastai.torch_core import default_device
+from fastcore.basics import patch
 from fastcore.foundation import L
-from .clip import make_model, normalize_images
+from .clip import MemoryCLIP, make_model, normalize_images
 from .config import validate
 from .core import UserError, pick, seed_everything
 from .data.base import make_cache
@@ -26,11 +30,12 @@ from .data.sources import open_sources, source_options
 from .data.tokenizer import text_tokenizer
 from .data.transforms import Preprocessing
 from .distributed import Interrupts, broadcast_from_main, detect_lost_ranks, is_main, rank, world_size
-from .evaluation.validation import evaluate
+from .evaluation.validation import encode, evaluate
 from .loss import LOSSES
 from .memory import check_memory
 from .models.freeze import freeze
 from .models.pretrained import with_pretrained
+from .schema import schema_fields
 from memory_vlm.training.callbacks import (
     DistributedCallback,
     DivergedError,
@@ -40,8 +45,8 @@ from memory_vlm.training.callbacks import (
     GradientClipCallback,
     TemperatureCallback,
     WeightAverageCallback,
+    check_callback,
     choose_precision,
-    is_probing,
     set_precision,
 )
 from .training.checkpoint import check_monitor, check_name
@@ -51,7 +56,7 @@ from omegaconf import DictConfig, OmegaConf
 
 # %% ../nbs/20_learner.ipynb #0d51ed45
 def _check_vocabulary(cfg:DictConfig, size:int):
-    "Raise `UserError` where the text tower has no room for what the tokenizer gives, or plainly belongs to another."
+    "Raise `UserError` if the text tower has too few tokens for the tokenizer, or belongs to another tokenizer."
     text = cfg.text
     if text.vocab_size >= size and not (cfg.pretrained and text.tokenizer == 'clip' and text.vocab_size != size): return
     cure = (f'set model.text.tokenizer to the one that belongs to {cfg.name}'
@@ -85,7 +90,7 @@ def make_dls(
 
 # %% ../nbs/20_learner.ipynb #0172ec2c
 class _EvaluatedMetric(Metric):
-    "A metric that `evaluate` has already computed, for fastai's table."
+    "A metric that `evaluate` computes, for fastai's table."
     def __init__(self, name:str): self._name, self._value = name, None
     def reset(self): self._value = None
     def accumulate(self, learn): pass
@@ -96,52 +101,57 @@ class _EvaluatedMetric(Metric):
     @property
     def name(self): return self._name
 
+def _as_metric(m)->Metric:
+    "Return a metric of `evaluate` by name. Raises `UserError` for a function of predictions and targets."
+    if isinstance(m, (_EvaluatedMetric, ValueMetric)): return m
+    known = schema_fields()['training.checkpoint.monitor'].metadata['choices']
+    if isinstance(m, str): return _EvaluatedMetric(pick(known, m, 'metrics'))
+    name = getattr(m, 'name', None) or getattr(m, '__name__', type(m).__name__)
+    raise UserError(f"metrics={name} compares predictions with labels, and there are none; give names of metrics "
+                    f"({', '.join(known)}) or a ValueMetric")
+
 # %% ../nbs/20_learner.ipynb #aabd767d
 class MemoryLearner(Learner):
     "A fastai Learner that evaluates by retrieval. Make it with `make_learner`."
-    evaluations = ()    # Every evaluation so far: metrics with their `step` and `epoch`
-    averaged = None     # In a fit with `training.ema_decay`, the model with the averaged weights
-    interrupted = False # Whether the last fit was stopped by hand
-    diverged = None     # Why the last fit stopped itself
-    shared = None, None # The loader that was last evaluated by several ranks, and this rank's share of it
+    def __init__(self, dls, model, cfg, **kwargs):
+        self.cfg, self.precision = cfg, 'fp32'
+        self.max_steps = cfg.training.max_steps # Optimizer steps of a fit; None: no limit
+        self.evaluations = []    # Every evaluation so far: metrics with their `step` and `epoch`
+        self.averaged = None     # In a fit with `training.ema_decay`, the model with the averaged weights
+        self.fitting = False     # Whether `fit` runs; false in `validate` and `summary`, which also call callbacks
+        self.interrupted, self.interrupts = False, Interrupts() # Whether a signal stopped the last fit, and which one
+        self.diverged = None     # Why the last fit stopped itself
+        self.grad_norm = math.nan
+        self._share = None, None # The loader that several ranks evaluated last, and the share of this rank
+        super().__init__(dls, model, **kwargs)
 
-    @property
-    def epochs_done(self)->float: return self.train_iter / len(self.dls.train)
-    @property
-    # above 0 where a fit goes on
-    def first_batch(self)->int: return max(0, self.train_iter - self.epoch * len(self.dls.train))
-    @property
-    def evaluation(self)->dict: return self.evaluations[-1] if self.evaluations else {}
+    def fit(self, n_epoch, *args, cbs=None, **kwargs):
+        "Fit for `n_epoch` epochs or `max_steps` steps. Raises `DivergedError` if loss or gradient are not finite."
+        self.check_fit(L(cbs))
+        self.interrupted, self.diverged, self.fitting = False, None, True
+        epochs = math.ceil(self.steps_of(n_epoch) / len(self.dls.train))
+        try:
+            with Interrupts() as self.interrupts, detect_lost_ranks(): super().fit(epochs, *args, cbs=cbs, **kwargs)
+        finally: # after an error fastai calls no event
+            self.model, self.averaged, self.fitting = getattr(self.model, 'module', self.model), None, False
+            for cb in self.cbs:
+                if hasattr(type(cb), 'close'): cb.close()
+        if self.diverged: raise DivergedError(self.diverged)
 
-    def rank_share(self, dl): # What this rank evaluates: a share, where there are batches for all
-        if not (hasattr(dl, 'settings') and 1 < world_size() <= len(dl)): return dl
-        if self.shared[0] is not dl: self.shared = dl, dl.new(rank=rank(), world_size=world_size())
-        return self.shared[1]
-
-    def evaluate(
-        self,
-        dl=None, # A loader; None: the validation data, and what is found is remembered
-    )->dict:     # Metrics, with `step` and `epoch`
-        "Evaluate the model, on several ranks together."
-        known = dl is None or dl is self.dls.valid
-        result = evaluate(self.averaged or self.model, self.rank_share(self.dls.valid if known else dl), self.precision)
-        step = getattr(self, 'train_iter', 0)
-        found = dict(step=step, epoch=step / len(self.dls.train)) | result
-        if known: self.evaluations.append(found)
-        return found
-
-    def _do_epoch_validate(self, ds_idx=1, dl=None):
-        if is_probing(self): return super()._do_epoch_validate(ds_idx, dl)
-        self.dl = self.dls[ds_idx] if dl is None else dl
-        self._with_events(self._record_evaluation, 'validate', CancelValidException)
-
-    def _record_evaluation(self):
-        with self.interrupts.interruptible(): result = self.evaluate(self.dl)
-        self.recorder.loss.total, self.recorder.loss.count = torch.tensor(result['val_loss']), 1
-        for m in self.metrics: m.value = result[m.name]
+    def _do_fit(self): # overridden, because fastai has no event for an interrupt and none that sets the first epoch
+        try:
+            for self.epoch in range(self.epoch, self.n_epoch): # `ResumeCallback` sets `epoch` in `before_fit`
+                self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+        except KeyboardInterrupt: self.interrupted = True
+        except RuntimeError: # of a loader whose workers have ended, at any point of the fit
+            if not self.interrupts.caught or world_size() > 1:
+                with explain_lost_worker(): raise
+            self.interrupted = True # the same signal has ended them
+        if self.interrupted: raise CancelFitException
 
     def all_batches(self):
-        if not self.training: return super().all_batches()
+        "Train on the remaining batches of an epoch, or evaluate the model on `dl`."
+        if not self.training: return self.record_evaluation()
         left = math.inf if self.max_steps is None else self.max_steps - self.train_iter
         self.n_iter, self.asked = min(len(self.dl), self.first_batch + left), time.perf_counter()
         batches = zip(range(self.first_batch, self.n_iter), self.dl)
@@ -152,72 +162,146 @@ class MemoryLearner(Learner):
             if o is None: break
             self.one_batch(*o)
             if self.interrupts.agreed(): raise KeyboardInterrupt
-            self.asked = time.perf_counter() # for the next batch
+            self.asked = time.perf_counter() # start of the wait for the next batch
 
+    def record_evaluation(self):
+        "Evaluate the model on `dl` and give the values to fastai's Recorder."
+        with self.interrupts.interruptible(): result = self.evaluate(self.dl)
+        self.recorder.loss.total, self.recorder.loss.count = torch.tensor(result['val_loss']), 1
+        for m in self.metrics:
+            if isinstance(m, _EvaluatedMetric): m.value = result[m.name]
+
+    def evaluate(
+        self,
+        dl=None, # A loader; None: the validation data, and the result is added to `evaluations`
+    )->dict:     # Metrics, with `step` and `epoch`
+        "Evaluate the model. All ranks must call it together."
+        known = dl is None or dl is self.dls.valid
+        result = evaluate(self.averaged or self.model, self.rank_share(self.dls.valid if known else dl), self.precision)
+        step = getattr(self, 'train_iter', 0)
+        found = dict(step=step, epoch=step / len(self.dls.train)) | result
+        if known: self.evaluations.append(found)
+        return found
+
+    def rank_share(self, dl):
+        "Return the part of a loader that this rank evaluates: all of it if there are fewer batches than ranks."
+        if not (hasattr(dl, 'settings') and 1 < world_size() <= len(dl)): return dl
+        if self._share[0] is not dl: self._share = dl, dl.new(rank=rank(), world_size=world_size())
+        return self._share[1]
+
+    @property
+    def evaluation(self)->dict: return self.evaluations[-1] if self.evaluations else {}
+    @property
+    def epochs_done(self)->float: return self.train_iter / len(self.dls.train)
+    @property
+    def first_batch(self)->int: # above 0 in the first epoch of a resumed fit
+        return max(0, self.train_iter - self.epoch * len(self.dls.train))
     def steps_of(self, n_epoch:int)->int: # Optimizer steps that a fit of `n_epoch` epochs takes
         return min(n_epoch * len(self.dls.train), self.max_steps or math.inf)
 
-    def fit(self, n_epoch, *args, **kwargs):
-        self.interrupted, self.diverged = False, None
-        epochs = math.ceil(self.steps_of(n_epoch) / len(self.dls.train))
-        try:
-            with Interrupts() as self.interrupts, detect_lost_ranks(): super().fit(epochs, *args, **kwargs)
-        finally: # an error passes callbacks by
-            self.model, self.averaged = getattr(self.model, 'module', self.model), None
-            for cb in self.cbs:
-                if hasattr(type(cb), 'close'): cb.close()
-        if self.diverged: raise DivergedError(self.diverged)
+# %% ../nbs/20_learner.ipynb #268405ad
+@patch
+def fit_schedule(
+    self:MemoryLearner,
+    kind:str,            # 'cosine', 'one_cycle' or 'constant'
+    n_epoch:int=None,    # Epochs; None: the configuration's
+    lr_max:float=None,   # Peak learning rate; None: the configuration's
+    cbs=None,            # Further callbacks for this fit
+    **kwargs,            # `warmup_epochs` and `min_lr`, in place of the configuration's
+):
+    "Fit by a schedule of this package, counted in optimizer steps."
+    t = self.cfg.training
+    n_epoch, lr = n_epoch or t.epochs, t.learning_rate if lr_max is None else lr_max
+    total = self.steps_of(n_epoch)
+    lr_at = make_schedule(kind, lr, total / len(self.dls.train), **(schedule_kwargs(t.scheduler_kwargs) | kwargs))
+    self.fit(n_epoch, lr, cbs=L(StepScheduler(lr_at, total)) + L(cbs))
 
-    def _do_fit(self):
-        try:
-            for self.epoch in range(self.epoch, self.n_epoch): # fastai's begins with 0, whatever `ResumeCallback` says
-                self._with_events(self._do_epoch, 'epoch', CancelEpochException)
-        except KeyboardInterrupt: self.interrupted = True
-        except RuntimeError: # of a loader whose workers have ended, at any point of the fit
-            if not self.interrupts.caught or world_size() > 1:
-                with explain_lost_worker(): raise
-            self.interrupted = True # the same signal has ended them
-        if self.interrupted: raise CancelFitException
+@patch
+def fit_cosine(self:MemoryLearner, n_epoch:int=None, lr_max:float=None, cbs=None, **kwargs):
+    "Fit with linear warm-up and cosine decay."
+    self.fit_schedule('cosine', n_epoch, lr_max, cbs, **kwargs)
 
-    def fit_schedule(
-        self,
-        kind:str,            # 'cosine', 'one_cycle' or 'constant'
-        n_epoch:int=None,    # Epochs; None: the configuration's
-        lr_max:float=None,   # Peak learning rate; None: the configuration's
-        cbs=None,            # Further callbacks for this fit
-        **kwargs,            # `warmup_epochs` and `min_lr`, in place of the configuration's
-    ):
-        "Fit by a schedule of this package, counted in optimizer steps."
-        t = self.cfg.training
-        n_epoch, lr = n_epoch or t.epochs, t.learning_rate if lr_max is None else lr_max
-        total = self.steps_of(n_epoch)
-        lr_at = make_schedule(kind, lr, total / len(self.dls.train), **(schedule_kwargs(t.scheduler_kwargs) | kwargs))
-        self.fit(n_epoch, lr, cbs=L(StepScheduler(lr_at, total)) + L(cbs))
+@patch
+def lr_find(self:MemoryLearner, *args, **kwargs):
+    "Run fastai's `lr_find`, which ignores `max_steps`."
+    limit, self.max_steps = self.max_steps, None
+    try: return super(MemoryLearner, self).lr_find(*args, **kwargs)
+    finally: self.max_steps = limit
 
-    def fit_cosine(self, n_epoch:int=None, lr_max:float=None, cbs=None, **kwargs):
-        "Fit with linear warm-up and cosine decay."
-        self.fit_schedule('cosine', n_epoch, lr_max, cbs, **kwargs)
+# %% ../nbs/20_learner.ipynb #28ecfdcd
+@patch
+def check_fit(self:MemoryLearner, cbs:L):
+    "Raise `UserError` if the loss or the callbacks of a fit cannot work."
+    if not getattr(self.loss_func, 'takes_features', False):
+        raise UserError('loss_func must come from make_loss: fastai losses compare predictions with labels, and there '
+                        'are none; set model.contrastive.loss_type')
+    every = list(self.cbs + cbs)
+    plateau = [cb for cb in every if isinstance(cb, ReduceLROnPlateau)]
+    if plateau and any(isinstance(cb, ParamScheduler) and 'lr' in cb.scheds for cb in every):
+        raise UserError('ReduceLROnPlateau has no effect if a schedule sets the learning rate at every step; use '
+                        'learn.fit')
 
-    def lr_find(self, *args, **kwargs):
-        "Run fastai's `lr_find`, which ignores `max_steps`."
-        limit, self.max_steps = self.max_steps, None
-        try: return super().lr_find(*args, **kwargs)
-        finally: self.max_steps = limit
+@patch
+def add_cb(self:MemoryLearner, cb):
+    "Add a callback. Raises `UserError` for those of fastai that cannot work; mixed precision sets `precision`."
+    if isinstance(cb, type): cb = cb()
+    check_callback(self, cb)
+    if type(cb) is not MixedPrecision: return super(MemoryLearner, self).add_cb(cb)
+    if cb.kwargs: raise UserError(f"MixedPrecision takes no {', '.join(cb.kwargs)} here; leave it out")
+    set_precision(self, cb.amp_mode.value)
+    return self
 
-    def show_results(self, ds_idx:int=1, dl=None, max_n:int=9, **kwargs):
-        "Show images with the captions that the model ranks first."
-        dl = dl or self.dls[ds_idx]
-        batch = dl.one_batch()
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad(): outs = self.model(*[t.to(self.dls.device) for t in batch[:2]])
-        self.model.train(training)
-        dl.show_results(batch, outs, max_n=max_n, **kwargs) # the figure is left open: a notebook shows it by itself
+@patch
+def to_fp32(self:MemoryLearner):
+    "Train and evaluate in fp32."
+    set_precision(self, 'fp32')
+    return self
+
+@patch
+def get_preds(
+    self:MemoryLearner,
+    ds_idx:int=1, # 0: training data, without augmentation; 1: validation data
+    dl=None,      # A loader, or batches (images, ids, image_index); None: that of `ds_idx`
+    **kwargs,     # Further arguments of fastai's `get_preds`; those that ask for more than features are refused
+)->tuple:         # (image features (N,D), text features (C,D)), row of each text's image (C,)
+    "Return the normalized features of all images and captions, on the CPU, in the order of the source."
+    if asked := [k for k, v in kwargs.items() if v and k not in ('inner', 'reorder')]:
+        raise UserError(f"get_preds({asked[0]}=...) is not available, because predictions are features; use "
+                        f"learn.evaluate() for loss and ranking, or learn.show_results()")
+    if dl is None: dl = self.dls[ds_idx].new(train=False, augmentation='none', shuffle=False, drop_last=False)
+    batches = (b if len(b) > 2 else (*b, torch.arange(len(b[0]))) for b in dl)
+    images, texts, rows = encode(self.averaged or self.model, batches, self.precision)
+    return (images, texts), rows
+
+@patch
+def predict(self:MemoryLearner, *args, **kwargs):
+    "Raise `UserError`: a contrastive model has no classes to predict."
+    raise UserError('predict needs classes, and this model compares images with captions; use learn.model.encode_image '
+                    'and learn.model.encode_text, or `memory_vlm eval` for zero-shot classes')
+
+@patch
+def export(self:MemoryLearner, *args, **kwargs):
+    "Raise `UserError`: a pickle would contain code."
+    raise UserError("export would pickle code; use learn.model.save_pretrained('folder'), which "
+                    "MemoryCLIP.from_pretrained('folder') opens")
+
+@patch
+def show_results(self:MemoryLearner, ds_idx:int=1, dl=None, max_n:int=9, **kwargs):
+    "Show images with the captions that the model ranks first."
+    dl = dl or self.dls[ds_idx]
+    batch = dl.one_batch()
+    training = self.model.training
+    self.model.eval()
+    with torch.no_grad(): outs = self.model(*[t.to(self.dls.device) for t in batch[:2]])
+    self.model.train(training)
+    dl.show_results(batch, outs, max_n=max_n, **kwargs) # the figure stays open, so that a notebook shows it
+
+MemoryLearner.metrics = Learner.metrics.setter(lambda self, v: setattr(self, '_metrics', L(v).map(_as_metric)))
 
 # %% ../nbs/20_learner.ipynb #155bdedd
 def make_loss(
     cfg:DictConfig,  # `cfg.model.contrastive`
-    num_parts:int=1, # Parts of a batch whose pairs do not meet; the loss is their mean
+    num_parts:int=1, # Parts of a batch; pairs are compared inside their part, and the loss is the mean over parts
 ):                   # What fastai calls with the model's output and the index of the images
     "Make the loss of a configuration, as fastai's `loss_func`."
     loss = pick(LOSSES, cfg.loss_type, 'model.contrastive.loss_type')
@@ -225,6 +309,7 @@ def make_loss(
         pairs = zip(*(features.chunk(num_parts) for features in outputs[:2]))
         return torch.stack([loss(*pair, *outputs[2:], gather_distributed=cfg.gather_distributed)
                             for pair in pairs]).mean()
+    mean_of_parts.takes_features = True # of images and texts, unlike fastai's losses
     return mean_of_parts
 
 # %% ../nbs/20_learner.ipynb #32cf7f95
@@ -249,9 +334,37 @@ def _check_negatives(cfg:DictConfig):
     raise UserError(f'training.batch_size={t.batch_size} gives each pair no other pair to be told from, so that the '
                     f"clip loss is always 0 and nothing is learned; use {', or '.join(ways)}")
 
-# after those of `validate` itself
+# run after those of `validate` itself
 CONFIG_CHECKS = (check_model, _check_optimizer, _check_schedule, _check_checkpoint_name, _check_monitor,
                  _check_negatives)
+
+def _make_trained_model(cfg:DictConfig, device:torch.device)->MemoryCLIP:
+    "Make the model as it is trained: with frozen parameters, checkpointing, compiled blocks and parts of a batch."
+    t = cfg.training
+    model = freeze(make_model(cfg.model), t.freeze).to(device)
+    model.set_grad_checkpointing(t.grad_checkpointing)
+    if t.compile: model.compile_blocks()
+    model.num_parts = t.accumulate_grad_batches
+    if t.accumulate_mode == 'plain' and model.num_parts == 1:
+        print('Without effect, because of training.accumulate_grad_batches=1: training.accumulate_mode=plain',
+              file=sys.stderr)
+    return model
+
+def _make_callbacks(cfg:DictConfig, model:MemoryCLIP)->list:
+    "Make the callbacks of a configuration; `order` of each class decides the order."
+    t = cfg.training
+    cbs = [EpochCallback(), TemperatureCallback(), GradientClipCallback(t.clip_grad or math.inf), DivergenceCallback(),
+           EvaluateEveryCallback(t.logging.eval_interval), *make_resets(model, cfg)]
+    if t.ema_decay: cbs.append(WeightAverageCallback(t.ema_decay))
+    if world_size() > 1: cbs.append(DistributedCallback())
+    return cbs
+
+def _start_from_patches(learn:MemoryLearner):
+    "Set memory to centers of patches of the first batch, if `memory_init` asks for it."
+    memory, net, t = learn.cfg.model.memory, learn.model, learn.cfg.training
+    if not memory.enabled or memory.memory_init != 'patches': return
+    images = learn.dls.train.one_batch()[0][:t.batch_size].to(next(net.parameters()).device)
+    net.visual.set_from_patches(normalize_images(images, net.mean, net.std), t.seed)
 
 def make_learner(
     cfg:DictConfig,               # What `compose` gives
@@ -260,33 +373,19 @@ def make_learner(
 )->MemoryLearner:
     "Make the Learner of a configuration. Raises `UserError` for every mistake in it."
     cfg = with_pretrained(validate(cfg, CONFIG_CHECKS))
-    t = cfg.training
-    device = device or default_device()
+    t, device = cfg.training, device or default_device()
     dls = dls or make_dls(cfg, device)
     seed_everything(t.seed)
-    model = freeze(make_model(cfg.model), t.freeze).to(device)
-    model.set_grad_checkpointing(t.grad_checkpointing)
-    if t.compile: model.compile_blocks()
-    model.num_parts, is_plain = t.accumulate_grad_batches, t.accumulate_mode == 'plain'
-    if is_plain and model.num_parts == 1:
-        print('Without effect, because of training.accumulate_grad_batches=1: training.accumulate_mode=plain',
-              file=sys.stderr)
-    cbs = [EpochCallback(), TemperatureCallback(), GradientClipCallback(t.clip_grad or math.inf), DivergenceCallback(),
-           EvaluateEveryCallback(t.logging.eval_interval), *make_resets(model, cfg)]
-    if t.ema_decay: cbs.append(WeightAverageCallback(t.ema_decay))
-    if world_size() > 1: cbs.append(DistributedCallback())
-    loss = make_loss(cfg.model.contrastive, model.num_parts if is_plain else 1)
-    learn = MemoryLearner(dls, model, loss_func=loss, lr=t.learning_rate, splitter=lambda m: m,
-                          opt_func=lambda model, lr: make_optimizer(model, t, lr), path='runs',
-                          cbs=cbs, metrics=[_EvaluatedMetric('i2t/R@1'), _EvaluatedMetric('t2i/R@1')])
-    learn.cfg, learn.max_steps, learn.evaluations, learn.grad_norm, learn.interrupts = (cfg, t.max_steps, [], math
-                                                                                        .nan, Interrupts())
+    model = _make_trained_model(cfg, device)
+    num_parts = t.accumulate_grad_batches if t.accumulate_mode == 'plain' else 1
+    learn = MemoryLearner(dls, model, cfg, lr=t.learning_rate, path='runs', cbs=_make_callbacks(cfg, model),
+                          loss_func=make_loss(cfg.model.contrastive, num_parts),
+                          opt_func=lambda model, lr: make_optimizer(model, t, lr), splitter=lambda model: model,
+                          train_bn=False, metrics=['i2t/R@1', 't2i/R@1']) # train_bn: frozen layers are frozen whole
     set_precision(learn, broadcast_from_main(choose_precision, t.precision, device))
     if not is_main(): learn.remove_cb(ProgressCallback)
     learn.create_opt()
-    learn.moms = (learn.opt.hypers[0].get('mom', 0.9),) * 3
-    if cfg.model.memory.enabled and cfg.model.memory.memory_init == 'patches':
-        images = dls.train.one_batch()[0][:t.batch_size].to(device)
-        model.visual.set_from_patches(normalize_images(images, model.mean, model.std), t.seed)
-    seed_everything((t.seed + rank()) % 2**32) # weights are the same on all ranks, dropout is not
+    learn.moms = (learn.opt.hypers[0].get('mom', 0.9),) * 3 # otherwise fit_one_cycle would set fastai's
+    _start_from_patches(learn)
+    seed_everything((t.seed + rank()) % 2**32) # weights are equal on all ranks, dropout is not
     return learn

@@ -72,7 +72,8 @@ def _write_report(folder:Path, learn:MemoryLearner):
 # %% ../nbs/40_run.ipynb #ed360c76
 class _MapsCallback(Callback):
     "Log an image of the memory maps after an evaluation."
-    run_valid, order = False, 81 # after `LogCallback`
+    run_valid, order = False, 81
+    reason = 'after the log (80) of the same step'
     def __init__(self, log:MetricLog): self.out = log
     def before_fit(self): self.drawn, self.since, self.took = self.train_iter, 0., 0.
     def after_batch(self): self.draw()

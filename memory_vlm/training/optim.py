@@ -7,10 +7,10 @@ __all__ = ['optimizer_kwargs', 'ScaledOptimizer', 'make_optimizer', 'make_schedu
 
 # %% ../../nbs/training/01_optim.ipynb #5cd54a9a
 import inspect
-import numpy as np
+import torch
 from collections.abc import Callable
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
-from fastai.optimizer import OptimWrapper
+from fastai.optimizer import OptimWrapper, detuplify_pg, set_item_pg
 from ..clip import MEMORY_NAMES, MemoryCLIP
 from ..core import UserError, pick, suggest
 from ..schema import default_value, schema_fields
@@ -37,7 +37,7 @@ def optimizer_kwargs(
 
 # %% ../../nbs/training/01_optim.ipynb #63db5e1a
 def _lr_scales(model:MemoryCLIP, layer_decay:float=1., memory_lr_scale:float=1.)->dict:
-    "What each parameter's learning rate is multiplied by."
+    "Return the factor of each parameter's learning rate by name."
     memory, scales = model.matching(MEMORY_NAMES), {n: 1. for n, _ in model.named_parameters()}
     for prefix, tower in (('visual', model.visual), ('text', model.text)):
         layers = group_parameters(tower, tower.group_matcher(), reverse=True)
@@ -45,53 +45,123 @@ def _lr_scales(model:MemoryCLIP, layer_decay:float=1., memory_lr_scale:float=1.)
         scales |= {n: layer_decay ** (max(layers.values()) - i) for n, i in layers.items()}
     return scales | dict.fromkeys(memory, memory_lr_scale)
 
+_LAYERS = 'trunk', 'text', 'memory', 'heads' # from the first that fastai freezes to the last
+
+def _layer_of(model:MemoryCLIP)->dict:
+    "Return the layer of each parameter by name."
+    layers = {n: 'text' if n.startswith('text.') else 'trunk' for n, _ in model.named_parameters()}
+    return (layers | dict.fromkeys(model.matching(MEMORY_NAMES), 'memory')
+            | dict.fromkeys(model.matching(('visual.head.*', 'text.text_projection*', 'logit_*')), 'heads'))
+
 def _parameter_groups(model:MemoryCLIP, weight_decay:float, **scales)->list:
-    "What trains, by how it trains."
-    groups, scales, spared = {}, _lr_scales(model, **scales), model.no_weight_decay()
+    "Return torch's parameter groups of everything that trains, sorted by layer; in a layer scale 1 comes last."
+    groups, scales, layers, spared = {}, _lr_scales(model, **scales), _layer_of(model), model.no_weight_decay()
     for name, p in model.named_parameters():
-        decay = 0. if p.ndim <= 1 or name.endswith('.bias') or name in spared else weight_decay
-        if p.requires_grad: groups.setdefault((scales[name], decay), []).append(p)
-    order = sorted(groups, key=lambda key: (key[0] == 1, key)) # the learning rate of the last is the one that is logged
-    return [dict(params=groups[scale, decay], weight_decay=decay, lr_scale=scale) for scale, decay in order]
+        decays = not (p.ndim <= 1 or name.endswith('.bias') or name in spared)
+        if p.requires_grad: groups.setdefault((_LAYERS.index(layers[name]), scales[name], decays), []).append(p)
+    order = sorted(groups, key=lambda key: (key[0], key[1] == 1, *key[1:]))
+    return [dict(params=groups[key], weight_decay=weight_decay * key[2], lr_scale=key[1], layer=_LAYERS[key[0]],
+                 decays=key[2]) for key in order]
 
 # %% ../../nbs/training/01_optim.ipynb #e39b6bf3
+class _Hypers(dict):
+    "Hyperparameters of a layer; setting one changes the optimizer."
+    def __init__(self, values, groups, opt): super().__init__(values); self.groups, self.opt = groups, opt
+    def __setitem__(self, k, v): super().__setitem__(k, v); self.opt.set_groups(self.groups, k, v)
+
 class ScaledOptimizer(OptimWrapper):
-    "An optimizer whose groups get the scheduled learning rate times their `lr_scale`."
-    def set_hyper(self, k, v):
-        if k == 'lr' and isinstance(v, Number): v = [v * group['lr_scale'] for group in self.opt.param_groups]
-        super().set_hyper(k, v)
-    # fastai's numbers are numpy's, which no checkpoint holds
-    def _set_hyper(self, k, v): super()._set_hyper(k, np.array(list(v)).tolist())
+    "An optimizer whose groups get the learning rate of their layer times their `lr_scale`."
+    def __init__(
+        self,
+        opt:torch.optim.Optimizer, # Its groups are those of `_parameter_groups`
+        weight_decay:float,        # Weight decay of the groups that have any
+        positions:dict,            # Position of each parameter in the model
+    ):
+        super().__init__(opt=opt)
+        self.weight_decay, self.positions = weight_decay, positions
+
+    @property
+    def layers(self)->dict: # torch's groups by name of the layer
+        return {n: gs for n in _LAYERS if (gs := [g for g in self.opt.param_groups if g['layer'] == n])}
+    @property
+    def param_lists(self)->list: return [[p for g in gs for p in g['params']] for gs in self.layers.values()]
+    @property
+    def hypers(self)->list:
+        found = []
+        for gs in self.layers.values():
+            numbers = {self.fwd_map.get(k, k): v for k, v in detuplify_pg(gs[-1]).items() if type(v) in (int, float)}
+            numbers['lr'] = numbers.pop('base_lr')
+            found.append(_Hypers({k: v for k, v in numbers.items() if k != 'lr_scale'}, gs, self))
+        return found
+
+    def set_groups(self, groups, k, v):
+        "Set a hyperparameter of torch groups: `lr` times their scale, `wd` where weights decay."
+        v = v.item() if hasattr(v, 'item') else v # fastai computes numpy numbers, which a checkpoint may not contain
+        for g in groups:
+            if k == 'lr': g['base_lr'] = v
+            if k != 'wd' or g['decays']: set_item_pg(g, self.bwd_map[k], v * g['lr_scale'] if k == 'lr' else v)
+    def set_hyper(self, k, v): super().set_hyper(k, float(v) if isinstance(v, Number) else v)
+    def _set_hyper(self, k, v):
+        for groups, value in zip(self.layers.values(), v): self.set_groups(groups, k, value)
+
+    def freeze(self):
+        "Freeze all layers but the last. Raises `UserError` if there is only one."
+        if len(self.layers) > 1: return super().freeze()
+        raise UserError(f"freeze needs at least two layers that train, and here only '{next(iter(self.layers))}' does; "
+                        f"training.freeze froze the others")
+
+    def load_state_dict(self, state:dict):
+        "Load a state, also one that was saved without layers. Raises `UserError` if it is of other parameters."
+        held, mine = (sum(len(g['params']) for g in gs) for gs in (state['param_groups'], self.opt.param_groups))
+        if held != mine:
+            raise UserError(f'This optimizer state is of {held} parameters, and {mine} train here; use the '
+                            f'training.freeze and the memory that it was saved with')
+        self.opt.load_state_dict(state if 'layer' in state['param_groups'][0] else self._with_layers(state))
+
+    def _with_layers(self, state:dict)->dict:
+        "Sort a state that was saved without layers into the groups of this optimizer."
+        groups = self.opt.param_groups
+        mine = [(g, p) for g in groups for p in g['params']]
+        def place(pair): # in the order of the saved groups: by learning-rate scale and weight decay
+            g, p = pair
+            return g['lr_scale'] == 1, g['lr_scale'], self.weight_decay * g['decays'], self.positions[p]
+        number, old = {p: i for i, (_, p) in enumerate(mine)}, [p for _, p in sorted(mine, key=place)]
+        held = dict(zip(old, (g for g in state['param_groups'] for _ in g['params']))) # the saved group of a parameter
+        def converted(g):
+            was = held[g['params'][0]]
+            return {**g, **was, 'base_lr': was['lr'] / (g['lr_scale'] or 1), 'params': [number[p] for p in g['params']]}
+        return dict(state={number[old[i]]: s for i, s in state['state'].items()},
+                    param_groups=[converted(g) for g in groups])
 
 def make_optimizer(
     model:MemoryCLIP, # What it trains
     cfg:DictConfig,   # `cfg.training`
     lr:float=None,    # Learning rate; None: the configuration's
-)->ScaledOptimizer:   # As fastai wants it
+)->ScaledOptimizer:   # For fastai
     "Make a timm optimizer with parameter groups, wrapped for fastai."
     kwargs = optimizer_kwargs(cfg.optimizer, OmegaConf.to_container(cfg.optimizer_kwargs))
     groups = _parameter_groups(model, cfg.weight_decay, layer_decay=cfg.layer_decay,
                                memory_lr_scale=cfg.memory_lr_scale)
     lr = cfg.learning_rate if lr is None else lr
-    opt = ScaledOptimizer(opt=create_optimizer_v2(groups, cfg.optimizer, lr=lr, weight_decay=cfg.weight_decay,
-                                                  **kwargs))
+    for g in groups: g['base_lr'] = lr
+    opt = ScaledOptimizer(create_optimizer_v2(groups, cfg.optimizer, lr=lr, weight_decay=cfg.weight_decay, **kwargs),
+                          cfg.weight_decay, {p: i for i, p in enumerate(model.parameters())})
     opt.set_hyper('lr', lr)
     return opt
 
 # %% ../../nbs/training/01_optim.ipynb #e5de02dc
 def _cosine(lr:float, warmup:float, min_lr:float)->Callable:
-    "Straight up from 0 to `lr`, then down a half cosine to `min_lr`."
+    "Rise linearly from 0 to `lr`, then fall along a half cosine to `min_lr`."
     down = SchedCos(lr, min_lr)
     return combine_scheds([warmup, 1 - warmup], [SchedLin(0., lr), down]) if warmup else down
 
 def _one_cycle(lr:float, warmup:float, min_lr:float)->Callable:
-    ("Up a half cosine from `lr / 25`, then down another to `min_lr` (Smith 2018, arXiv 1803.09820, as fastai shapes "
-     "it).")
+    "Rise from `lr / 25` and fall to `min_lr` along half cosines, as in fastai. Source: arXiv:1803.09820."
     down = SchedCos(lr, min_lr)
     return combine_scheds([warmup, 1 - warmup], [SchedCos(lr / 25, lr), down]) if warmup else down
 
 def _constant(lr:float, warmup:float, min_lr:float)->Callable:
-    "Straight up from 0 to `lr`, and there it stays. `min_lr` has no part in it."
+    "Rise linearly from 0 to `lr` and stay there; `min_lr` is ignored."
     return combine_scheds([warmup, 1 - warmup], [SchedLin(0., lr), SchedLin(lr, lr)]) if warmup else SchedLin(lr, lr)
 
 _SCHEDULES = dict(cosine=_cosine, one_cycle=_one_cycle, constant=_constant)
@@ -100,11 +170,11 @@ _SCHEDULES = dict(cosine=_cosine, one_cycle=_one_cycle, constant=_constant)
 def make_schedule(
     kind:str,               # One of `_SCHEDULES`
     lr:float,               # Peak learning rate
-    epochs:float,           # Length of the run (epochs; a fraction where `max_steps` ends it early)
-    warmup_epochs:float=0,  # Length of the rise (epochs)
+    epochs:float,           # Length of the run (epochs; a fraction if `max_steps` ends it early)
+    warmup_epochs:float=0,  # Length of the warm-up (epochs)
     min_lr:float=0.,        # Learning rate at the end
-    notice:Callable=print,  # Told in one line when the rise is cut
-)->Callable:                # Share of the run that is done (0..1) -> learning rate
+    notice:Callable=print,  # Called with one line if the warm-up is cut
+)->Callable:                # Completed fraction of the run (0..1) -> learning rate
     "Make the schedule of a run. Raises `UserError` for an unknown kind, or for a negative warm-up or `min_lr`."
     schedule = pick(_SCHEDULES, kind, 'training.scheduler')
     if warmup_epochs < 0 or min_lr < 0: raise UserError(f'{warmup_epochs=} and {min_lr=} must be at least 0')
@@ -127,6 +197,7 @@ def schedule_kwargs(
 # %% ../../nbs/training/01_optim.ipynb #e48d75d4
 class StepScheduler(ParamScheduler):
     "Set the learning rate from the fraction of `total` optimizer steps completed."
+    reason = 'any place: the learning rate is set before the batch'
     def __init__(self, lr_at:Callable, total:int):
         super().__init__({'lr': lr_at})
         self.total = total

@@ -21,6 +21,7 @@ from ..memory import MemoryTokens
 from ..models.attention_hooks import EAGER, attention_hooks
 from ..schema import default_value, schema_fields
 from ..tokens import TokenLayout
+from .callbacks import is_probing
 from ..vision import MemoryViT
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def _is_sampled_step(step:int, every:int)->bool:
 
 # %% ../../nbs/training/04_resets.ipynb #53d5a65a
 def _reading_tokens(layout:TokenLayout, num_queries:int)->list:
-    "Who of the queries counts. In `kv_protected` the new CLS asks alone, and only it can see memory."
+    "Return the queries that count. In `kv_protected` only the new CLS token attends to memory."
     return [layout.cls, layout.patches] if num_queries == layout.num_tokens else [slice(None)]
 
 class Usage:
@@ -51,7 +52,7 @@ class Usage:
 
     def hear(self, layer, q, k, v, weights):
         "Record one attention call; passed to `attention_hooks`."
-        if self.layout.num_new_cls and q.shape[2] > self.layout.num_new_cls: return # the old tokens of `kv_protected`
+        if self.layout.num_new_cls and q.shape[2] > self.layout.num_new_cls: return # original tokens of `kv_protected`
         # fewer keys where patches are dropped
         outside, self.num_keys = self.layout.num_keys - self.layout.num_tokens, k.shape[2]
         layout = self.layout.of(self.num_keys - outside)
@@ -65,20 +66,20 @@ class Usage:
         for i, block in enumerate(self.vit.blocks):
             stack.enter_context(attention_hooks(block.attn, partial(self.hear, i)))
 
-    def mean(self)->Tensor: # (G,M) on the CPU, 1: even attention; the same on all ranks
+    def mean(self)->Tensor: # (G,M) on the CPU, 1: uniform attention; equal on all ranks
         usage = self.total / max(self.calls, 1)
         if self.layout.in_sequence: usage = usage.mean(0, keepdim=True)
         return (mean_over_ranks(usage) * self.num_keys).cpu()
 
 # %% ../../nbs/training/04_resets.ipynb #9b079382
 def _optimizer_rows(memory:MemoryTokens, ids:Tensor, num_memory:int)->Tensor:
-    "Where the numbers of some tokens stand."
+    "Return the rows that store some tokens."
     each = len(memory.tokens) // num_memory # 2 with `kv_head`
     return (ids[:, None] * each + torch.arange(each)).flatten()
 
 @torch.no_grad()
 def _reinit_rows(vit:MemoryViT, group:int, ids:Tensor, seed:int, images:Tensor)->Tensor:
-    "Draw some tokens anew by their `memory_init`."
+    "Re-initialize some tokens by their `memory_init`; return their rows."
     memory = vit.memory_tokens()[group]
     rows = _optimizer_rows(memory, ids, vit.layout.num_memory).to(memory.tokens.device)
     if memory.init == 'patches': vit.set_from_patches(images, seed % 2**32, rows)
@@ -91,22 +92,23 @@ def _reinit_rows(vit:MemoryViT, group:int, ids:Tensor, seed:int, images:Tensor)-
 
 # %% ../../nbs/training/04_resets.ipynb #f6de3dc6
 def _clear_moments(opt:torch.optim.Optimizer, param:nn.Parameter, rows:Tensor):
-    "Set to zero what an optimizer remembers of some rows."
+    "Set the optimizer state of some rows to zero."
     for value in opt.state.get(param, {}).values():
         if torch.is_tensor(value) and value.shape == param.shape: value[rows] = 0
 
 # %% ../../nbs/training/04_resets.ipynb #f818dbbc
 class MemoryResetCallback(Callback):
     "Re-initialize dead memory tokens at the end of each window of `every` optimizer steps."
-    of_this_rank = True # the images it has seen in a window
-    run_valid, order = False, 60 # after the step; before evaluation, log and checkpoint, which then see the new tokens
+    of_this_rank = True # its state differs between ranks, because the images do
+    run_valid, order = False, 60
+    reason = 'after the step; before evaluation (70), log (80) and checkpoint (90), which use the new tokens'
     def __init__(
         self,
         net:MemoryCLIP,        # With memory
         every:int=100,         # Length of a window (optimizer steps)
-        threshold:float=0.05,  # Usage under which a token is dead, as a share of even attention
+        threshold:float=0.05,  # Usage below which a token is dead, as a fraction of uniform attention
         kind:str='dead',       # 'dead' tokens, or 'all'
-        seed:int=0,            # Of the draws
+        seed:int=0,            # Seed of the draws
     ):
         self.net, self.vit, self.every, self.threshold, self.seed = net, net.visual, every, threshold, seed
         self.kind, self.ears = pick(('dead', 'all'), kind, 'model.memory.mem_reset'), ExitStack()
@@ -118,8 +120,8 @@ class MemoryResetCallback(Callback):
         self.window_steps, self.usages, self.was_reset = [], [], [] # Of each window: its last step, (G,M), (G,M)
 
     def before_fit(self):
-        self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')) # fastai undoes it
-        self.ears.close() # open where a fit was killed within a step
+        self.run = not is_probing(self.learn)
+        self.ears.close() # open if an error ended a step
         if self.run: self.forget()
 
     def before_batch(self):
@@ -173,7 +175,7 @@ def end_window(self:MemoryResetCallback):
 # %% ../../nbs/training/04_resets.ipynb #82e696dc
 @patch(as_prop=True)
 def num_images(self:MemoryResetCallback)->int:
-    "Return how many images of a batch k-means uses; on a large batch it would take longer than the step."
+    "Return how many images of a batch k-means uses: few, so that it takes less time than the step."
     return max(8, -(-2 * self.vit.layout.num_memory // self.vit.layout.num_patches))
 
 @patch
@@ -230,9 +232,9 @@ def load_state_dict(self:MemoryResetCallback, state:dict): # As `state_dict` giv
 
 # %% ../../nbs/training/04_resets.ipynb #4198929e
 def make_resets(
-    net:MemoryCLIP,  # What will be trained
+    net:MemoryCLIP,  # The model to train
     cfg:DictConfig,  # The configuration
-)->list:             # With a `MemoryResetCallback`, or empty
+)->list:             # A `MemoryResetCallback`, or nothing
     "Make the reset callback of a configuration, and print which keys have no effect."
     m, keys = cfg.model.memory, ('mem_reinit_steps', 'mem_dead_threshold', 'mem_reset')
     if net.visual.layout.num_memory and m.mem_reinit_steps and m.memory_init != 'frozen':
