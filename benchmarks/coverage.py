@@ -5,7 +5,8 @@
 
 Each repeat draws results of single images with a known truth, without a model, and computes the interval that the report,
 `ablate`, `eval` or a study would show. Goals at 128 images and more: 93 to 97 % of the intervals contain the truth (more
-where next to nothing changes, since counts are whole numbers), and at most 5 % of the models are wrongly called used."""
+where next to nothing changes, since counts are whole numbers), and at most 5 % of the models are wrongly called used. The
+share itself has a standard error of 1.3 points over 300 repeats; `--only` repeats one case more often."""
 import argparse
 import pandas as pd
 import torch
@@ -160,8 +161,8 @@ def report(n, row, repeat):
 
 
 REPORT_ROWS = ('effect of masking memory', 'CLS to memory', 'CLS to memory, lift', 'effective number of tokens',
-               'inverse Simpson index', 'information of usage about the image', 'variance over images', 'effective rank',
-               'patch norms above 3 medians')
+               'inverse Simpson index', 'information of usage about the image', 'variance over images',
+               'effective rank', 'patch norms above 3 medians')
 
 
 # Study
@@ -216,6 +217,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--repeats', type=int, default=300, help='data sets of each kind')
     p.add_argument('--images', type=int, nargs='+', default=[32, 128, 512], help='images of a data set')
+    p.add_argument('--only', default='', help='only cases with this text in their name')
     p.add_argument('--csv', help='append the figures to this file')
     args = p.parse_args()
     rows = []
@@ -225,8 +227,9 @@ def main():
         has_goal = n >= 128 or 'study' in case
         print(f'{case:45} n {n:4} {share:7.1%}', 'MISSES' if has_goal and not is_good(case, share) else '', flush=True)
     for n in args.images:
-        for case in CASES: add(case, n, measure(case, n, args.repeats))
-    for seeds in (3, 5): add('study, paired by seed', seeds, measure_study(seeds, args.repeats))
+        for case in (c for c in CASES if args.only in c): add(case, n, measure(case, n, args.repeats))
+    if args.only in 'study, paired by seed':
+        for seeds in (3, 5): add('study, paired by seed', seeds, measure_study(seeds, args.repeats))
     if args.csv: store(args.csv, rows)
 
 

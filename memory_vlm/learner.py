@@ -10,6 +10,7 @@ import math
 import sys
 import time
 import torch
+from contextlib import nullcontext
 from fastai.callback.core import CancelEpochException, CancelFitException, CancelValidException
 from fastai.callback.progress import ProgressCallback  # every learner gets one by this import
 from fastai.data.core import DataLoaders
@@ -20,7 +21,7 @@ from .clip import make_model, normalize_images
 from .config import validate
 from .core import UserError, pick, seed_everything
 from .data.base import make_cache
-from .data.loaders import make_loader
+from .data.loaders import explain_lost_worker, make_loader
 from .data.sources import open_sources, source_options
 from .data.tokenizer import text_tokenizer
 from .data.transforms import Preprocessing
@@ -143,7 +144,12 @@ class MemoryLearner(Learner):
         if not self.training: return super().all_batches()
         left = math.inf if self.max_steps is None else self.max_steps - self.train_iter
         self.n_iter, self.asked = min(len(self.dl), self.first_batch + left), time.perf_counter()
-        for o in zip(range(self.first_batch, self.n_iter), self.dl):
+        batches = zip(range(self.first_batch, self.n_iter), self.dl)
+        while True:
+            # a wait for workers may last: a signal ends it
+            with self.interrupts.interruptible() if getattr(self.dl, 'num_workers', 0) else nullcontext():
+                o = next(batches, None)
+            if o is None: break
             self.one_batch(*o)
             if self.interrupts.agreed(): raise KeyboardInterrupt
             self.asked = time.perf_counter() # for the next batch
@@ -167,9 +173,10 @@ class MemoryLearner(Learner):
             for self.epoch in range(self.epoch, self.n_epoch): # fastai's begins with 0, whatever `ResumeCallback` says
                 self._with_events(self._do_epoch, 'epoch', CancelEpochException)
         except KeyboardInterrupt: self.interrupted = True
-        except RuntimeError: # of a loader whose workers the same signal has ended
-            if not self.interrupts.caught or world_size() > 1: raise
-            self.interrupted = True
+        except RuntimeError: # of a loader whose workers have ended, at any point of the fit
+            if not self.interrupts.caught or world_size() > 1:
+                with explain_lost_worker(): raise
+            self.interrupted = True # the same signal has ended them
         if self.interrupted: raise CancelFitException
 
     def fit_schedule(

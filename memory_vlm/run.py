@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fastai.callback.core import Callback
 from io import BytesIO
+from math import ceil
 from .distributed import LostRankError, broadcast_from_main, is_main, process_group, world_size
 from .learner import MemoryLearner, make_learner
 from .training.callbacks import CheckpointCallback, DivergedError, LogCallback, ResumeCallback, is_probing
@@ -31,44 +32,47 @@ from PIL import Image
 # %% ../nbs/40_run.ipynb #b15a49d9
 @dataclass
 class Run:
-    "The result of a fit."
+    "The result of a fit. `learn` can be trained further; that changes nothing in `folder`."
     folder:Path           # The run folder
     learn:MemoryLearner   # The learner, with the trained model
     metrics:dict          # The last evaluation; empty if there was none
-    interrupted:bool      # Whether it was stopped by hand
-    signal:int|None=None  # What stopped it: SIGINT (Ctrl-C), SIGTERM, or neither
-    saved:bool=True       # Whether its last weights are saved, if they were to be
+    interrupted:bool      # Whether a signal stopped it
+    signal:int|None=None  # Signal that stopped it: SIGINT (Ctrl-C) or SIGTERM; None: no signal
+    saved:bool=True       # Whether the last weights are saved, or need not be
 
 # %% ../nbs/40_run.ipynb #3a6ce712
 def _describe_run(learn:MemoryLearner)->str:
-    "What is about to be trained, in words."
+    "Return what will be trained, as text."
     m, t, memory = learn.model, learn.cfg.training, learn.cfg.model.memory
     millions = sum(p.numel() for p in m.parameters()) / 1e6
     kind = (f'{memory.num_memory_tokens} memory tokens ({memory.memory_update}, {memory.memory_position})'
             if memory.enabled else 'no memory')
     steps, pairs, ranks = learn.steps_of(t.epochs), t.batch_size * t.accumulate_grad_batches, world_size()
     shared = '' if ranks == 1 else f' on each of {ranks} ranks'
+    short = (f'\ntraining.max_steps={t.max_steps:,} is not reached, because training.epochs={t.epochs} has {steps:,} '
+             f'steps: the run ends there; training.epochs={ceil(t.max_steps / len(learn.dls.train))} is enough'
+             if (t.max_steps or 0) > steps else '')
     return (f'{learn.cfg.model.name}: {millions:.1f} M parameters, {kind}\n'
             f'{len(learn.dls.train.source):,} images for training, {len(learn.dls.valid.source):,} for evaluation; '
-            f'{steps:,} steps of {pairs} pairs{shared} in {learn.precision} on {learn.dls.device}')
+            f'{steps:,} steps of {pairs} pairs{shared} in {learn.precision} on {learn.dls.device}{short}')
 
 def _write_bad_samples(folder:Path, learn:MemoryLearner):
-    "Write what could not be used into `bad_samples.txt`, if there was anything."
+    "Write `bad_samples.txt` if there were unusable samples."
     bad = [str(dl.bad) for dl in learn.dls if getattr(dl, 'bad', None)]
     if not bad: return
-    try: (folder/'bad_samples.txt').write_text('\n'.join(bad) + '\n', encoding='utf-8', errors='surrogateescape')
+    try: (folder/'bad_samples.txt').write_text('\n'.join(bad) + '\n', encoding='utf-8', errors='surrogateescape', errors='surrogateescape')
     except OSError as e: warnings.warn(f'The list of bad samples could not be written: {e}')
     print(f'{bad[0].splitlines()[0]}: see {folder}/bad_samples.txt')
 
 def _write_report(folder:Path, learn:MemoryLearner):
-    "Write the report; a folder that cannot be written costs a warning, not the run."
+    "Write the report. If the folder cannot be written, warn."
     try: print(f'Report: {write_report_page(folder, learn)}')
     except OSError as e: warnings.warn(f'The report could not be written: {e}')
 
 # %% ../nbs/40_run.ipynb #ed360c76
 class _MapsCallback(Callback):
-    "Give a log images of where memory looks, after evaluations."
-    run_valid, order = False, 81 # after the numbers of the same step
+    "Log an image of the memory maps after an evaluation."
+    run_valid, order = False, 81 # after `LogCallback`
     def __init__(self, log:MetricLog): self.out = log
     def before_fit(self): self.drawn, self.since, self.took = self.train_iter, 0., 0.
     def after_batch(self): self.draw()
@@ -81,7 +85,7 @@ class _MapsCallback(Callback):
         device = self.dls.device
         with torch.random.fork_rng([device] if device.type == 'cuda' else []): fig = memory_figures(self.learn)
         if fig:
-            self.out.add_picture(self.train_iter, 'memory/maps',
+            self.out.add_image(self.train_iter, 'memory/maps',
                                  np.asarray(Image.open(BytesIO(to_png(fig))).convert('RGB')))
         self.since = time.perf_counter()
         self.took = self.since - start
@@ -89,40 +93,44 @@ class _MapsCallback(Callback):
 # %% ../nbs/40_run.ipynb #1e961b84
 def run_training(
     learn:MemoryLearner, # The learner
-    folder:Path,         # A run folder, new or of a run that goes on
-    resume:ResumeCallback, # Where the run goes on; None: at its beginning
+    folder:Path,         # Run folder, new or of a resumed run
+    resume:ResumeCallback, # Checkpoint to resume from; None: start at step 0
     step:int,            # Optimizer steps done; None: the folder is new
-)->CheckpointCallback:   # It knows what was saved
-    ("Fit until the end or an interrupt, with logs and checkpoints. Raises `DivergedError` where the loss becomes no "
-     "number.")
+)->tuple[Path|None, bool]: # The newest checkpoint; whether the last weights should be saved and are not
+    ("Fit until the end or an interrupt, with logs and checkpoints. The learner keeps no callback of the run. Raises "
+     "`DivergedError` if the loss is not finite.")
     t = learn.cfg.training
     saver, log = CheckpointCallback(folder, t), MetricLog(folder, learn.cfg, step) if is_main() else None
-    learn.add_cbs([saver] + [LogCallback(log, t.logging.log_interval)] * is_main())
-    if log and log.shows and learn.cfg.model.memory.enabled: learn.add_cb(_MapsCallback(log))
+    cbs = [saver] + [LogCallback(log, t.logging.log_interval)] * is_main()
+    if log and log.shows and learn.cfg.model.memory.enabled: cbs.append(_MapsCallback(log))
     kept = lambda: f"the last good checkpoint is '{saver.newest}'" if saver.newest else 'there was no checkpoint yet'
-    try: learn.fit_schedule(t.scheduler, cbs=resume)
+    try:
+        with learn.added_cbs(cbs): # a later fit of this learner must not write into the folder
+            learn.fit_schedule(t.scheduler, cbs=resume)
+            lost = broadcast_from_main(lambda: saver.lost)
     except DivergedError as e:
         raise DivergedError(f'{e}; {kept()}. A lower training.learning_rate or training.clip_grad, or a longer '
                             f'warm-up, may help') from None
     except LostRankError as e:
         if is_main(): print()
-        raise LostRankError(f'{e} after step {learn.train_iter}; {kept()}. training.resume=auto goes on') from None
+        raise LostRankError(f'{e} after step {learn.train_iter}; {kept()}. training.resume=auto resumes') from None
     finally:
         if log: log.close()
         if is_main(): _write_bad_samples(folder, learn)
     if learn.interrupted and is_main(): print() # the progress bar has not ended its line
-    return saver
+    return saver.newest, lost
 
 def fit(
     cfg:DictConfig, # What `compose` or Hydra gives
 )->Run:             # The run folder, the learner and the final metrics
     """Train a configuration, in all processes that were started together; an interrupt ends the run with a checkpoint.
-    Raises `UserError` before anything is written or if too much of the data is unusable, and `LostRankError` if another
-    process has ended."""
+    A further fit of the result's learner trains its model and writes nothing into the run folder. Raises `UserError`
+    before anything is written or if too much of the data is unusable, and `LostRankError` if another process has
+    ended."""
     with process_group(): return _fit_in_group(cfg)
 
 def _fit_in_group(cfg:DictConfig)->Run:
-    "`fit` in processes that know each other."
+    "Train a configuration in an open process group."
     learn = make_learner(cfg)
     cfg = learn.cfg # with the sizes of `model.pretrained`
     found = preflight(learn) if cfg.training.preflight else []
@@ -134,17 +142,16 @@ def _fit_in_group(cfg:DictConfig)->Run:
                                          checkpoint_folder(folder, cfg.training.checkpoint.dirpath)) if run else None
         step = read_manifest(checkpoint)['step'] if checkpoint else 0 if run else None
         resume = ResumeCallback(checkpoint, learn) if checkpoint else None
-        place = f'Run folder: {folder}' + (f', which goes on after step {step}' if run else '')
+        place = f'Run folder: {folder}' + (f', resumed after step {step}' if run else '')
         if is_main(): print(_describe_run(learn), place, *found, sep='\n')
-        saver = run_training(learn, folder, resume, step)
-        lost = broadcast_from_main(lambda: saver.lost) # before the report, so that nobody waits for it
-        # who sends that does not wait long
+        newest, lost = run_training(learn, folder, resume, step)
+        # the sender of SIGTERM kills the process soon
         if is_main() and learn.interrupts.caught != signal.SIGTERM: _write_report(folder, learn)
         if is_main() and not (learn.interrupted or lost): (folder/'DONE').touch()
     if is_main() and (learn.interrupted or lost):
-        kept = f"after step {read_manifest(saver.newest)['step']}" if saver.newest else 'from the beginning'
+        kept = f"after step {read_manifest(newest)['step']}" if newest else 'from the beginning'
         why = (f'Interrupted after {learn.train_iter} steps'
                if learn.interrupted else f'The weights of the last step, {learn.train_iter}, could not be saved')
-        print(f'{why}; training.resume=auto goes on {kept}, in {folder}')
+        print(f'{why}; training.resume=auto resumes {kept}, in {folder}')
     metrics = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     return Run(folder, learn, metrics, learn.interrupted, learn.interrupts.caught, not lost)

@@ -22,22 +22,25 @@ from .training.run_dir import config_differences
 from .viz.style import INK, SERIES, Plot, make_figure, style
 from omegaconf import OmegaConf
 from pathlib import Path
+from scipy.stats import t
 
 # %% ../nbs/41_study.ipynb #bc1ea0f6
 def _read_run(folder:Path)->dict:
-    "Seed, cost and last evaluation of a run. Raises `UserError` if it was never evaluated."
+    "Return seed, steps, cost and last evaluation of a run. Raises `UserError` if it was never evaluated."
     cfg, log = OmegaConf.load(folder/'config.yaml'), read_metrics(folder)
     scores = [c for c in log if c == 'val_loss' or '/' in c]
     if not scores: raise UserError(f"'{folder}' holds no evaluation; leave this run out of the study, or fit it again")
-    t, cost = cfg.training, model_cost(cfg.model)['model']
+    training, cost = cfg.training, model_cost(cfg.model)['model']
     speed = log['samples_per_second'].median() if 'samples_per_second' in log else np.nan
-    return dict(seed=t.seed, params=cost.params, step_ms=1000 * t.batch_size * t.accumulate_grad_batches / speed,
-                memory_gb=(16 * cost.params + t.batch_size * cost.activations) / 1e9,
+    batch = training.batch_size
+    return dict(seed=training.seed, steps=int(log.step.max()), params=cost.params,
+                step_ms=1000 * batch * training.accumulate_grad_batches / speed,
+                memory_gb=(16 * cost.params + batch * cost.activations) / 1e9,
                 **log.dropna(subset=scores[:1])[scores].iloc[-1], folder=str(folder))
 
 # %% ../nbs/41_study.ipynb #f3ea9887
 def _variant_names(cfgs:Sequence)->list[str]:
-    "Tell configurations apart by the fewest words. Seeds do not tell them apart."
+    "Return a short name for each configuration, without its seed."
     own = re.compile(r'training\.(seed|resume|run_dir|logging\.\w+)=')
     words = [[w for w in command_words(c) if not own.match(w)] for c in cfgs]
     shared = set.intersection(*map(set, words))
@@ -68,26 +71,40 @@ def summarize(
                                      memory_gb=groups.memory_gb.first()))
 
 # %% ../nbs/41_study.ipynb #a4f314ce
+def _holm(p:dict)->dict: # (corrected p-value, level of the interval that excludes 0 exactly if that is below 0.05)
+    "Correct p-values by name, and the levels of their intervals. Source: Holm 1979."
+    found, largest, left = {}, 0., len(p)
+    for i, name in enumerate(sorted(p, key=p.get)):
+        if largest < 0.05: left = len(p) - i # after the first that is not significant, the level stays the same
+        largest = max(largest, min((len(p) - i) * p[name], 1.))
+        found[name] = largest, 1 - 0.05 / left
+    return found
+
 def paired_differences(
     runs:pd.DataFrame,    # As `collect` or `study` gives it
     baseline:str,         # The variant that the others are compared with
     metric:str='i2t/R@1', # Column of `runs`
-)->pd.DataFrame:          # A row per other variant
-    "Compute differences from a baseline, paired by seed, with their 95 % CI."
-    from scipy.stats import t
+)->pd.DataFrame:          # A row per other variant: pairs, difference, low, high, p
+    "Compute differences from a baseline, paired by seed, with CIs and p-values corrected for all rows (Holm 1979)."
     table = runs.pivot(index='seed', columns='variant', values=pick(runs.columns, metric, 'metric'))
-    own, rows = table[pick(table.columns, baseline, 'variant')], []
-    for name in [v for v in runs.variant.unique() if v != baseline]:
-        d = (table[name] - own).dropna()
-        half = t.ppf(0.975, len(d) - 1) * d.std() / len(d)**0.5 if len(d) > 1 else np.nan
-        rows.append(dict(variant=name, pairs=len(d), difference=d.mean(), low=d.mean() - half, high=d.mean() + half))
+    own = table[pick(table.columns, baseline, 'variant')]
+    changes = {v: (table[v] - own).dropna() for v in runs.variant.unique() if v != baseline}
+    errors = {v: d.std() / len(d)**0.5 for v, d in changes.items() if len(d) > 1}
+    p = {v: 2 * t.sf(abs(changes[v].mean()) / e, len(changes[v]) - 1) if e else float(changes[v].mean() == 0)
+         for v, e in errors.items()}
+    corrected, rows = _holm(p), []
+    for v, d in changes.items():
+        own_p, level = corrected.get(v, (np.nan, np.nan))
+        half = t.ppf((1 + level) / 2, len(d) - 1) * errors[v] if v in errors else np.nan
+        rows.append(dict(variant=v, pairs=len(d), difference=d.mean(), low=d.mean() - half, high=d.mean() + half,
+                         p=own_p))
     return pd.DataFrame(rows).set_index('variant')
 
 # %% ../nbs/41_study.ipynb #6e281564
 def study_plot(
     runs:pd.DataFrame,    # As `collect` or `study` gives it
     metric:str='i2t/R@1', # Column of `runs`
-    title:str='',         # What is shown; empty: the metric
+    title:str='',         # Title; empty: the metric
 )->Plot:
     "Plot a row per variant: mean, standard deviation, and a dot for each seed."
     groups = list(runs.groupby('variant', sort=False)[pick(runs.columns, metric, 'metric')])
@@ -111,7 +128,7 @@ def _grid(values:Mapping[str, Sequence])->dict[str, list[str]]:
     return {' '.join(row): row for row in rows}
 
 def _is_finished(cfg)->bool:
-    "Whether its run has come to its end. Raises `UserError` if the run there is of another configuration."
+    "Return whether its run has finished. Raises `UserError` if the run has another configuration."
     folder = Path(cfg.training.run_dir)
     if not (folder/'DONE').exists(): return False
     if found := config_differences(cfg, folder):
@@ -126,7 +143,7 @@ def study(
     seeds:Sequence[int]=(0, 1, 2),        # Each variant is fitted once with each
     base:Sequence[str]=(),                # Overrides of all runs
     config_name:str='quickstart',         # YAML file in configs/
-    folder:Path='runs/study',             # Where the runs lie
+    folder:Path='runs/study',             # Folder of the runs
 )->pd.DataFrame:                          # As `collect` gives it, with the names of `variants`
     "Train every variant with every seed, except finished runs. Raises `UserError` before the first fit."
     if not variants or not len(seeds): raise UserError('a study needs at least one variant and one seed')
@@ -144,9 +161,9 @@ def study(
         try: run = fit(cfg)
         except DivergedError as e: print(f'Left out of the table: {e}')
         else:
-            if run.interrupted: raise KeyboardInterrupt(f'run {i} of {len(todo)}; call study again, and it goes on')
+            if run.interrupted: raise KeyboardInterrupt(f'run {i} of {len(todo)}; call study again to resume')
     rows = [dict(variant=name) | _read_run(Path(c.training.run_dir)) for (name, _), c in plan.items()
             if _is_finished(c)]
-    if not rows: raise UserError('no run has come to its end: there is nothing to tabulate')
+    if not rows: raise UserError('no run has finished, so there is no table')
     order = list(variants)
     return pd.DataFrame(rows).sort_values('variant', key=lambda v: v.map(order.index), kind='stable', ignore_index=True)

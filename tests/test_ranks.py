@@ -162,7 +162,7 @@ def test_two_ranks_resume_bit_identically_with_dropout(tmp_path):
     for p in ranks: p.kill()
     for p in ranks: p.join()
     again, said = finish(stopped, *words, 'training.resume=auto')
-    assert 'which goes on after step' in said[0]
+    assert 'resumed after step' in said[0]
     same(again, straight)
 
 
@@ -178,10 +178,10 @@ def test_lost_rank_ends_the_others_and_the_run_resumes(tmp_path, lost):
     last = (tmp_path/f'said{left}').read_text().splitlines()[-1]
     assert re.fullmatch(rf"LostRankError: Another process of this run has ended, so rank {left} stops too after step "
                         rf"\d+; "
-                        r"the last good checkpoint is '.*'. training.resume=auto goes on", last), last
+                        r"the last good checkpoint is '.*'. training.resume=auto resumes", last), last
     if not lost: return
     run, said = finish(tmp_path, *words)
-    assert 'which goes on after step' in said[0] and (run/'DONE').exists()
+    assert 'resumed after step' in said[0] and (run/'DONE').exists()
     assert table(run).dropna(subset=['train_loss']).step.tolist() == list(range(1, 61))
 
 
@@ -209,13 +209,13 @@ def test_torchrun_fits_stops_resumes_and_reports_errors_once(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert 'DataLoader worker' not in err, err
-    step = int(re.search(r'Interrupted after (\d+) steps; training.resume=auto goes on after step \1, in', out)[1])
+    step = int(re.search(r'Interrupted after (\d+) steps; training.resume=auto resumes after step \1, in', out)[1])
     assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
     process = torchrun(tmp_path/'run', *words)
     wait_until(lambda: rows(tmp_path/'run') > step + 4)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    assert f'which goes on after step {step}' in out, err
+    assert f'resumed after step {step}' in out, err
     out, err = torchrun(tmp_path/'other', 'training.epoch=3').communicate(timeout=120)
     assert err.count("did you mean 'training.epochs'?") == 1, err
 

@@ -1,4 +1,4 @@
-"""Stop a fit in every way there is, and see that it goes on to the bit."""
+"""Stop a fit in every way there is, and check that the resumed run is bit-identical."""
 import multiprocessing
 import os
 import pandas as pd
@@ -132,7 +132,7 @@ def test_runs_that_share_a_place_for_checkpoints_keep_to_their_own(tmp_path, cap
     other = fit_run(tmp_path/'b', *words)
     capsys.readouterr()
     run = fit_run(tmp_path/'a', *words)
-    assert 'which goes on after step 2' in capsys.readouterr().out
+    assert 'resumed after step 2' in capsys.readouterr().out
     for r in (run, other): assert open_trained(r.folder).place.parent == tmp_path/'kept'/tmp_path.name/r.folder.name
 
 
@@ -219,10 +219,10 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, workers):
     status, out, err = stop_train(tmp_path/'run', signal.SIGTERM, *words)
     assert status == 143, err
     assert 'Traceback' not in err
-    step = int(re.search(r'Interrupted after (\d+) steps; training.resume=auto goes on after step \1, in', out)[1])
+    step = int(re.search(r'Interrupted after (\d+) steps; training.resume=auto resumes after step \1, in', out)[1])
     assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
     status, out, err = stop_train(tmp_path/'run', signal.SIGINT, *words)
-    assert status == 130 and f'which goes on after step {step}' in out, err
+    assert status == 130 and f'resumed after step {step}' in out, err
     steps = pd.read_csv(tmp_path/'run'/'metrics.csv').dropna(subset=['train_loss']).step.tolist()
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= step
 
@@ -268,7 +268,7 @@ def test_a_run_whose_last_weights_could_not_be_saved_is_not_done(tmp_path, monke
     monkeypatch.setattr(callbacks, 'write_checkpoint', full)
     with pytest.warns(UserWarning, match='No checkpoint at step 3'): run = fit_run(tmp_path/'run')
     assert not run.saved and not (run.folder/'DONE').exists()
-    assert f'The weights of the last step, 3, could not be saved; training.resume=auto goes on after step 2, in {run.folder}' in capsys.readouterr().out
+    assert f'The weights of the last step, 3, could not be saved; training.resume=auto resumes after step 2, in {run.folder}' in capsys.readouterr().out
     with mock.patch('memory_vlm.run.fit', lambda cfg: run), pytest.raises(SystemExit) as end: fit_task(run.learn.cfg)
     assert end.value.code == 1
     monkeypatch.undo()
@@ -280,7 +280,7 @@ def test_a_run_whose_last_weights_could_not_be_saved_is_not_done(tmp_path, monke
 def test_what_goes_on_is_on_the_disk(tmp_path, capsys):
     words = ['training.max_steps=5', 'training.checkpoint.save_top_k=1', 'training.checkpoint.save_last=false']
     run = fit_run(tmp_path/'run', *words, stop=3) # evaluated after 2
-    assert 'Interrupted after 3 steps; training.resume=auto goes on after step 2' in capsys.readouterr().out
+    assert 'Interrupted after 3 steps; training.resume=auto resumes after step 2' in capsys.readouterr().out
     assert [read_manifest(p)['step'] for p in list_checkpoints(run.folder/'checkpoints')] == [2]
 
 
@@ -306,9 +306,9 @@ def test_a_run_belongs_to_one_process(tmp_path):
     try:
         assert other.stdout.readline() == 'mine\n'
         assert is_locked(tmp_path)
-        with pytest.raises(ValueError, match='is being fitted by another process'), run_lock(tmp_path): pass
+        with pytest.raises(ValueError, match='is being trained by another process'), run_lock(tmp_path): pass
         (tmp_path/'config.yaml').touch()
-        with pytest.raises(ValueError, match='is being fitted by another process'), mock.patch('memory_vlm.training.run_dir.config_differences', return_value={}): fit_run(tmp_path)
+        with pytest.raises(ValueError, match='is being trained by another process'), mock.patch('memory_vlm.training.run_dir.config_differences', return_value={}): fit_run(tmp_path)
     finally: other.kill()
     other.wait()
     assert not is_locked(tmp_path)
@@ -335,7 +335,7 @@ def test_a_cell_that_is_interrupted_goes_on_when_it_is_run_again(tmp_path):
     try:
         first, (run,) = interrupted(5), list(tmp_path.glob('runs/cell/*'))
         step = int(re.search(r'Interrupted after (\d+) steps', first)[1])
-        assert f'which goes on after step {step}' in interrupted(step + 5)
+        assert f'resumed after step {step}' in interrupted(step + 5)
         assert list(tmp_path.glob('runs/cell/*')) == [run]
     finally:
         client.stop_channels()

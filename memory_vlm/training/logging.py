@@ -12,7 +12,9 @@ import os
 import pandas as pd
 import secrets
 import socket
+import threading
 import warnings
+from collections.abc import Callable
 from ..core import require
 from omegaconf import OmegaConf
 from pathlib import Path
@@ -20,14 +22,14 @@ from urllib.parse import urlsplit
 
 # %% ../../nbs/training/05_logging.ipynb #32d0f71f
 class CSVWriter:
-    ("One row per call in `metrics.csv`; a metric that comes late gets its own column. What a full disk refuses waits "
-     "for the next call.")
+    ("One row per call in `metrics.csv`; a new metric gets a new column. Rows that a full disk refuses are written by "
+     "a later call.")
     def __init__(self, folder:Path, step:int=None):
         self.path, self.columns, self.waiting = Path(folder)/'metrics.csv', ['step', 'epoch'], []
         rows = self._read() if self.path.exists() else []
         self._replace(rows if step is None else [r for r in rows if int(r['step']) <= step], self.columns)
 
-    def _read(self): # A line that a killed process has not ended is no row
+    def _read(self): # Leave out the unfinished line of a killed process
         lines = [l for l in self.path.read_text(encoding='utf-8').splitlines(keepends=True) if l.endswith('\n')]
         reader = csv.DictReader(lines)
         self.columns = list(reader.fieldnames or self.columns)
@@ -39,7 +41,7 @@ class CSVWriter:
             if mode == 'w': writer.writeheader()
             writer.writerows(rows)
 
-    def _replace(self, rows, columns): # Renamed into place, so that a kill cannot leave half of it
+    def _replace(self, rows, columns): # Renamed into place, so that a kill cannot truncate it
         aside = self.path.with_name(f'.{self.path.name}')
         self._write(aside, rows, columns, 'w')
         aside.replace(self.path)
@@ -67,18 +69,18 @@ class TensorBoardWriter:
         self.writer = SummaryWriter(str(Path(folder)/'tensorboard'), purge_step=None if step is None else step + 1)
     def add(self, step:int, values:dict):
         for k, v in values.items(): (self.writer.add_text if isinstance(v, str) else self.writer.add_scalar)(k, v, step)
-    def add_picture(self, step:int, name:str, pixels): self.writer.add_image(name, pixels, step, dataformats='HWC')
+    def add_image(self, step:int, name:str, pixels): self.writer.add_image(name, pixels, step, dataformats='HWC')
     def close(self): self.writer.close()
 
 # %% ../../nbs/training/05_logging.ipynb #4fcbccc1
 def _has_wandb_key(host:str)->bool:
-    "Whether there is a key for `host`: in WANDB_API_KEY, or where `wandb login` puts it."
+    "Return whether there is a key for `host`: in WANDB_API_KEY, or where `wandb login` writes it."
     if os.environ.get('WANDB_API_KEY'): return True
     try: return netrc.netrc(os.environ.get('NETRC')).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError): return False
 
 def _wandb_mode(timeout:float=3.)->tuple[str, str]:
-    "Whether W&B can be online. `WANDB_MODE` is obeyed."
+    "Return the mode and its reason. `WANDB_MODE` decides if it is set."
     if mode := os.environ.get('WANDB_MODE'): return mode, '' if mode == 'online' else f'WANDB_MODE={mode}'
     server = urlsplit(os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai'))
     if not _has_wandb_key(server.hostname): return 'offline', 'there is no API key'
@@ -86,10 +88,24 @@ def _wandb_mode(timeout:float=3.)->tuple[str, str]:
     try: socket.create_connection((server.hostname, port), timeout=timeout).close()
     except OSError: return 'offline', f'{server.hostname} cannot be reached'
     return 'online', ''
+_WANDB_SECONDS = dict(start=30., log=10., finish=60.) # Time limits of the calls to `wandb`
+
+def _call_within(seconds:float, f:Callable, *args, **kwargs):
+    "Call `f` in a thread. Raises its exception, or `TimeoutError` if it takes longer."
+    found = {}
+    def call():
+        try: found['value'] = f(*args, **kwargs)
+        except BaseException as e: found['error'] = e if isinstance(e, Exception) else RuntimeError(repr(e))
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive(): raise TimeoutError(f'no answer within {seconds:g} seconds')
+    if 'error' in found: raise found['error']
+    return found['value']
 
 # %% ../../nbs/training/05_logging.ipynb #a0abcad7
 class WandbWriter:
-    "A W&B run, offline without a key or a network. A run folder that has one continues it."
+    "A W&B run, offline without a key or a network. The folder of a resumed run continues its W&B run."
     def __init__(self, folder:Path, cfg):
         wandb = require('wandb', 'log to Weights & Biases (or set training.logging.wandb=false)')
         mode, why = _wandb_mode()
@@ -97,34 +113,51 @@ class WandbWriter:
         log, id_file = cfg.training.logging, Path(folder)/'wandb'/'run_id'
         id_file.parent.mkdir(exist_ok=True)
         if not id_file.exists(): id_file.write_text(secrets.token_hex(4), encoding='utf-8')
-        self.run = wandb.init(project=log.project, entity=log.entity, name=log.name, dir=str(folder), mode=mode,
-                              id=id_file.read_text(encoding='utf-8'), resume='allow' if mode == 'online' else None,
-                              tags=list(cfg.project.tags), config=OmegaConf.to_container(cfg, resolve=True),
-                              settings=wandb.Settings(silent=True))
-    def add(self, step:int, values:dict): self.run.log(values, step=step)
-    def add_picture(self, step:int, name:str, pixels):
-        self.run.log({name: require('wandb', 'log images').Image(pixels)}, step=step)
-    def close(self): self.run.finish()
+        limits = dict(init_timeout=_WANDB_SECONDS['start'], finish_timeout=_WANDB_SECONDS['finish'])
+        known = getattr(wandb.Settings, 'model_fields', ()) # older versions have no `finish_timeout`
+        settings = wandb.Settings(silent=True, **{k: v for k, v in limits.items() if k in known})
+        # 'create_new': without it a run that the user has open would be continued, and finished by `close`
+        self.run = _call_within(_WANDB_SECONDS['start'] + 5, wandb.init, project=log.project, entity=log.entity,
+                                name=log.name, dir=str(folder), mode=mode, id=id_file.read_text(encoding='utf-8'),
+                                resume='allow' if mode == 'online' else None, reinit='create_new',
+                                tags=list(cfg.project.tags), config=OmegaConf.to_container(cfg, resolve=True),
+                                settings=settings)
+    def add(self, step:int, values:dict): _call_within(_WANDB_SECONDS['log'], self.run.log, values, step=step)
+    def add_image(self, step:int, name:str, pixels):
+        self.add(step, {name: require('wandb', 'log images').Image(pixels)})
+    def close(self): _call_within(_WANDB_SECONDS['finish'], self.run.finish)
 
 # %% ../../nbs/training/05_logging.ipynb #f9f6ceca
 class MetricLog:
-    "All outputs of a run's metrics."
+    "All outputs of a run's metrics. A writer that fails costs one warning."
     def __init__(
         self,
         folder:Path, # Run folder
         cfg,         # The configuration
-        step:int=None, # Go on after this step; None: a new run
+        step:int=None, # Resume after this step; None: a new run
     ):
         log = cfg.training.logging
-        self.writers, self.failed = [CSVWriter(folder, step)], set()
-        if log.tensorboard: self.writers.append(TensorBoardWriter(folder, step))
-        if log.wandb: self.writers.append(WandbWriter(folder, cfg))
+        self.writers, self.failed = [], set()
+        self._open(CSVWriter, folder, step)
+        if log.tensorboard: self._open(TensorBoardWriter, folder, step)
+        if log.wandb: self._open(WandbWriter, folder, cfg)
+
+    def _open(self, kind, *args):
+        try: self.writers.append(kind(*args))
+        except Exception as e: self._warn(kind, e)
+
+    def _warn(self, kind, e):
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        later = kind is WandbWriter and not isinstance(e, ImportError)
+        warnings.warn(f'{kind.__name__} could not write: {reason}. Training continues'
+                      + ('; `wandb sync` may upload its folder later' if later else ''))
 
     def _each(self, act): # A log that cannot be written must not end a fit
         for w in self.writers:
+            if w in self.failed and not isinstance(w, CSVWriter): continue
             try: act(w)
-            except OSError as e:
-                if w not in self.failed: warnings.warn(f'{type(w).__name__} could not write: {e}. Training goes on')
+            except Exception as e:
+                if w not in self.failed: self._warn(type(w), e)
                 self.failed.add(w)
 
     def add(
@@ -132,18 +165,19 @@ class MetricLog:
         step:int,     # Optimizer steps done
         values:dict,  # Numbers by name, or short texts
     ):
+        "Write the metrics of a step."
         self._each(lambda w: w.add(step, values))
     @property
-    def shows(self)->bool: # Whether an image would be seen anywhere
-        return any(hasattr(w, 'add_picture') for w in self.writers)
-    def add_picture(
+    def shows(self)->bool: # Whether a writer shows images
+        return any(hasattr(w, 'add_image') and w not in self.failed for w in self.writers)
+    def add_image(
         self,
         step:int,    # Optimizer steps done
         name:str,    # Such as 'memory/maps'
         pixels,      # uint8 array (height, width, 3)
     ):
-        "Give an image to the writers that show images."
-        self._each(lambda w: w.add_picture(step, name, pixels) if hasattr(w, 'add_picture') else None)
+        "Write an image with the writers that show images."
+        self._each(lambda w: w.add_image(step, name, pixels) if hasattr(w, 'add_image') else None)
     def close(self): self._each(lambda w: w.close())
 
 # %% ../../nbs/training/05_logging.ipynb #50937c52

@@ -8,45 +8,61 @@ __all__ = ['preflight']
 # %% ../../nbs/training/06_preflight.ipynb #941d43d1
 import numpy as np
 import os
+import platform
 import time
 import torch
 from copy import deepcopy
 from ..core import UserError
 from ..data.base import Source
+from ..data.tokenizer import Tokenizer, count_truncated, text_tokenizer
 from ..distributed import max_over_ranks
 from ..evaluation.validation import PRECISIONS
 from ..loss import LOSSES
 from ..models.attention_hooks import EAGER
 from ..models.cost import measure_cost
 from .optim import schedule_kwargs
+from pathlib import Path
 
 # %% ../../nbs/training/06_preflight.ipynb #c8b3b8bc
 def _sample_images(source:Source, most:int=32, seconds:float=3.)->tuple:
-    "Decode some images of a source. Raises `UserError` if none can be used."
+    "Decode some images of a source. Raises `UserError` if none is usable."
     start, seen, bad = time.perf_counter(), [], []
     for i in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
         try: seen.append((source.pixels(i), source.captions(i)))
         except UserError as e: bad.append(str(e))
         if time.perf_counter() - start > seconds: break
     if not seen:
-        raise UserError(f'None of {len(bad)} images of {source.name} that were looked at can be used: {bad[0]}')
+        raise UserError(f'None of {len(bad)} sampled images of {source.name} can be used: {bad[0]}')
     return seen, bad, (time.perf_counter() - start) / len(seen + bad)
 
 def _data_problems(seen:list, bad:list, name:str)->list[str]:
-    "What cannot be learned from such data, one line each."
+    "Return one line for each reason why nothing can be learned from such data."
     captions, lines = {c for _, several in seen for c in several}, []
     if bad:
-        lines.append(f'{name}: {len(bad)} of {len(seen) + len(bad)} images looked at cannot be used, such as {bad[0]}')
+        lines.append(f'{name}: {len(bad)} of {len(seen) + len(bad)} sampled images cannot be used, such as {bad[0]}')
     if len(seen) > 1 and len(captions) == 1:
-        lines.append(f"{name}: the captions of all {len(seen)} images looked at are '{min(captions)}', so no image "
-                     f"can be told from another")
+        lines.append(f"{name}: all {len(seen)} sampled images have the caption '{min(captions)}', so that "
+                     f"nothing can be learned")
     if all((p == p[:1, :1]).all() for p, _ in seen):
-        lines.append(f'{name}: each of {len(seen)} images looked at is of one color only')
+        lines.append(f'{name}: all {len(seen)} sampled images have a single color')
     return lines
+
+def _caption_problems(source:Source, tokenizer:Tokenizer, name:str, most:int=2000, seconds:float=2.)->list[str]:
+    "Return a line if captions are longer than the text tower reads."
+    start, captions = time.perf_counter(), []
+    for i in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
+        try: captions += source.captions(i)
+        except UserError: pass # a bad sample, which `_data_problems` reports
+        if time.perf_counter() - start > seconds: break
+    cut, lost, longest = count_truncated(captions, tokenizer)
+    if not cut: return []
+    equal = f', so that {lost:,} of them become equal to another one' if lost else ''
+    return [f'{name}: {cut:,} of {len(captions):,} sampled captions are longer than model.text.max_len='
+            f'{tokenizer.length} tokens and are cut{equal}; the longest has {longest}']
 
 # %% ../../nbs/training/06_preflight.ipynb #22127df6
 def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
-    "What a pair costs in training. All ranks do it together."
+    "Return seconds and bytes of activations per pair in training. All ranks call it together."
     model, loss, pairs = deepcopy(learn.model).train(), LOSSES[learn.cfg.model.contrastive.loss_type], 2
     most, device, dtype = min(most, learn.cfg.training.batch_size), learn.dls.device, PRECISIONS[learn.precision]
     loader = learn.dls.train.new(batch_size=most, drop_last=False) if hasattr(learn.dls.train,
@@ -58,7 +74,7 @@ def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
         with torch.autocast(device.type, dtype, enabled=dtype is not None): return loss(*model(images, ids))
     with torch.random.fork_rng([device] if device.type == 'cuda' else []), EAGER:
         size = measure_cost(model, forward).activations / min(pairs, len(batch[0]))
-        forward().backward() # libraries start, and a CUDA device loads its kernels
+        forward().backward() # the first pass also loads libraries and CUDA kernels
         while True:
             start = time.perf_counter()
             forward().backward()
@@ -69,12 +85,12 @@ def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
     return took / min(pairs, len(batch[0])), size
 
 def _memory_needed(learn, bytes_of_pair:float)->float:
-    "About what training takes: weights, gradients and two moments of each, and the activations of one batch."
+    "Return the approximate memory of training: weights, gradients, two moments, and the activations of a batch."
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in learn.model.parameters()]
     return sum(size * (4 if trains else 1) for size, trains in sizes) + bytes_of_pair * learn.cfg.training.batch_size
 
 def _memory_available(device:torch.device)->float:
-    "All the memory of a device."
+    "Return the total memory of a device (bytes)."
     if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
     try: return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     except (AttributeError, ValueError, OSError): return float('inf')
@@ -84,10 +100,26 @@ def _format_duration(seconds:float)->str:
                       or u[0] == 'days')
     return f'{seconds / size:.2g} {unit}'
 
+def _native_bf16()->bool:
+    "Return whether this CPU has instructions for bf16."
+    found = [getattr(torch.cpu, f'_is_{name}_supported', lambda: False)() for name in ('avx512_bf16', 'amx_tile')]
+    if any(found): return True
+    try: return platform.machine() in ('aarch64', 'arm64') and 'bf16' in Path('/proc/cpuinfo').read_text().split()
+    except OSError: return False
+
+def _precision_problems(precision:str, device:torch.device)->list[str]:
+    "Return a line that says which precision is faster on this CPU, if another one than fp32 was chosen."
+    if device.type != 'cpu' or precision == 'fp32': return []
+    cpu = f'this CPU ({torch.backends.cpu.get_cpu_capability()})'
+    if precision == 'fp16': return [f'training.precision=fp16 is far slower than fp32 on {cpu}; fp32 is faster']
+    if _native_bf16(): return [f'training.precision=bf16 is native on {cpu}, where it is usually faster than fp32']
+    return [f'training.precision=bf16 is emulated on {cpu}, where fp32 is faster (about three times, on a Xeon without '
+            'avx512_bf16)']
+
 # %% ../../nbs/training/06_preflight.ipynb #7e031669
 def preflight(
     learn,         # A Learner of `make_learner`
-)->list[str]:      # Lines for people: two that describe, then the mistakes
+)->list[str]:      # Two lines that describe the fit, then one line per problem
     "Check data, schedule, time and memory before a fit. Raises `UserError` for data that cannot be read."
     t, steps = learn.cfg.training, len(learn.dls.train)
     epochs = learn.steps_of(t.epochs) / steps
@@ -96,18 +128,20 @@ def preflight(
     for key, dl in zip(('train_path', 'val_path'), learn.dls):
         seen, bad, each = _sample_images(dl.source)
         times.append(f'{1000 * each:.3g} ms')
-        mistakes += _data_problems(seen, bad, f'training.data.{key}={t.data[key]}')
-    if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing will be learned')
-    if learn.precision == 'fp16' and learn.dls.device.type == 'cpu':
-        mistakes.append('training.precision=fp16 is slow on a CPU; fp32 and bf16 are for it')
+        name = f'training.data.{key}={t.data[key]}'
+        mistakes += _data_problems(seen, bad, name)
+        mistakes += _caption_problems(dl.source, text_tokenizer(learn.cfg.model.text), name)
+        if note := dl.save_shared_memory() if hasattr(dl, 'save_shared_memory') else '': mistakes.append(note)
+    if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing is learned')
+    mistakes += _precision_problems(learn.precision, learn.dls.device)
     each, size = _try_step(learn)
     needs, there = _memory_needed(learn, size), _memory_available(learn.dls.device)
     pairs = t.batch_size * t.accumulate_grad_batches
     if needs > there:
         mistakes.append(f'training.batch_size={t.batch_size} takes about {needs / 1e9:.2g} GB, and {learn.dls.device} '
                         f'has {there / 1e9:.2g}; '
-                        'accumulate_grad_batches makes as large a batch of smaller ones, grad_checkpointing keeps '
-                        'less of each')
+                        'training.accumulate_grad_batches splits the batch, and training.grad_checkpointing stores '
+                        'fewer activations')
     summary = [f'Before the fit: {steps:,} steps in an epoch, warm-up for {warmup:.0%} of the run; '
                f'an image is read in {times[0]}, for evaluation in {times[1]}',
                f'An epoch takes about {_format_duration(each * pairs * steps)} on {learn.dls.device}, training about '

@@ -39,17 +39,17 @@ from yaml import YAMLError
 
 # %% ../../nbs/training/07_run_dir.ipynb #81cd3a79
 def _config_hash(cfg:DictConfig)->str:
-    "A short mark of what a configuration says."
+    "Return four hexadecimal digits that depend on the values of a configuration."
     return hashlib.sha256(OmegaConf.to_yaml(cfg, resolve=True, sort_keys=True).encode()).hexdigest()[:4]
 
 def _job_number()->str:
-    "The job's place in a sweep, which joins the name of its run."
+    "Return the suffix of a sweep's job for the name of its run; empty outside a sweep."
     from hydra.core.hydra_config import HydraConfig
     if not HydraConfig.initialized() or HydraConfig.get().mode.name != 'MULTIRUN': return ''
     return f'-{HydraConfig.get().job.num}'
 
 def _list_runs(cfg:DictConfig)->Path:
-    "Where the runs of a name lie."
+    "Return the folder of all runs of a name."
     return Path('runs')/f'{cfg.training.logging.name}{_job_number()}'
 
 def make_run_dir(
@@ -60,7 +60,7 @@ def make_run_dir(
         folder = Path(cfg.training.run_dir)
         if (folder/'config.yaml').exists():
             raise UserError(f"training.run_dir='{folder}' already holds a run; choose another folder, or leave it out"
-                            + ('' if (folder/'DONE').exists() else ', or go on with it: training.resume=auto'))
+                            + ('' if (folder/'DONE').exists() else ', or resume it: training.resume=auto'))
     else:
         stem = _list_runs(cfg)/f'{time.strftime("%Y%m%d-%H%M%S")}-{_config_hash(cfg)}'
         folder = next(f for i in range(1000)
@@ -81,11 +81,11 @@ def run_lock(
     file = path.open('a', encoding='utf-8')
     try:
         import fcntl  # not on Windows
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB) # workers that outlive their fit do not have it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB) # not inherited by worker processes
     except (BlockingIOError, PermissionError):
         file.close()
-        raise UserError(f"'{folder}' is being fitted by another process; wait for it, or begin a new run in a folder "
-                        f"of its own: training.resume=null training.run_dir=null") from None
+        raise UserError(f"'{folder}' is being trained by another process; wait for it, or start a new run: "
+                        f"training.resume=null training.run_dir=null") from None
     except (ImportError, OSError): pass # a file system without locks
     try: yield
     finally:
@@ -106,10 +106,10 @@ _RESUMABLE_KEYS = ('training.resume', 'training.run_dir', 'training.preflight', 
         # Keys, or their beginnings, that change no step
         'training.data.pin_memory', 'training.data.persistent_workers', 'training.data.cache_mb',
         'training.data.max_bad_fraction', 'project.')
-_SCHEDULE_KEYS = {'training.epochs', 'training.max_steps'} # Keys that set the course of the learning rate
+_SCHEDULE_KEYS = {'training.epochs', 'training.max_steps'} # Keys that determine the schedule of the learning rate
 
 def _compared_settings(cfg:DictConfig)->dict:
-    "What decides the steps of a run."
+    "Return the keys that determine the steps of a run, with their values."
     plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     def value(key):
         v = OmegaConf.select(plain, key)
@@ -125,21 +125,21 @@ def config_differences(
     return {k: (there[k], here[k]) for k in here if there[k] != here[k]}
 
 def _raise_config_mismatch(cfg:DictConfig, folder:Path):
-    "Raise `UserError` that says where they differ."
+    "Raise `UserError` with the differences and the command that started the run."
     found = config_differences(cfg, folder)
     what = ', '.join(f'{k}={there} there and {here} here' for k, (there, here) in list(found.items())[:3])
-    why = ('epochs and steps set the learning rate of the whole run'
-           if set(found) <= _SCHEDULE_KEYS else 'a run goes on only with its own configuration')
+    why = ('epochs and steps determine the learning rate of the whole run'
+           if set(found) <= _SCHEDULE_KEYS else 'a run can be resumed only with its own configuration')
     was = cfg.copy()
     for k, (there, _) in found.items(): OmegaConf.update(was, k, there, merge=False)
     words = [w for w in command_words(was) if not w.startswith(('training.resume', 'training.run_dir'))]
-    raise UserError(f"'{folder}' cannot go on: {what}; {why}. It was begun with: "
+    raise UserError(f"'{folder}' cannot be resumed: {what}; {why}. It was started with: "
                     f"{' '.join(['python train.py', *words])}. "
                     'For a new run: training.resume=null training.run_dir=null')
 
 # %% ../../nbs/training/07_run_dir.ipynb #4b5da5ad
 def _is_unfinished(folder:Path)->bool:
-    "Whether there is a run in it that has not come to its end."
+    "Return whether the folder holds an unfinished run."
     return (folder/'config.yaml').exists() and not (folder/'DONE').exists()
 
 def unfinished_runs(
@@ -149,45 +149,45 @@ def unfinished_runs(
     return [f for f in sorted(_list_runs(cfg).glob('*'), reverse=True) if _is_unfinished(f) and not is_locked(f)]
 
 def _read_run_dir(path:Path)->Path:
-    "The run that `training.resume` names. Raises `UserError` if there is none."
+    "Return the run that `training.resume` names. Raises `UserError` if there is none."
     given = f"training.resume='{path}'"
     if path.is_file():
-        raise UserError(f'{given} is a file; a run goes on from its folder. Files of other programs are not opened')
+        raise UserError(f'{given} is a file; give the folder of a run, or auto')
     if not path.exists(): raise UserError(f'{given} does not exist; give the folder of a run, or auto')
     run = next((p for p in (path, *path.parents) if (p/'config.yaml').exists()), None)
-    if run is None: raise UserError(f'{given} is no folder of a run: there is no config.yaml in it or above it')
-    if (run/'DONE').exists(): raise UserError(f"{given}: this run has come to its end; there is nothing left to do")
+    if run is None: raise UserError(f'{given} is not a run folder: neither it nor a folder above it has a config.yaml')
+    if (run/'DONE').exists(): raise UserError(f"{given}: this run has finished, so there is nothing to resume")
     newest = list_checkpoints(path.parent)[-1:]
     if path != run and newest != [path]:
-        raise UserError(f"{given} is not the newest checkpoint of its run, '{newest[0] if newest else None}'; to go "
-                        f"back, remove the newer ones")
+        raise UserError(f"{given} is not the newest checkpoint of its run, '{newest[0] if newest else None}'; "
+                        f"to resume from an older one, remove the newer ones")
     return run
 
 def choose_run(
     cfg:DictConfig, # The configuration
-)->Path|None:       # The folder of the run to go on with; None: a new run
+)->Path|None:       # Folder of the run to resume; None: a new run
     "Return the run that `training.resume` selects. Raises `UserError` if it cannot be resumed."
     asked, place = cfg.training.resume, cfg.training.run_dir and Path(cfg.training.run_dir)
     if asked is None: return None
     if asked != 'auto' or place and _is_unfinished(place):
         run = place if asked == 'auto' else _read_run_dir(Path(asked))
         if config_differences(cfg, run): _raise_config_mismatch(cfg, run)
-        return run # if another process is at it, `run_lock` says so
+        return run # `run_lock` raises if another process trains it
     runs = [] if place else unfinished_runs(cfg)
     same = [r for r in runs if not config_differences(cfg, r)]
     longer = [r for r in runs if set(config_differences(cfg, r)) <= _SCHEDULE_KEYS]
     if not same and longer: _raise_config_mismatch(cfg, longer[0])
-    done = place and (place/'DONE').exists() # which `make_run_dir` refuses
+    done = place and (place/'DONE').exists() # `make_run_dir` raises for it
     if not same and not done:
-        print(f'No unfinished run of this configuration in {place or _list_runs(cfg)}: a new run begins')
+        print(f'No unfinished run of this configuration in {place or _list_runs(cfg)}: a new run starts')
     return same[0] if same else None
 
 # %% ../../nbs/training/07_run_dir.ipynb #76157da9
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    "A model with its data, metrics and configuration: what reports, ablations, panels and exports take."
+    "A model with its data, metrics and configuration: the argument of reports, ablations, widgets and exports."
     model:nn.Module        # A MemoryCLIP, or a module that contains a MemoryViT
-    place:Path|None=None   # Its checkpoint or folder; None: it is only in memory
+    place:Path|None=None   # Its checkpoint or folder; None: it was never saved
     cfg:DictConfig|None=None # The configuration of its run; None: there is none
     metrics:dict=field(default_factory=dict) # The last evaluation, by metric
     epochs:float|None=None # Epochs trained
@@ -207,7 +207,7 @@ class LoadedModel:
                         f"data too")
 
 def _make_valid_dl(cfg:DictConfig)->PairLoader:
-    "Open the validation data of a run without its training data, where the two are apart."
+    "Open the validation data of a run, without its training data if the two are separate."
     d = cfg.training.data
     source = (open_source(d.val_path, 'valid', **source_options(d)) if has_own_validation(d.train_path, d.val_path)
               else open_sources(d.train_path, d.val_path, d.val_fraction, **source_options(d))[1])
@@ -216,16 +216,16 @@ def _make_valid_dl(cfg:DictConfig)->PairLoader:
                        tokenizer=text_tokenizer(cfg.model.text), max_bad_fraction=d.max_bad_fraction)
 
 def _read_resets(checkpoint:Path)->ResetHistory|None:
-    "What the checkpoint's training state recorded of resets."
+    "Return the resets that the training state of a checkpoint recorded."
     try: state = read_state(checkpoint)
-    except (UserError, OSError): return None # weights alone were copied
+    except (UserError, OSError): return None # a copy without training state
     ranks = state.get('ranks') or [{}]
     saved = (state.get('callbacks', {}) | ranks[0].get('callbacks', {})).get('memory_reset')
     return saved and ResetHistory(*(saved[k] for k in ('window_steps', 'usages', 'was_reset')))
 
 def find_run(
     path:Path, # A run folder, the folder of all runs of a name, a checkpoint or the folder of a run's checkpoints
-)->Path|None:  # The run folder; None: this is no run
+)->Path|None:  # The run folder; None: not a run
     "Return the run that a path belongs to; of several runs, the newest finished one."
     if not path.is_dir(): return None
     done = sorted(path.glob('*/DONE'))
@@ -252,14 +252,14 @@ def open_trained(
     run = find_run(Path(name))
     def alone(): return LoadedModel(MemoryCLIP.from_pretrained(name), Path(str(name)))
     if run is None and Path(name).exists(): return alone()
-    if run is None and '/' in str(name) and Path(name).parent.is_dir(): # a slip, for which the hub need not be asked
+    if run is None and '/' in str(name) and Path(name).parent.is_dir(): # a typo: do not ask the hub
         if near := suggest(Path(name).name, [p.name for p in Path(name).parent.iterdir()], limit=3):
-            raise UserError(f"'{name}' is not there{near}")
+            raise UserError(f"'{name}' does not exist{near}")
     if run is None:
         with hub_errors(str(name), str(name)): return alone()
     try: cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
     except (OmegaConfBaseException, YAMLError, ValueError) as e:
-        raise UserError(f"'{run/'config.yaml'}' is not of a run: {str(e).splitlines()[0]}") from e
+        raise UserError(f"'{run/'config.yaml'}' is not the configuration of a run: {str(e).splitlines()[0]}") from e
     checkpoint = Path(name) if (Path(name)/'manifest.json').exists() else best_checkpoint(run, cfg)
     manifest = read_manifest(checkpoint)
     return LoadedModel(MemoryCLIP.from_pretrained(checkpoint), checkpoint, restore_references(cfg), manifest['metrics'],
