@@ -48,7 +48,7 @@ def measure(args):
     step = make_step(args)
     step(2, 1)
     if args.device == 'cuda': torch.cuda.reset_peak_memory_stats()
-    else: Path('/proc/self/clear_refs').write_text('5') # resets VmHWM
+    else: Path('/proc/self/clear_refs').write_text('5', encoding='utf-8') # resets VmHWM
     start = time.perf_counter()
     step(args.batch * args.parts, args.parts if args.measure == 'parts' else 1)
     seconds = time.perf_counter() - start
@@ -59,7 +59,7 @@ def measured(args, kind, parts):
     "Run `measure` in a fresh process."
     command = [sys.executable, __file__, '--measure', kind, '--batch', args.batch, '--parts', parts, '--words',
                args.words, '--device', args.device, '--threads', args.threads, *args.overrides]
-    out = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout.split()
+    out = subprocess.run([str(c) for c in command], check=True, capture_output=True, encoding='utf-8').stdout.split()
     return int(out[0]), float(out[1])
 
 

@@ -34,7 +34,7 @@ SERVER.set_forkserver_preload(['memory_vlm.run'])
 def work(folder, said, words):
     from memory_vlm.run import fit
     torch.set_num_threads(1)
-    with open(said, 'a') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+    with open(said, 'a', encoding='utf-8') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
         fit(compose([*WORDS, f'training.run_dir={folder}', *words], config_name='quickstart'))
 
 
@@ -49,7 +49,7 @@ def finish(folder, said, *words):
     "Run a fit to completion."
     process = start(folder, said, *words)
     process.join()
-    assert process.exitcode == 0 and (folder/'DONE').exists(), Path(said).read_text()[-2000:]
+    assert process.exitcode == 0 and (folder/'DONE').exists(), Path(said).read_text(encoding='utf-8')[-2000:]
 
 
 def same(run, other):

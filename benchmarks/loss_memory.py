@@ -93,7 +93,7 @@ def compare_gradients(args):
 
 def resident(field):
     "Return the bytes of a field of /proc/self/status: VmRSS is resident now, VmHWM the peak since the last reset."
-    line = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(field))
+    line = next(l for l in Path('/proc/self/status').read_text(encoding='utf-8').splitlines() if l.startswith(field))
     return int(line.split()[1]) * 1024
 
 
@@ -115,7 +115,7 @@ def extra_memory(args):
         before = torch.cuda.memory_allocated()
         took = seconds(loss, inputs)
         return torch.cuda.max_memory_allocated() - before, took
-    Path('/proc/self/clear_refs').write_text('5') # resets VmHWM
+    Path('/proc/self/clear_refs').write_text('5', encoding='utf-8') # resets VmHWM
     before = resident('VmRSS')
     took = seconds(loss, inputs)
     return resident('VmHWM') - before, took
@@ -125,7 +125,7 @@ def on_rank(rank, args, folder):
     "Write `extra_memory` of one rank to a file."
     torch.set_num_threads(max(1, args.threads // args.ranks))
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=args.ranks)
-    Path(folder, f'{rank}.txt').write_text('{} {}'.format(*extra_memory(args)))
+    Path(folder, f'{rank}.txt').write_text('{} {}'.format(*extra_memory(args)), encoding='utf-8')
     dist.destroy_process_group()
 
 
@@ -134,7 +134,7 @@ def most_of_ranks(args):
     if args.ranks == 1: return extra_memory(args)
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(on_rank, (args, folder), nprocs=args.ranks)
-        found = [Path(folder, f'{rank}.txt').read_text().split() for rank in range(args.ranks)]
+        found = [Path(folder, f'{rank}.txt').read_text(encoding='utf-8').split() for rank in range(args.ranks)]
     return max(int(memory) for memory, _ in found), max(float(took) for _, took in found)
 
 
@@ -143,7 +143,7 @@ def extra_memory_of(args, name, batch, ranks=1):
     command = [sys.executable, __file__, '--memory-of', name, '--loss', args.loss, '--batch', batch, '--dim',
                args.dim, '--ranks', ranks,
                '--device', args.device, '--dtype', str(args.dtype).removeprefix('torch.'), '--threads', args.threads]
-    memory, took = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout.split()
+    memory, took = subprocess.run([str(c) for c in command], check=True, capture_output=True, encoding='utf-8').stdout.split()
     return int(memory), float(took)
 
 

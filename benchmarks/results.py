@@ -12,7 +12,7 @@ def machine(device='cpu'):
     "Return the processor, without the host name."
     if device == 'cuda': return torch.cuda.get_device_name()
     cpuinfo = Path('/proc/cpuinfo') # Linux only
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.exists() else []
     model = next((v.strip() for k, _, v in (l.partition(':') for l in lines) if k.strip() == 'model name'), None)
     return f'{os.cpu_count()} cores, {model or platform.processor() or platform.machine() or "unknown processor"}'
 

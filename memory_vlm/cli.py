@@ -312,7 +312,8 @@ def main(
 )->int:                       # Exit status
     "Run a command."
     name, *rest = (sys.argv[1:] if words is None else list(words)) or ['--help']
-    if isinstance(sys.stdout, TextIOWrapper): sys.stdout.reconfigure(errors='surrogateescape') # file names are bytes
+    if isinstance(sys.stdout, TextIOWrapper): # file names are bytes; ASCII and the like cannot write every character
+        sys.stdout.reconfigure(errors='surrogateescape' if 'utf' in sys.stdout.encoding.lower() else 'backslashreplace')
     if name in ('-h', '--help'):
         print('memory_vlm COMMAND ... (COMMAND --help lists its options)\n',
               *(f'  {n:12} {c.help}' for n, c in COMMANDS.items()),

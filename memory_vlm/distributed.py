@@ -37,7 +37,8 @@ def is_main()->bool:
 @contextmanager
 def _silence_nonmain()->Iterator[None]:
     "Suppress prints and warnings, so that only rank 0 shows them."
-    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere), warnings.catch_warnings(action='ignore'): yield
+    with open(os.devnull, 'w', encoding='utf-8') as nowhere, redirect_stdout(nowhere), \
+            warnings.catch_warnings(action='ignore'): yield
 
 @contextmanager
 def process_group()->Iterator[None]:

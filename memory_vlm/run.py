@@ -60,7 +60,7 @@ def _write_bad_samples(folder:Path, learn:MemoryLearner):
     "Write `bad_samples.txt` if there were unusable samples."
     bad = [str(dl.bad) for dl in learn.dls if getattr(dl, 'bad', None)]
     if not bad: return
-    try: (folder/'bad_samples.txt').write_text('\n'.join(bad) + '\n')
+    try: (folder/'bad_samples.txt').write_text('\n'.join(bad) + '\n', encoding='utf-8', errors='surrogateescape')
     except OSError as e: warnings.warn(f'The list of bad samples could not be written: {e}')
     print(f'{bad[0].splitlines()[0]}: see {folder}/bad_samples.txt')
 

@@ -49,7 +49,7 @@ class Lab:
         env = os.environ | own | dict(JUPYTERLAB_SETTINGS_DIR=str(folder/'settings'), IPYTHONDIR=str(folder/'ipython'),
                                       OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', IN_TEST='1')
         self.url = f'http://127.0.0.1:{port}'
-        self.log = open(folder/'log', 'w')
+        self.log = open(folder/'log', 'w', encoding='utf-8')
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--ServerApp.port={port}',
              '--ServerApp.port_retries=0',

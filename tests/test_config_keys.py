@@ -234,7 +234,7 @@ def report(cfg):
     "Footer of the report."
     from memory_vlm.viz.html import write_report_page
     from pathlib import Path
-    Path('metrics.csv').write_text('step,epoch\n')
+    Path('metrics.csv').write_text('step,epoch\n', encoding='utf-8')
     return write_report_page(Path('.'), fitted(cfg)).read_text().rpartition('</pre>')[2]
 
 

@@ -167,7 +167,7 @@ def test_a_fit_runs_on_each_kind(make, tmp_path):
 
 
 def test_a_fit_runs_from_the_command_line(tmp_path):
-    done = subprocess.run([sys.executable, 'train.py', *words_for(as_csv, tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, 'train.py', *words_for(as_csv, tmp_path)], cwd=ROOT, capture_output=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr
     assert '20 images for training' in done.stdout
 
@@ -180,7 +180,7 @@ def write_data_of(line):
     as_folder(Path('my/images'))
     as_classes(Path('my/classes'))
     as_csv(Path('my/csv'))
-    if 'image_key=photo' in line: Path('my/pairs.csv').write_text(Path('my/pairs.csv').read_text().replace('image,caption', 'photo,words'))
+    if 'image_key=photo' in line: Path('my/pairs.csv').write_text(Path('my/pairs.csv').read_text(encoding='utf-8').replace('image,caption', 'photo,words'), encoding='utf-8')
     as_jsonl(Path('my/jsonl'))
     as_parquet(Path('my/parquet'))
     as_metadata(Path('my/folder'))
@@ -211,9 +211,9 @@ def test_each_line_of_the_guide_trains_as_it_is_typed(line, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_data_of(line)
     words = shlex.join([sys.executable, str(ROOT/'train.py'), *SMALL, 'training.run_dir=run', 'training.data.val_path='])
-    done = subprocess.run(f'{words} {line}', shell=True, capture_output=True, text=True)
+    done = subprocess.run(f'{words} {line}', shell=True, capture_output=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr
-    assert Path('run/DONE').exists() and len(Path('run/metrics.csv').read_text().splitlines()) > 1
+    assert Path('run/DONE').exists() and len(Path('run/metrics.csv').read_text(encoding='utf-8').splitlines()) > 1
 
 
 def first_batch(source): return make_loader(source, image_size=32, batch_size=16, train=True).one_batch()
@@ -431,7 +431,7 @@ def test_a_full_disk_does_not_end_an_epoch(tmp_path):
             loader.set_epoch(epoch)
             print(sum(len(b[0]) for b in loader), os.fstat(cache.file.fileno()).st_size <= 100_000)
     """
-    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr
     assert done.stdout == '20 True\n'*3 and 'Caching of decoded images stopped: ' in done.stderr
 

@@ -64,7 +64,7 @@ def test_resume(run):
 
 def test_report(run):
     command = [sys.executable, '-m', 'memory_vlm', 'report', str(run)]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, encoding='utf-8', timeout=300)
     assert out.returncode == 0, out.stderr
     assert 'memory' in out.stdout
 

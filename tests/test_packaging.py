@@ -32,7 +32,7 @@ def distribution(requirement):
 
 def run(*command, **kwargs):
     "Run a command and return its output; fail the test with the output on error."
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **kwargs)
+    done = subprocess.run([str(c) for c in command], capture_output=True, encoding='utf-8', **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
@@ -143,7 +143,7 @@ def test_wheel_fits_and_exports_outside_the_clone(elsewhere):
 def test_command_line_outside_the_clone(elsewhere):
     def shell(*words, status=0):
         done = subprocess.run([*elsewhere.command, *words], cwd=elsewhere.folder, env=elsewhere.env,
-                              capture_output=True, text=True)
+                              capture_output=True, encoding='utf-8')
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
     assert 'memory_vlm fit --config-name=quickstart' in shell('fit', '--help')
@@ -184,7 +184,7 @@ def test_every_extra_is_known(settings):
 def test_missing_extra_is_one_sentence(extra):
     package, code, why = MISSING[extra]
     done = subprocess.run([sys.executable, '-c', f'import sys; sys.modules["{package}"] = None\n{code}'], cwd=ROOT,
-                          capture_output=True, text=True)
+                          capture_output=True, encoding='utf-8')
     assert done.returncode == 1
     assert done.stderr.strip().endswith(f"The package '{package}' is needed to {why}: pip install "
                                         f"'memory-vlm[{extra}]'")

@@ -188,7 +188,7 @@ def test_settings_of_every_weight_of_open_clip():
 def train(*args):
     "Run train.py to its end."
     data = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16']
-    return subprocess.run([sys.executable, 'train.py', '--config-name=quickstart', 'model=base', *data, *args], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, 'train.py', '--config-name=quickstart', 'model=base', *data, *args], cwd=ROOT, capture_output=True, encoding='utf-8')
 
 
 def test_a_frozen_model_gets_memory(folder, tmp_path):

@@ -43,7 +43,7 @@ def work(rank, port, said, words):
     os.environ |= ENOUGH | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR='127.0.0.1',
                                 MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    with open(f'{said}{rank}', 'a') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+    with open(f'{said}{rank}', 'a', encoding='utf-8') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
         try: fit(compose(words, config_name='quickstart'))
         except Exception as e:
             print(f'{type(e).__name__}: {e}', flush=True)
@@ -232,7 +232,7 @@ debug_launcher(train, num_processes=2)
 @pytest.mark.slow
 def test_a_notebook_launches_ranks(tmp_path):
     code = NOTEBOOK.format(words=[*SHORT, f'training.run_dir={tmp_path}/run'])
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, encoding='utf-8',
                           env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1'), timeout=300)
     assert done.returncode == 0 and 'on each of 2 ranks' in done.stdout, done.stderr
     assert (tmp_path/'run'/'DONE').exists()

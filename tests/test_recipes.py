@@ -57,7 +57,7 @@ def test_takes_two_steps(recipe, tmp_path, stamps):
     data = [f'training.data.train_path={stamps}'] if recipe == 'stamps' else ['training.data.val_path=scenes:tiny']
     done = subprocess.run([sys.executable, 'train.py', f'experiment={recipe}', *data, 'training.max_steps=2',
                            'training.batch_size=4',
-                           f'training.run_dir={tmp_path}/run'], cwd=ROOT, capture_output=True, text=True)
+                           f'training.run_dir={tmp_path}/run'], cwd=ROOT, capture_output=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr
     metrics = pd.read_csv(tmp_path/'run'/'metrics.csv')
     assert metrics.step.max() == 2 and metrics['i2t/R@1'].notna().any()

@@ -200,7 +200,7 @@ def command(folder, *words): return [sys.executable, 'train.py', '--config-name=
 
 def stop_train(folder, number, *words):
     "Start train.py, send it and all that belong to it a signal after a few steps, as a terminal does, and wait."
-    process = subprocess.Popen(command(folder, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command(folder, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', start_new_session=True)
     table = folder/'metrics.csv'
     rows = lambda: len(table.read_text().splitlines()) if table.exists() else 0
     before = rows()
@@ -230,7 +230,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, workers):
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path):
     done = subprocess.run(command(tmp_path/'run', 'training.learning_rate=1e30', 'training.clip_grad=0', 'training.scheduler=constant',
                                   'training.scheduler_kwargs={warmup_epochs: 0}', 'training.logging.save_interval=1'),
-                          cwd=ROOT, capture_output=True, text=True)
+                          cwd=ROOT, capture_output=True, encoding='utf-8')
     assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr
     assert re.search(r"is nan at step \d+, .* the last good checkpoint is '.*'", done.stderr.splitlines()[-1])
 
@@ -302,7 +302,7 @@ def test_saves_come_by_minutes_too(tmp_path, monkeypatch):
 
 def test_a_run_belongs_to_one_process(tmp_path):
     code = f"import sys, time; from memory_vlm.training.run_dir import run_lock\nwith run_lock({str(tmp_path)!r}): print('mine', flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, encoding='utf-8')
     try:
         assert other.stdout.readline() == 'mine\n'
         assert is_locked(tmp_path)

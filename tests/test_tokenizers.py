@@ -67,7 +67,7 @@ def test_train_save_and_open_again(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path/'original')
     run = subprocess.run([sys.executable, 'train.py', '--config-name=quickstart', 'model=base', f'model.pretrained={copy}', 'model/memory=registers',
                           'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16', 'training.max_steps=2',
-                          f'training.run_dir={tmp_path}/run'], cwd=ROOT, capture_output=True, text=True)
+                          f'training.run_dir={tmp_path}/run'], cwd=ROOT, capture_output=True, encoding='utf-8')
     assert run.returncode == 0, run.stderr
     shutil.rmtree(copy)                                                                     # a checkpoint contains its tokenizer
     checkpoint = next(p for p in (tmp_path/'run/checkpoints').iterdir() if (p/'model.safetensors').exists())

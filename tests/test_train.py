@@ -13,7 +13,7 @@ TINY = ['--config-name=quickstart', 'training.batch_size=16', 'training.data.tra
 
 def train(*args, **kwargs):
     "Run train.py to its end."
-    return subprocess.run([sys.executable, 'train.py', *args], cwd=ROOT, capture_output=True, text=True, **kwargs)
+    return subprocess.run([sys.executable, 'train.py', *args], cwd=ROOT, capture_output=True, encoding='utf-8', **kwargs)
 
 
 MISTAKES = {
@@ -51,7 +51,7 @@ def test_missing_data_names_the_key_and_the_way_out():
 
 def test_a_mistake_of_ours_keeps_its_traceback():
     code = "import runpy, memory_vlm.run as run; run.fit = lambda cfg: 1 / 0; runpy.run_path('train.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, encoding='utf-8')
     assert done.returncode == 1 and 'ZeroDivisionError' in done.stderr and 'Traceback' in done.stderr
 
 
@@ -67,7 +67,7 @@ def test_a_run_leaves_its_folder_and_nothing_else(tmp_path):
 def test_interrupt_ends_the_run_with_what_it_has(tmp_path):
     run = tmp_path/'run'
     process = subprocess.Popen([sys.executable, 'train.py', *TINY, 'training.epochs=500', 'training.logging.log_interval=1',
-                                f'training.run_dir={run}'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                                f'training.run_dir={run}'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8')
     for _ in range(600): # until it has taken a few steps
         if (run/'metrics.csv').exists() and len((run/'metrics.csv').read_text().splitlines()) > 3: break
         assert process.poll() is None, process.communicate()

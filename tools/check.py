@@ -57,7 +57,7 @@ def is_made(path):
 def project_files(root):
     "Return the files that git tracks or would add; without git, all files in the project's own folders."
     list_files = ['git', 'ls-files', '-coz', '--exclude-standard']
-    try: found = subprocess.run(list_files, cwd=root, capture_output=True, text=True)
+    try: found = subprocess.run(list_files, cwd=root, capture_output=True, encoding='utf-8')
     except OSError: found = None
     if found and found.returncode == 0: return sorted({root/name for name in found.stdout.split('\0') if name})
     folders = ('nbs', LIB, 'configs', 'tests', 'tools', 'benchmarks')
@@ -71,7 +71,7 @@ def regenerate(to):
     for path in (to/LIB).rglob('*.py'):
         if is_made(path): path.unlink()   # a module whose notebook was deleted must not reappear
     for tool in ('nbdev-export', 'nbdev-clean'):
-        done = subprocess.run([Path(sys.executable).with_name(tool)], cwd=to, capture_output=True, text=True)
+        done = subprocess.run([Path(sys.executable).with_name(tool)], cwd=to, capture_output=True, encoding='utf-8')
         if done.returncode: yield f'{tool} failed:\n{done.stderr.strip()[-2000:]}'
 
 def check_export(again):
@@ -261,7 +261,7 @@ def check_ruff():
     program = Path(sys.executable).with_name('ruff')
     if not program.exists(): return (yield "ruff is not installed; run pip install -e '.[dev]'")
     command = [program, 'check', '--quiet', '--no-cache', '--output-format=concise']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding='utf-8')
     yield from (f'ruff: {line}' for line in (done.stdout + done.stderr).splitlines() if line.strip())
 
 def findings():

@@ -149,13 +149,13 @@ def open_saved_dataset(
     "Open a data set saved by Hugging Face. Raises `UserError` if the part or a column is missing."
     listed, is_dict = os.path.join(path, 'dataset_dict.json'), False
     if os.path.isfile(listed):
-        parts, is_dict = json.loads(Path(listed).read_text())['splits'], True
+        parts, is_dict = json.loads(Path(listed).read_text(encoding='utf-8'))['splits'], True
         part, has_valid = (next((p for p in parts if part_of(p) == s), None) for s in (split, 'valid'))
         if part is None:
             raise UserError(f"{path} has no part called {' or '.join(SPLITS[split])}; its parts: {', '.join(parts)}. "
                             f"To open one of them, give its folder, such as {os.path.join(path, parts[0])}")
         path = os.path.join(path, part)
-    state = json.loads(Path(path, 'state.json').read_text())
+    state = json.loads(Path(path, 'state.json').read_text(encoding='utf-8'))
     files = [os.path.join(path, d['filename']) for d in state['_data_files']]
     table = _read_arrow(files)
     image, = choose_columns(table.column_names, 'image', image_key, path)[:1]

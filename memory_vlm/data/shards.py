@@ -239,11 +239,12 @@ def make_shards(
     folder, total = Path(folder), -(-len(source)//per_shard)
     folder.mkdir(parents=True, exist_ok=True)
     origin, note = dict(source=source.name, images=len(source), per_shard=per_shard), folder/'shards.json'
-    if note.exists() and json.loads(note.read_text()) != origin:
-        raise UserError(f'{folder} holds shards of other data: {note.read_text()}; choose another folder')
+    if note.exists() and json.loads(note.read_text(encoding='utf-8')) != origin:
+        raise UserError(f'{folder} holds shards of other data: '
+            f'{note.read_text(encoding="utf-8")}; choose another folder')
     if not note.exists() and any(folder.glob('*.tar')):
         raise UserError(f'{folder} already holds tar files; choose another folder')
-    note.write_text(json.dumps(origin))
+    note.write_text(json.dumps(origin), encoding='utf-8')
     for k in range(total):
         path = folder/f'{k:05}.tar'
         if not path.exists(): _write_shard(str(path), source, range(k*per_shard, min((k + 1)*per_shard, len(source))))

@@ -103,5 +103,5 @@ def export_encoders(
     wrong = {k: d for k, d in found.items() if not d <= tolerance}
     if wrong: raise UserError(f'The files in {folder} differ from the model by {wrong}; at most {tolerance} is allowed')
     facts = _model_facts(model) | dict(format=form, largest_difference=found)
-    (folder/'export.json').write_text(json.dumps(facts, indent=1) + '\n')
+    (folder/'export.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
     return found

@@ -138,9 +138,9 @@ def save_open_clip(
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer != 'clip': text_tokenizer(model.cfg.text).opened.save_pretrained(folder) # for open_clip's local-dir
     if Path(tokenizer).is_dir(): cfg['model_cfg']['text_cfg']['hf_tokenizer_name'] = place or folder.name
-    (folder/'open_clip_config.json').write_text(json.dumps(cfg, indent=1) + '\n')
+    (folder/'open_clip_config.json').write_text(json.dumps(cfg, indent=1) + '\n', encoding='utf-8')
     named = folder/f"{model.cfg.name.replace('/', '-')}.json" # for `open_clip.add_model_config`
-    named.write_text(json.dumps(cfg['model_cfg'], indent=1) + '\n')
+    named.write_text(json.dumps(cfg['model_cfg'], indent=1) + '\n', encoding='utf-8')
     save_file(_open_clip_weights(model), folder/'open_clip_model.safetensors', metadata=dict(format='pt'))
     _open_clip_card(model, f'hf-hub:{place}' if place else f'local-dir:{folder.name}', **facts).save(folder/'README.md')
     return folder

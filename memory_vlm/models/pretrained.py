@@ -186,14 +186,14 @@ def _memory_clip_spec(place:str, stored:dict)->PretrainedSpec:
 def _repository_spec(place:str)->PretrainedSpec:
     "Return the spec of a model in a folder or a repository."
     if path := _fetch_file(place, 'open_clip_config.json'):
-        found, name = json.loads(path.read_text()), Path(place).name
+        found, name = json.loads(path.read_text(encoding='utf-8')), Path(place).name
         names = ('open_clip_model', 'open_clip_pytorch_model', 'model', 'pytorch_model')
         files = [f'{n}.{end}' for end in ('safetensors', 'bin') for n in names]
         cfg = clip_config(name, found['model_cfg'], found.get('preprocess_cfg', {}))
         if (Path(place)/'tokenizer_config.json').exists(): cfg['text']['tokenizer'] = place # as open_clip's local-dir
         def weights(): return _read_weights(_fetch_file(place, *files) or Path(place)/files[0])
         return PretrainedSpec(place, cfg, weights, _clip_weights)
-    found = json.loads(path.read_text()) if (path := _fetch_file(place, 'config.json')) else {}
+    found = json.loads(path.read_text(encoding='utf-8')) if (path := _fetch_file(place, 'config.json')) else {}
     if 'cfg' in found: return _memory_clip_spec(place, found)
     if 'architecture' in found:
         return _timm_spec(f"{found['architecture']}/{_fetch_file(place, 'model.safetensors', 'pytorch_model.bin')}")

@@ -78,7 +78,7 @@ def write_checkpoint(
         torch.save(state, aside/'state.pt')
         sums = {p.name: _checksum(p) for p in sorted(aside.iterdir())}
         (aside/'manifest.json').write_text(json.dumps(dict(step=step, epoch=epoch, metrics=metrics, sha256=sums),
-                                                      indent=1))
+                                                      indent=1), encoding='utf-8')
         for p in aside.iterdir(): _fsync_path(p)
         _fsync_path(aside)
         aside.rename(folder)
@@ -89,7 +89,7 @@ def write_checkpoint(
 def read_manifest(
     folder:Path, # A checkpoint
 )->dict|None:    # Its manifest; None if this is no checkpoint
-    try: return json.loads((Path(folder)/'manifest.json').read_text())
+    try: return json.loads((Path(folder)/'manifest.json').read_text(encoding='utf-8'))
     except (OSError, ValueError): return None
 
 # %% ../../nbs/training/02_checkpoint.ipynb #c4084609

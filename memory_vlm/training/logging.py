@@ -30,13 +30,13 @@ class CSVWriter:
         self._replace(rows if step is None else [r for r in rows if int(r['step']) <= step], self.columns)
 
     def _read(self): # Leave out the unfinished line of a killed process
-        lines = [l for l in self.path.read_text().splitlines(keepends=True) if l.endswith('\n')]
+        lines = [l for l in self.path.read_text(encoding='utf-8').splitlines(keepends=True) if l.endswith('\n')]
         reader = csv.DictReader(lines)
         self.columns = list(reader.fieldnames or self.columns)
         return list(reader)
 
     def _write(self, path, rows, columns, mode):
-        with path.open(mode, newline='') as f:
+        with path.open(mode, newline='', encoding='utf-8') as f:
             writer = csv.DictWriter(f, columns, restval='', lineterminator='\n')
             if mode == 'w': writer.writeheader()
             writer.writerows(rows)
@@ -112,13 +112,13 @@ class WandbWriter:
         if why: print(f'W&B is {mode}: {why}' + ('; `wandb sync` uploads it later' if mode == 'offline' else ''))
         log, id_file = cfg.training.logging, Path(folder)/'wandb'/'run_id'
         id_file.parent.mkdir(exist_ok=True)
-        if not id_file.exists(): id_file.write_text(secrets.token_hex(4))
+        if not id_file.exists(): id_file.write_text(secrets.token_hex(4), encoding='utf-8')
         limits = dict(init_timeout=_WANDB_SECONDS['start'], finish_timeout=_WANDB_SECONDS['finish'])
         known = getattr(wandb.Settings, 'model_fields', ()) # older versions have no `finish_timeout`
         settings = wandb.Settings(silent=True, **{k: v for k, v in limits.items() if k in known})
         # 'create_new': without it a run that the user has open would be continued, and finished by `close`
         self.run = _call_within(_WANDB_SECONDS['start'] + 5, wandb.init, project=log.project, entity=log.entity,
-                                name=log.name, dir=str(folder), mode=mode, id=id_file.read_text(),
+                                name=log.name, dir=str(folder), mode=mode, id=id_file.read_text(encoding='utf-8'),
                                 resume='allow' if mode == 'online' else None, reinit='create_new',
                                 tags=list(cfg.project.tags), config=OmegaConf.to_container(cfg, resolve=True),
                                 settings=settings)

@@ -67,7 +67,7 @@ def make_run_dir(
                       if not (f := stem if i == 0 else stem.with_name(f'{stem.name}-{i}')).exists())
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder/'.config.yaml'
-    aside.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    aside.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding='utf-8')
     aside.rename(folder/'config.yaml')
     return folder
 
@@ -78,7 +78,7 @@ def run_lock(
 )->Iterator[None]:
     "Lock a run folder for this process. Raises `UserError` if another process trains this run."
     path = Path(folder)/'.lock'
-    file = path.open('a')
+    file = path.open('a', encoding='utf-8')
     try:
         import fcntl  # not on Windows
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB) # not inherited by worker processes
