@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fastcore.script import anno_parser
 from io import TextIOWrapper
 from json import dumps
-from .config import allow_new_kwargs, compose, config_dir, explain_arguments, register_schema
+from .config import compose, config_dir, explain_arguments, hydra_overrides, register_schema
 from .core import Progress, UserError, pick, suggest
 from .overrides import allowed_values, base_values, help_texts, written_values
 from .schema import schema_fields
@@ -78,7 +78,7 @@ def fit_main(
     os.environ['HYDRA_FULL_ERROR'] = '1' # otherwise Hydra handles errors and exits by itself
     register_schema()
     try:
-        with _arguments(allow_new_kwargs(words)):
+        with _arguments(hydra_overrides(words)):
             hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')(fit_task)()
     except HydraException as e:
         _exit_with(explain_arguments(words, e)) if os.environ.get('RANK', '0') == '0' else sys.exit(2)

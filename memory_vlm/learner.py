@@ -270,7 +270,7 @@ def get_preds(
                         f"learn.evaluate() for loss and ranking, or learn.show_results()")
     if dl is None: dl = self.dls[ds_idx].new(train=False, augmentation='none', shuffle=False, drop_last=False)
     batches = (b if len(b) > 2 else (*b, torch.arange(len(b[0]))) for b in dl)
-    images, texts, rows = encode(self.averaged or self.model, batches, self.precision)
+    images, texts, rows, _ = encode(self.averaged or self.model, batches, self.precision)
     return (images, texts), rows
 
 @patch

@@ -104,7 +104,8 @@ def _native_bf16()->bool:
     "Return whether this CPU has instructions for bf16."
     found = [getattr(torch.cpu, f'_is_{name}_supported', lambda: False)() for name in ('avx512_bf16', 'amx_tile')]
     if any(found): return True
-    try: return platform.machine() in ('aarch64', 'arm64') and 'bf16' in Path('/proc/cpuinfo').read_text(encoding='utf-8').split()
+    if platform.machine() not in ('aarch64', 'arm64'): return False
+    try: return 'bf16' in Path('/proc/cpuinfo').read_text(encoding='utf-8').split()
     except OSError: return False
 
 def _precision_problems(precision:str, device:torch.device)->list[str]:
