@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from ..core import UserError, require
 from .base import IMAGE_SUFFIXES, BadSample, FileSource, Source, clean_captions, decode_text
+from .folders import is_hidden
 from .scenes import scenes_cache_dir
 from .tables import COLUMN_NAMES
 from pathlib import Path
@@ -61,6 +62,7 @@ def _index_shard(path:str)->tuple:
         if name is None:
             problems.append('shard cut short')
             continue
+        if is_hidden(name): continue
         folder, base = os.path.split(name)
         stem, _, suffix = base.partition('.')
         if (folder, stem) != key:
@@ -73,10 +75,13 @@ def _index_shard(path:str)->tuple:
     return np.array(samples, np.int64).reshape(-1, 4), problems
 
 # %% ../../nbs/data/06_shards.ipynb #6fb45e23
+_INDEX_VERSION = 2 # changes with what `_index_shard` gives for a file
+
 def _load_index(path)->tuple:
     "Return the index of a shard, from the cache if the file has not changed."
     stat = os.stat(path)
-    key = hashlib.sha256(repr((os.path.abspath(path), stat.st_size, stat.st_mtime_ns)).encode()).hexdigest()[:16]
+    file = _INDEX_VERSION, os.path.abspath(path), stat.st_size, stat.st_mtime_ns
+    key = hashlib.sha256(repr(file).encode()).hexdigest()[:16]
     cached = scenes_cache_dir()/'shards'/f'{key}.npz'
     try:
         with np.load(cached) as z: return z['samples'], z['problems'].tolist()
