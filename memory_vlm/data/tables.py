@@ -7,6 +7,7 @@ __all__ = ['COLUMN_NAMES', 'SPLITS', 'READERS', 'choose_columns', 'TableSource',
            'holds_bytes', 'read_cell', 'cell_sizes', 'open_table']
 
 # %% ../../nbs/data/03_tables.ipynb #a26e9677
+import ast
 import csv
 import json
 import numpy as np
@@ -17,7 +18,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from ..core import UserError, suggest
-from .base import FileSource, PathList, clean_captions
+from .base import IMAGE_SUFFIXES, FileSource, PathList, clean_captions
 from pathlib import Path
 
 # %% ../../nbs/data/03_tables.ipynb #0ce94ef5
@@ -245,21 +246,50 @@ def _read_text(path:str)->bytes:
         raise UserError(f'{path}, line {line} is not UTF-8; to convert it: iconv -f latin1 -t utf8 OLD > NEW') from None
     return data.removeprefix(b'\xef\xbb\xbf')
 
+def _check_quotes(table:pa.Table, names:list, delimiter:str, path:str):
+    "Raise `UserError` if a cell holds further rows of the file, as after a quote that is not closed."
+    def is_row(line):
+        cells = next(csv.reader([line], delimiter=delimiter), [])
+        return len(cells) == len(names) and any(os.path.splitext(c)[1].lower() in IMAGE_SUFFIXES for c in cells)
+    for column in table.columns:
+        for number in pc.indices_nonzero(pc.fill_null(pc.match_substring(column, '\n'), False)).to_pylist():
+            first, *others = column[number].as_py().split('\n')
+            if not any(map(is_row, others)): continue
+            raise UserError(f"{path}, row {number + 1}: the cell that starts with '{first[:60]}' holds the following "
+                            'rows, because its quote is not closed; close it, or write a quote in a cell as ""')
+
+def _read_lists(table:pa.Table, names:list)->pa.Table:
+    "Turn columns in which every cell is a Python or JSON list of texts, as pandas writes it, into lists."
+    for name in names:
+        cells = table[name].to_pylist() if name in table.column_names else []
+        if not cells or not all(c and re.fullmatch(r'\s*\[.*\]\s*', c, re.S) for c in cells): continue
+        try: lists = [ast.literal_eval(c) for c in cells]
+        except (ValueError, SyntaxError): continue
+        if not all(isinstance(t, str) for several in lists for t in several): continue
+        table = table.set_column(table.column_names.index(name), name, pa.array(lists, pa.list_(pa.large_string())))
+    return table
+
 def _read_csv(path:str, choose:Callable)->pa.Table:
-    "Read columns of a CSV file. Raises `UserError` if over 1 % of the lines do not have as many cells as the first."
+    """Read columns of a CSV file. Raises `UserError` if over 1 % of the lines do not have as many cells as the first,
+    for a quote that is not closed, and for two columns of one name."""
     import pyarrow.csv as pcsv
     data, bad = _read_text(path), []
+    if b'\n' not in data: data = data.replace(b'\r', b'\n')
     first = data.split(b'\n', 1)[0].decode().rstrip('\r')
     delimiter = '\t' if path.endswith('.tsv') else max(',;\t|',
                                                        key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
     names = next(csv.reader([first], delimiter=delimiter), [])
     columns = choose(names)
+    if twice := [c for c in columns if names.count(c) > 1]:
+        raise UserError(f"{path} has {names.count(twice[0])} columns called '{twice[0]}'; rename all but one")
     if not data[len(first.encode()):].strip(): raise UserError(f'{path} has no line after the column names')
     table = pcsv.read_csv(
         pa.BufferReader(data), pcsv.ReadOptions(column_names=names, skip_rows=1, block_size=2**24, use_threads=False),
         pcsv.ParseOptions(delimiter=delimiter, newlines_in_values=True,
                           invalid_row_handler=lambda row: bad.append(row.text) or 'skip'),
         pcsv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(names, pa.large_string())))
+    _check_quotes(table, names, delimiter, path)
+    table = _read_lists(table, columns[1:])
     if not bad: return table
     total = len(bad) + len(table)
     message = (f"{path}: {len(bad)} of {total} lines do not have {len(names)} cells, such as '{bad[0][:80]}'; "
@@ -274,10 +304,15 @@ def _read_jsonl(path:str, choose:Callable)->pa.Table:
     data = _read_text(path)
     if not data.strip(): raise UserError(f'{path} is empty')
     try: table = pjson.read_json(pa.BufferReader(data), pjson.ReadOptions(block_size=2**24))
-    except pa.ArrowInvalid:
-        lines = enumerate(data.splitlines(), 1)
-        return _from_rows([_parse_json_line(l, path, n) for n, l in lines if l.strip()], choose)
-    return table.select(choose(table.column_names))
+    except pa.ArrowInvalid: table = None
+    columns = table and choose(table.column_names)
+    if columns and all(_is_text(table.schema.field(c).type) for c in columns): return table.select(columns)
+    lines = enumerate(re.split(rb'\r?\n|\r', data), 1) # Arrow takes texts that look like dates for dates
+    return _from_rows([_parse_json_line(l, path, n) for n, l in lines if l.strip()], choose)
+
+def _is_text(kind)->bool:
+    if pa.types.is_list(kind): return _is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 def _parse_json_line(line, path, number):
     try: row = json.loads(line)
@@ -287,8 +322,12 @@ def _parse_json_line(line, path, number):
 
 def _from_rows(rows:list[dict], choose:Callable)->pa.Table:
     "Return fields of Python objects, in which a field may be one text or a list of texts."
+    def plain(v): # a text, or a list of texts
+        if isinstance(v, list): return [plain(t) for t in v]
+        if isinstance(v, dict): return v.get('path')
+        return v if v is None or isinstance(v, str) else json.dumps(v)
     def column(name):
-        values = [r.get(name) for r in rows]
+        values = [plain(r.get(name)) for r in rows]
         several = any(isinstance(v, list) for v in values)
         return pa.array([v if isinstance(v, list) or v is None else [v] for v in values] if several else values)
     return pa.table({c: column(c) for c in choose(list(dict.fromkeys(k for r in rows for k in r)))})
