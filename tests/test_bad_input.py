@@ -1,6 +1,9 @@
 """Odd and damaged tables are read right, or refused in one line that names the file and the cure."""
 import pytest
+import tarfile
 from memory_vlm.core import UserError
+from memory_vlm.data.folders import FolderSource
+from memory_vlm.data.shards import ShardSource
 from memory_vlm.data.tables import open_table
 from PIL import Image
 
@@ -51,3 +54,13 @@ def test_table_is_read_right_or_refused_in_one_line(tmp_path, monkeypatch, name)
         found = [source.captions(i) for i in range(len(source))]
         assert [[' '.join(c.split()) for c in several] for several in found] == \
                [[' '.join(c.split()) for c in several] for several in expected]
+
+
+@pytest.mark.parametrize('separator', ['\u2028', '\x0b', '\x85', '\x0c', '\u2029'])
+def test_separators_within_a_line_do_not_split_captions(tmp_path, separator):
+    Image.new('RGB', (8, 8)).save(tmp_path/'a.jpg')
+    (tmp_path/'a.txt').write_bytes(f'one{separator}two\r\nthree\n'.encode())
+    assert FolderSource(tmp_path).captions(0) == [f'one{separator}two', 'three']
+    with tarfile.open(tmp_path/'a.tar', 'w') as tar:
+        for name in ('a.jpg', 'a.txt'): tar.add(tmp_path/name, name)
+    assert ShardSource(str(tmp_path/'a.tar')).captions(0) == [f'one{separator}two', 'three']

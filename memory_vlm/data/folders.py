@@ -14,7 +14,15 @@ import torch
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from ..core import UserError
-from .base import IMAGE_SUFFIXES, BadSample, FileSource, PathList, clean_captions, decode_text
+from memory_vlm.data.base import (
+    IMAGE_SUFFIXES,
+    BadSample,
+    FileSource,
+    PathList,
+    clean_captions,
+    decode_text,
+    text_lines,
+)
 from pathlib import Path
 
 # %% ../../nbs/data/02_folders.ipynb #bc03aee6
@@ -98,7 +106,7 @@ class FolderSource(FileSource):
         path = os.path.splitext(self.images[i])[0] + '.txt'
         try: data = Path(path).read_bytes()
         except OSError as e: raise BadSample(f'{path} cannot be read as text: {e}', 'text that cannot be read') from e
-        return clean_captions([l for l in decode_text(data, path).splitlines() if not _TRANSLATION.match(l)], path)
+        return clean_captions([l for l in text_lines(decode_text(data, path)) if not _TRANSLATION.match(l)], path)
 
 # %% ../../nbs/data/02_folders.ipynb #5d26f2d8
 def _class_name(folder:str)->str:
@@ -114,8 +122,8 @@ def _class_names(folders:Sequence[str], path)->list[str]:
     except KeyError: names = {}
     short = [words[0] for words in names.values()]
     if names: return [words[0] if short.count(words[0]) == 1 else ','.join(words) for words in names.values()]
-    warnings.warn(f"'{path}': its classes are numbers such as {folders[0]}, and their captions will be these numbers; name "
-                  'the folders after what they show')
+    warnings.warn(f"'{path}': its classes are numbers such as {folders[0]}, and their captions will be these numbers; "
+                  'name the folders after what they show')
     return list(folders)
 
 class ClassSource(FileSource):

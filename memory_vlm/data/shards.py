@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from ..core import UserError, require
-from .base import IMAGE_SUFFIXES, BadSample, FileSource, Source, clean_captions, decode_text
+from .base import IMAGE_SUFFIXES, BadSample, FileSource, Source, clean_captions, decode_text, text_lines
 from .folders import is_hidden
 from .scenes import scenes_cache_dir
 from .tables import COLUMN_NAMES
@@ -186,7 +186,7 @@ class ShardSource(FileSource):
         "Return the captions of image `i`: lines of its text, or a field of its JSON."
         offset, size = self.index[i, 2:]
         text = decode_text(self._read(i, abs(offset), size), self.label(i))
-        if offset > 0: return clean_captions(text.splitlines(), self.label(i))
+        if offset > 0: return clean_captions(text_lines(text), self.label(i))
         try: fields = json.loads(text)
         except ValueError as e:
             raise BadSample(f'{self.label(i)}: the JSON cannot be read: {e}', 'invalid JSON') from e
