@@ -232,7 +232,6 @@ def ablate(
     kinds=KINDS,               # Some of `KINDS`; the verdict needs all that apply
     leave_one_out:bool=False,  # Also ablate each token alone: M times the cost
     layers=None,               # One block, several, or None for all
-    draws:int=None,            # Without effect: the intervals are computed in closed form
     seed:int=0,                # Seed of the interventions
     num_images:int=None,       # Only the first images of the data; None: all
 )->Ablation:

@@ -41,7 +41,7 @@ class _Metric(NamedTuple):
     name:str                  # Name of the row
     feature:str               # Required feature
     note:str                  # Unit and meaning
-    of:Callable|None = None   # Averaged features -> (draws,), (draws, L) or (draws, G); None: the feature itself
+    of:Callable|None = None   # Averaged features -> (samples,), (samples, L) or (samples, G); None: the feature itself
     uniform:float|str|None = None # Value under uniform attention, or the feature that has it
     largest:bool = False      # Report the layer with the largest value, not the mean over layers
     limits:tuple = (-torch.inf, torch.inf) # Smallest and largest possible value
@@ -317,7 +317,6 @@ def memory_report(
     model,
     dl:Iterable=None,         # Batches, images first; None: the validation data that belongs to `model`
     num_images:int=512,       # Largest number of images (the first of the loader)
-    draws:int=None,           # Without effect: the intervals are computed in closed form
     absolute_norm:float=150., # Norm above which a patch is an outlier in any model
     ablation:Ablation=None,   # Result of `ablate`, which gives the verdict; None: measured on the same images
 )->MemoryReport:

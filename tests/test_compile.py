@@ -15,7 +15,7 @@ def losses(*words):
     return torch.stack(learn.recorder.losses).tolist(), learn
 
 
-def test_a_bank_moves_once_a_step_though_its_blocks_are_computed_twice():
+def test_ema_bank_updates_once_per_step_under_gradient_checkpointing():
     plain, learn = losses('model/memory=ema_bank')
     twice, other = losses('model/memory=ema_bank', 'training.grad_checkpointing=true')
     assert twice == pytest.approx(plain, rel=1e-5)
@@ -23,7 +23,7 @@ def test_a_bank_moves_once_a_step_though_its_blocks_are_computed_twice():
 
 
 @pytest.mark.slow
-def test_a_compiled_fit_has_the_losses_of_one_that_is_not():
+def test_compiled_fit_has_same_losses():
     plain, _ = losses()
     compiled, learn = losses('training.compile=true')
     assert learn.model.visual.blocks[0]._compiled_call_impl is not None

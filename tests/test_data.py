@@ -287,7 +287,7 @@ BOMB = b'BM' + bytes(12) + b''.join(n.to_bytes(4, 'little') for n in (40, 30_000
 
 
 @pytest.mark.parametrize('name', USABLE)
-def test_an_image_that_can_be_shown_can_be_learned_from(name, tmp_path):
+def test_readable_images_are_used(name, tmp_path):
     USABLE[name](tmp_path/name)
     (tmp_path/'pairs.csv').write_text(f'image,caption\n{name},words\n')
     for train in (True, False):
@@ -297,7 +297,7 @@ def test_an_image_that_can_be_shown_can_be_learned_from(name, tmp_path):
 
 @pytest.mark.parametrize('name', UNUSABLE, ids=ascii)
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_an_image_that_cannot_be_shown_is_named_counted_and_replaced(name, num_workers, tmp_path):
+def test_unreadable_images_are_named_counted_and_replaced(name, num_workers, tmp_path):
     write, reason = UNUSABLE[name]
     rows = put(tmp_path, 15) + [(name, 'words')]
     write(tmp_path/name)
@@ -316,7 +316,7 @@ CAPTIONS = {'': None, '  ': None, '\x00': None, '\u200f\u200f': None, 'a'*10_000
 
 
 @pytest.mark.parametrize('caption', CAPTIONS, ids=range(len(CAPTIONS)))
-def test_a_caption_is_used_if_something_can_be_read_in_it(caption, tmp_path):
+def test_empty_captions_are_skipped(caption, tmp_path):
     GRAY.save(tmp_path/'x.jpg')
     (tmp_path/'x.jsonl').write_text(json.dumps(dict(image='x.jpg', caption=caption)) + '\n')
     source = open_source(tmp_path/'x.jsonl', 'train')
@@ -391,7 +391,7 @@ def same(batches, others): return all((a == b).all() for one, other in zip(batch
 
 
 @pytest.mark.parametrize('make', [as_shards, as_folder, as_parquet, as_saved])
-def test_a_cache_changes_no_batch(make, tmp_path):
+def test_cache_leaves_batches_unchanged(make, tmp_path):
     source = open_source(make(tmp_path/'images'), 'train')
     plain = make_loader(source, image_size=32, batch_size=4, train=True, augmentation='strong')
     without = epochs_of(plain)
@@ -447,7 +447,7 @@ def test_a_fit_with_a_cache_is_the_same_fit_and_both_loaders_share_it(tmp_path):
     assert losses[0] == losses[1] == losses[2]
 
 
-def test_a_remote_shard_is_tried_again_and_later_each_time(tmp_path):
+def test_remote_shard_is_retried_with_backoff(tmp_path):
     shard, requests = Path(as_shards(tmp_path/'x').replace('{00000..00002}', '00000')), []
     class Failing(Quiet):
         def do_GET(self):

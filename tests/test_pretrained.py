@@ -50,7 +50,7 @@ def test_features_of_the_original(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['vit_base_patch16_clip_224', 'vit_small_patch14_dinov2'])
-def test_towers_of_timm(name, tmp_path):
+def test_timm_towers(name, tmp_path):
     torch.manual_seed(0)
     classes = 512 if '_clip_' in name else 0
     theirs = timm.create_model(name, num_classes=classes).eval()
@@ -61,7 +61,7 @@ def test_towers_of_timm(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_model_of_open_clip_is_opened_or_refused():
+def test_every_open_clip_model_opens_or_is_refused():
     opened = set()
     for name in open_clip.list_models():
         try: clip_config(name, open_clip.get_model_config(name), {})
@@ -191,7 +191,7 @@ def train(*args):
     return subprocess.run([sys.executable, 'train.py', '--config-name=quickstart', 'model=base', *data, *args], cwd=ROOT, capture_output=True, encoding='utf-8')
 
 
-def test_a_frozen_model_gets_memory(folder, tmp_path):
+def test_memory_on_a_frozen_model(folder, tmp_path):
     run = train(f'model.pretrained={folder}', 'model/memory=registers', 'training.freeze=all-memory', 'training.memory_lr_scale=10',
                 'training.max_steps=3', f'training.run_dir={tmp_path}/run')
     assert run.returncode == 0, run.stderr

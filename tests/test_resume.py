@@ -76,7 +76,7 @@ ACCUMULATED = ('training.batch_size=8', 'training.accumulate_grad_batches=2')
 
 @pytest.mark.parametrize('words', [(), ACCUMULATED, ('training.ema_decay=0.9',), *(pytest.param(w, marks=pytest.mark.slow) for w in (
     ('training.precision=bf16', 'training.scheduler=constant'), ('training.precision=fp16', 'model.memory.memory_update=ema')))])
-def test_from_any_step_a_fit_goes_on_to_the_bit(tmp_path, monkeypatch, words):
+def test_resume_from_any_step_is_bit_identical(tmp_path, monkeypatch, words):
     monkeypatch.setattr(callbacks, 'prune_checkpoints', lambda *_: None)
     straight, steps = fit_small(tmp_path, *words)
     assert len({s[1] for s in steps}) == 7
@@ -90,7 +90,7 @@ def test_from_any_step_a_fit_goes_on_to_the_bit(tmp_path, monkeypatch, words):
         assert all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
 
 
-def test_never_more_than_k_and_two_checkpoints_and_the_ranking_outlives_a_stop(tmp_path, monkeypatch):
+def test_save_top_k_is_kept_across_resume(tmp_path, monkeypatch):
     words, most = ['training.checkpoint.save_top_k=2', 'training.checkpoint.monitor=t2i/R@1', 'training.checkpoint.mode=max'], []
     def prune(folder, *args): # called when there are most
         most.append(len(list_checkpoints(folder)))
@@ -126,7 +126,7 @@ def fit_run(folder, *words, stop=None):
     with mock.patch('memory_vlm.run.make_learner', make): return fit(compose(words, config_name='quickstart'))
 
 
-def test_runs_that_share_a_place_for_checkpoints_keep_to_their_own(tmp_path, capsys):
+def test_runs_that_share_a_checkpoint_folder_do_not_interfere(tmp_path, capsys):
     words = [f'training.checkpoint.dirpath={tmp_path}/kept', 'training.checkpoint.save_top_k=0']
     fit_run(tmp_path/'a', *words, stop=2)
     other = fit_run(tmp_path/'b', *words)
@@ -136,7 +136,7 @@ def test_runs_that_share_a_place_for_checkpoints_keep_to_their_own(tmp_path, cap
     for r in (run, other): assert open_trained(r.folder).place.parent == tmp_path/'kept'/tmp_path.name/r.folder.name
 
 
-def test_what_auto_meant_holds_on_another_device(tmp_path, capsys):
+def test_resumed_run_keeps_its_precision(tmp_path, capsys):
     def on_a_device_with(precision, **kwargs):
         with mock.patch('memory_vlm.learner.choose_precision', lambda *_: precision): return fit_run(tmp_path/'run', 'training.precision=auto', **kwargs)
     on_a_device_with('bf16', stop=1)
@@ -148,7 +148,7 @@ COLUMNS = '''step epoch train_loss val_loss lr grad_norm temperature samples_per
 t2i/R@10 memory/least_usage memory/resets memory/reset_tokens memory/reset_usage'''
 
 
-def test_a_run_writes_down_all_of_this(tmp_path):
+def test_run_records_its_environment(tmp_path):
     run = fit(compose([*SMALL, 'training.preflight=false', f'training.run_dir={tmp_path}/run', 'training.logging.tensorboard=true'], config_name='quickstart'))
     table = pd.read_csv(run.folder/'metrics.csv')
     assert set(table) == set(COLUMNS.split()) and table.notna().any().all()
@@ -161,7 +161,7 @@ def test_a_run_writes_down_all_of_this(tmp_path):
         assert [e.value for e in events.Scalars(name)] == pytest.approx(written[name].tolist(), rel=1e-5)
 
 
-def test_kills_lose_nothing(tmp_path):
+def test_killed_fits_resume_bit_identically(tmp_path):
     seen = kill50.kill_often(tmp_path, kills=2)
     assert seen['kills'] == 2
 
@@ -180,7 +180,7 @@ def alive(pid): return psutil.pid_exists(pid) and psutil.Process(pid).status() !
 
 
 @pytest.mark.parametrize('method', ['fork', 'forkserver']) # how Python starts them before 3.14, and since
-def test_who_loads_for_a_killed_fit_ends_too(method):
+def test_workers_of_a_killed_fit_end(method):
     here, there = multiprocessing.Pipe()
     fit = multiprocessing.get_context('spawn').Process(target=workers_of_a_fit, args=(there, method))
     fit.start()
@@ -214,7 +214,7 @@ def stop_train(folder, number, *words):
 
 
 @pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_sigterm_saves_and_the_run_goes_on(tmp_path, workers):
+def test_sigterm_saves_and_the_run_resumes(tmp_path, workers):
     words = ['training.epochs=300', 'training.resume=auto', f'training.data.num_workers={workers}', 'training.data.prefetch_factor=2']
     status, out, err = stop_train(tmp_path/'run', signal.SIGTERM, *words)
     assert status == 143, err
@@ -227,7 +227,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, workers):
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= step
 
 
-def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path):
+def test_nan_loss_ends_the_run_in_one_line(tmp_path):
     done = subprocess.run(command(tmp_path/'run', 'training.learning_rate=1e30', 'training.clip_grad=0', 'training.scheduler=constant',
                                   'training.scheduler_kwargs={warmup_epochs: 0}', 'training.logging.save_interval=1'),
                           cwd=ROOT, capture_output=True, encoding='utf-8')
@@ -245,7 +245,7 @@ class FullFrom(Callback):
         if self.train_iter == self.last: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_it_stands(tmp_path):
+def test_full_disk_warns_and_keeps_the_previous_checkpoint(tmp_path):
     cfg = compose([*SMALL, 'training.data.num_workers=0'], config_name='quickstart')
     learn = make_learner(cfg).add_cbs([CheckpointCallback(tmp_path, cfg.training), FullFrom(3, 6)])
     kept = {}
@@ -261,7 +261,7 @@ def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_it_stands(tmp_pat
     assert not [p for p in (tmp_path/'checkpoints').iterdir() if p.name.startswith('.')]
 
 
-def test_a_run_whose_last_weights_could_not_be_saved_is_not_done(tmp_path, monkeypatch, capsys):
+def test_run_without_final_weights_is_not_done(tmp_path, monkeypatch, capsys):
     def full(folder, model, state, step, *args):
         if step == 3: raise OSError('No space left on device')
         return write_checkpoint(folder, model, state, step, *args)
@@ -277,20 +277,20 @@ def test_a_run_whose_last_weights_could_not_be_saved_is_not_done(tmp_path, monke
     assert fit_run(tmp_path/'unsaved', 'training.checkpoint.save_top_k=0', 'training.checkpoint.save_last=false').saved
 
 
-def test_what_goes_on_is_on_the_disk(tmp_path, capsys):
+def test_resume_reads_the_checkpoint_from_disk(tmp_path, capsys):
     words = ['training.max_steps=5', 'training.checkpoint.save_top_k=1', 'training.checkpoint.save_last=false']
     run = fit_run(tmp_path/'run', *words, stop=3) # evaluated after 2
     assert 'Interrupted after 3 steps; training.resume=auto resumes after step 2' in capsys.readouterr().out
     assert [read_manifest(p)['step'] for p in list_checkpoints(run.folder/'checkpoints')] == [2]
 
 
-def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
+def test_unwritable_folder_warns(tmp_path):
     (tmp_path/'checkpoints').write_text('in the way')
     with pytest.warns(UserWarning, match='No checkpoint at step 1: .*; there is none before it') as warned: learn, steps = fit_small(tmp_path)
     assert len(steps) == 7 and len([w for w in warned if 'No checkpoint' in str(w.message)]) == 1
 
 
-def test_saves_come_by_minutes_too(tmp_path, monkeypatch):
+def test_save_minutes(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(CheckpointCallback, 'save', lambda self, epoch: (saved.append((epoch, self.train_iter)), setattr(self, 'since', time.monotonic())))
     fit_small(tmp_path, 'training.logging.save_interval=1000', 'training.logging.save_minutes=1e-9', 'training.max_steps=3')
@@ -315,7 +315,7 @@ def test_a_run_belongs_to_one_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cell_that_is_interrupted_goes_on_when_it_is_run_again(tmp_path):
+def test_interrupted_cell_resumes_when_rerun(tmp_path):
     from jupyter_client.manager import start_new_kernel
     kernel, client = start_new_kernel(cwd=str(tmp_path))
     words = [*SCENES, 'training.epochs=300', 'training.resume=auto', 'training.logging.name=cell']

@@ -36,26 +36,26 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('mistake', [pytest.param(m, marks=() if i in (0, 3, 7) else pytest.mark.slow) for i, m in enumerate(MISTAKES)])
-def test_a_mistake_gets_one_line_and_status_2(mistake):
+def test_config_error_prints_one_line_and_status_2(mistake):
     done = train(mistake)
     assert done.returncode == 2
     lines = [l for l in done.stderr.splitlines() if not l.startswith('Not built yet')]
     assert len(lines) == 1 and MISTAKES[mistake] in lines[0], done.stderr
 
 
-def test_missing_data_names_the_key_and_the_way_out():
+def test_missing_data_names_the_key_and_the_fix():
     done = train('training.data.train_path=nowhere/at/all')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     for words in ('training.data.train_path', 'nowhere/at/all', '--config-name=quickstart'): assert words in done.stderr
 
 
-def test_a_mistake_of_ours_keeps_its_traceback():
+def test_internal_error_keeps_its_traceback():
     code = "import runpy, memory_vlm.run as run; run.fit = lambda cfg: 1 / 0; runpy.run_path('train.py', run_name='__main__')"
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, encoding='utf-8')
     assert done.returncode == 1 and 'ZeroDivisionError' in done.stderr and 'Traceback' in done.stderr
 
 
-def test_a_run_leaves_its_folder_and_nothing_else(tmp_path):
+def test_run_writes_only_its_folder(tmp_path):
     before = set(ROOT.iterdir())
     done = train(*TINY, 'training.max_steps=3', f'training.run_dir={tmp_path}/run')
     assert done.returncode == 0, done.stderr
@@ -64,7 +64,7 @@ def test_a_run_leaves_its_folder_and_nothing_else(tmp_path):
     assert set(ROOT.iterdir()) - before <= {ROOT/'runs'}
 
 
-def test_interrupt_ends_the_run_with_what_it_has(tmp_path):
+def test_interrupt_saves_and_ends_the_run(tmp_path):
     run = tmp_path/'run'
     process = subprocess.Popen([sys.executable, 'train.py', *TINY, 'training.epochs=500', 'training.logging.log_interval=1',
                                 f'training.run_dir={run}'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8')
