@@ -96,6 +96,7 @@ def test_callback_of_fastai_works(name, small, tmp_path):
     assert learn.evaluation['step'] == learn.train_iter > 0
     if name in ('GradientClip', 'MixedPrecision', 'ParamScheduler', 'ShortEpochCallback'):
         assert [p.sum() for p in learn.model.parameters()] != [p.sum() for p in plain.model.parameters()]
+    elif name == 'ChannelsLast': assert losses(learn) == pytest.approx(losses(plain), rel=1e-5) # other kernels
     else: assert losses(learn) == losses(plain)
     learn.fit(1, 1e-3) # a second fit without it works too
 

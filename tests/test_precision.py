@@ -34,7 +34,8 @@ def seeded(cfg):
     return MemoryCLIP.from_config(cfg)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, *(pytest.param(d, marks=pytest.mark.slow)
+                                                    for d in (torch.float32, torch.float16))])
 @pytest.mark.parametrize('cfg', list(mechanisms()))
 def test_mechanism_runs_in_precision(cfg, dtype):
     expected = seeded(cfg).eval()(IMAGES, IDS)[0]

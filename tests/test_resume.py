@@ -161,6 +161,7 @@ def test_run_records_its_environment(tmp_path):
         assert [e.value for e in events.Scalars(name)] == pytest.approx(written[name].tolist(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_fits_resume_bit_identically(tmp_path):
     seen = kill50.kill_often(tmp_path, kills=2)
     assert seen['kills'] == 2

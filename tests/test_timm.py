@@ -15,13 +15,15 @@ from timm.models import group_parameters
 from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor, get_graph_node_names
 
 SIZE = dict(img_size=64, embed_dim=48, depth=4, num_heads=3, num_memory_tokens=4)
-MODELS = {p: dict(memory_position=p) | ({} if p in ('prepend', 'append') else dict(memory_update='static')) for p in POSITIONS}
+MODELS = {p: dict(memory_position=p) | ({} if p in ('prepend', 'append') else dict(memory_update='static'))
+          for p in POSITIONS}
 MODELS |= {u: dict(memory_update=u) for u in ('gated', 'cross_attention', 'static', 'ema')}
 MODELS |= {'none': dict(num_memory_tokens=0), 'gated-append': dict(memory_update='gated', memory_position='append'),
            'average': dict(memory_position='append', global_pool='avg'), 'map': dict(global_pool='map', class_token=False),
            'narrow': dict(memory_dim=16), 'scaled': dict(init_values=0.1, qk_norm=True, no_embed_class=True, pre_norm=True)}
 TRACE = dict(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions(), param_shapes_constant=True)
-every_model = pytest.mark.parametrize('name', MODELS)
+QUICK = ('prepend', 'append', 'kv_protected') # the others run with the slow tests
+every_model = pytest.mark.parametrize('name', [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in MODELS])
 every_position = pytest.mark.parametrize('name', POSITIONS)
 
 
