@@ -22,10 +22,13 @@ TABLES = {
     'a byte order mark': ('a.csv', f'\ufeff{CSV}0.jpg,one\n', [['one']]),
     'only a header': ('a.csv', CSV, 'no line after the column names'),
     'an empty file': ('a.jsonl', '', 'is empty'),
-    'lists written by pandas': ('a.csv', CSV + '''0.jpg,"['a cat', 'a dog']"\n1.jpg,"['x']"\n''', [['a cat', 'a dog'], ['x']]),
+    'lists written by pandas': ('a.csv', CSV
+                                + '''0.jpg,"['a cat', 'a dog']"\n1.jpg,"['x']"\n''', [['a cat', 'a dog'], ['x']]),
     'lists written as JSON': ('a.tsv', TSV + '0.jpg\t["a, b", "c"]\n', [['a, b', 'c']]),
-    'a caption that only starts like a list': ('a.tsv', f'{TSV}0.jpg\t[sic] a cat\n1.jpg\ttwo\n', [['[sic] a cat'], ['two']]),
-    'words for missing values, numbers and dates': ('a.csv', f'{CSV}0.jpg,NA\n1.jpg,null\n2.jpg,007\n3.jpg,2020-01-01\n',
+    'a caption that only starts like a list': ('a.tsv',
+                                               f'{TSV}0.jpg\t[sic] a cat\n1.jpg\ttwo\n', [['[sic] a cat'], ['two']]),
+    'words for missing values, numbers and dates': ('a.csv',
+                                                    f'{CSV}0.jpg,NA\n1.jpg,null\n2.jpg,007\n3.jpg,2020-01-01\n',
                                                     [['NA'], ['null'], ['007'], ['2020-01-01']]),
     'JSON captions that look like dates': ('a.jsonl', '{"image":"0.jpg","caption":"2020-01-01"}\n'
                                            '{"image":"1.jpg","caption":"2020-01-02 10:00:00"}\n',

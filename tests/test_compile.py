@@ -5,8 +5,9 @@ from memory_vlm.attention import capture
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 
-SMALL = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=8', 'training.max_steps=2',
-         'model.embed_dim=32', 'model.depth=1', 'model.text.embed_dim=16', 'model.text.depth=1', 'training.ema_decay=0.5']
+SMALL = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=8',
+         'training.max_steps=2', 'model.embed_dim=32', 'model.depth=1', 'model.text.embed_dim=16', 'model.text.depth=1',
+         'training.ema_decay=0.5']
 
 
 def losses(*words):

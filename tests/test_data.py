@@ -30,7 +30,8 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-SMALL = ['--config-name=quickstart', 'training.batch_size=8', 'training.max_steps=2', 'training.logging.tensorboard=false', 'training.data.num_workers=0',
+SMALL = ['--config-name=quickstart', 'training.batch_size=8', 'training.max_steps=2',
+         'training.logging.tensorboard=false', 'training.data.num_workers=0',
          'model.embed_dim=32', 'model.depth=2', 'model.text.embed_dim=16', 'model.text.depth=1']
 
 
@@ -51,11 +52,13 @@ def put(folder, n=20, split='train', suffix='.jpg'):
 
 
 def as_folder(at):
-    for name, caption in put(at): (at/name).with_suffix('.txt').write_text(f'{caption}\n{caption}, again\nde.utf8=etwas\n')
+    for name, caption in put(at):
+        (at/name).with_suffix('.txt').write_text(f'{caption}\n{caption}, again\nde.utf8=etwas\n')
     return at
 
 def as_csv(at):
-    (at.parent/'pairs.csv').write_text('image,caption\n' + ''.join(f'{at.name}/{n},"{c}, really"\n' for n, c in put(at)))
+    (at.parent/'pairs.csv').write_text('image,caption\n'
+                                       + ''.join(f'{at.name}/{n},"{c}, really"\n' for n, c in put(at)))
     return at.parent/'pairs.csv'
 
 def as_tsv(at):
@@ -63,12 +66,14 @@ def as_tsv(at):
     return at.parent/'pairs.tsv'
 
 def as_jsonl(at):
-    (at.parent/'pairs.jsonl').write_text(''.join(json.dumps(dict(image=f'{at.name}/{n}', caption=[c, 'too'])) + '\n' for n, c in put(at)))
+    (at.parent/'pairs.jsonl').write_text(''.join(json.dumps(dict(image=f'{at.name}/{n}', caption=[c, 'too'])) + '\n'
+                                                 for n, c in put(at)))
     return at.parent/'pairs.jsonl'
 
 def table_of(at): # Table that holds the images
     rows = put(at)
-    return pa.table(dict(image=[dict(bytes=(at/n).read_bytes(), path=n) for n, _ in rows], caption=[c for _, c in rows]))
+    return pa.table(dict(image=[dict(bytes=(at/n).read_bytes(), path=n) for n, _ in rows],
+                         caption=[c for _, c in rows]))
 
 def as_parquet(at):
     table = table_of(at)
@@ -92,7 +97,8 @@ def as_coco(at):
     return at.parent/'annotations'/'captions.json'
 
 def as_flickr(at):
-    (at.parent/'results.token').write_text(''.join(f'{n}#{k}\t{c}\n' for n, c in put(at.parent/'images') for k in range(5)))
+    (at.parent/'results.token').write_text(''.join(f'{n}#{k}\t{c}\n' for n, c in put(at.parent/'images')
+                                                   for k in range(5)))
     return at.parent/'results.token'
 
 def as_saved(at):
@@ -106,7 +112,8 @@ def as_shards(at): return make_shards(open_source(as_folder(at), 'train'), at.pa
 
 
 def as_karpathy(at):
-    images = [dict(filename=n, split='train', sentences=[dict(raw=c), dict(raw=f'{c}, again')]) for n, c in put(at.parent/'images')]
+    images = [dict(filename=n, split='train', sentences=[dict(raw=c), dict(raw=f'{c}, again')]) for n,
+              c in put(at.parent/'images')]
     (at.parent/'dataset_flickr8k.json').write_text(json.dumps(dict(images=images)))
     return at.parent/'dataset_flickr8k.json'
 
@@ -114,8 +121,10 @@ def inside(name): # Return a function that makes a folder with a table
     def make(at):
         rows = put(at)
         if name.endswith('.json'): (at/name).write_text(json.dumps({n: [c, 'too'] for n, c in rows}))
-        elif name.endswith('.jsonl'): (at/name).write_text(''.join(json.dumps(dict(file_name=n, text=c)) + '\n' for n, c in rows))
-        elif name.endswith('.parquet'): pq.write_table(pa.table(dict(file_name=[n for n, _ in rows], text=[c for _, c in rows])), at/name)
+        elif name.endswith('.jsonl'):
+            (at/name).write_text(''.join(json.dumps(dict(file_name=n, text=c)) + '\n' for n, c in rows))
+        elif name.endswith('.parquet'):
+            pq.write_table(pa.table(dict(file_name=[n for n, _ in rows], text=[c for _, c in rows])), at/name)
         else:
             comma = '\t' if name.endswith('.tsv') else ','
             (at/name).write_text(f'file_name{comma}text\n' + ''.join(f'{n}{comma}{c}\n' for n, c in rows))
@@ -136,8 +145,10 @@ def as_remote_shards(at):
     return f'{serve(partial(Quiet, directory=text.parent))}/{text.name}'
 
 
-KINDS = [as_shards, as_remote_shards, as_folder, as_csv, as_tsv, as_jsonl, as_parquet, as_metadata, as_classes, as_coco, as_flickr, as_karpathy, as_saved,
-         *map(inside, ('captions.csv', 'captions.tsv', 'captions.jsonl', 'captions.json', 'captions.parquet', 'metadata.jsonl'))]
+KINDS = [as_shards, as_remote_shards, as_folder, as_csv, as_tsv, as_jsonl, as_parquet, as_metadata, as_classes,
+         as_coco, as_flickr, as_karpathy, as_saved,
+         *map(inside, ('captions.csv', 'captions.tsv', 'captions.jsonl', 'captions.json', 'captions.parquet',
+                       'metadata.jsonl'))]
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +167,8 @@ def test_each_kind_gives_the_same_images_with_and_without_workers(make, tmp_path
 
 def words_for(make, at):
     "Return the configuration of a small fit on data of a format."
-    return [*SMALL, f'training.run_dir={at}/run', *(f"training.data.{s}_path='{make(at/s/'x')}'" for s in ('train', 'val'))]
+    return [*SMALL, f'training.run_dir={at}/run',
+            *(f"training.data.{s}_path='{make(at/s/'x')}'" for s in ('train', 'val'))]
 
 
 @pytest.mark.slow
@@ -167,12 +179,16 @@ def test_a_fit_runs_on_each_kind(make, tmp_path):
 
 
 def test_a_fit_runs_from_the_command_line(tmp_path):
-    done = subprocess.run([sys.executable, 'train.py', *words_for(as_csv, tmp_path)], cwd=ROOT, capture_output=True, encoding='utf-8')
+    done = subprocess.run([sys.executable, 'train.py', *words_for(as_csv, tmp_path)], cwd=ROOT, capture_output=True,
+                          encoding='utf-8')
     assert done.returncode == 0, done.stderr
     assert '20 images for training' in done.stdout
 
 
-TABLE_ROWS = re.findall(r'^\| ([^|]+) \| `("?training\.data\.train_path=[^|]+)` \|$', '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/explain/data.ipynb').read_text())['cells']), re.M) # (data, argument)
+# (data, argument)
+TABLE_ROWS = re.findall(r'^\| ([^|]+) \| `("?training\.data\.train_path=[^|]+)` \|$',
+                        '\n'.join(''.join(c['source'])
+                                  for c in json.loads((ROOT/'nbs/explain/data.ipynb').read_text())['cells']), re.M)
 
 
 def write_data_of(line):
@@ -180,7 +196,9 @@ def write_data_of(line):
     as_folder(Path('my/images'))
     as_classes(Path('my/classes'))
     as_csv(Path('my/csv'))
-    if 'image_key=photo' in line: Path('my/pairs.csv').write_text(Path('my/pairs.csv').read_text(encoding='utf-8').replace('image,caption', 'photo,words'), encoding='utf-8')
+    if 'image_key=photo' in line:
+        Path('my/pairs.csv').write_text(Path('my/pairs.csv').read_text(encoding='utf-8').replace('image,caption',
+                'photo,words'), encoding='utf-8')
     as_jsonl(Path('my/jsonl'))
     as_parquet(Path('my/parquet'))
     as_metadata(Path('my/folder'))
@@ -189,7 +207,9 @@ def write_data_of(line):
     as_coco(Path('coco/x'))
     os.rename('coco/annotations/captions.json', 'coco/annotations/captions_train2017.json')
     as_flickr(Path('flickr/x'))
-    if '.tar' in line: make_shards(open_source('my/images*15', 'train'), 'more', per_shard=1), [os.rename(p, f'my/{p.name}') for p in Path('more').glob('*.tar')]
+    if '.tar' in line:
+        make_shards(open_source('my/images*15', 'train'), 'more', per_shard=1), [os.rename(p, f'my/{p.name}')
+                for p in Path('more').glob('*.tar')]
 
 
 def test_the_guide_has_a_line_for_each_kind():
@@ -201,7 +221,8 @@ def test_each_line_of_the_guide_opens(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_data_of(line)
     d = compose([*shlex.split('training.data.val_path='), *shlex.split(line)]).training.data
-    train, valid = open_sources(d.train_path, d.val_path, image_size=32, image_key=d.image_key, caption_key=d.caption_key, image_dir=d.image_dir, templates=d.templates)
+    train, valid = open_sources(d.train_path, d.val_path, image_size=32, image_key=d.image_key,
+                                caption_key=d.caption_key, image_dir=d.image_dir, templates=d.templates)
     assert len(train) >= 18 and len(valid) >= 1 and train.captions(0) and valid.pixels(0).shape[2] == 3
 
 
@@ -210,7 +231,8 @@ def test_each_line_of_the_guide_opens(line, tmp_path, monkeypatch):
 def test_each_line_of_the_guide_trains_as_it_is_typed(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_data_of(line)
-    words = shlex.join([sys.executable, str(ROOT/'train.py'), *SMALL, 'training.run_dir=run', 'training.data.val_path='])
+    words = shlex.join([sys.executable, str(ROOT/'train.py'), *SMALL, 'training.run_dir=run',
+                        'training.data.val_path='])
     done = subprocess.run(f'{words} {line}', shell=True, capture_output=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr
     assert Path('run/DONE').exists() and len(Path('run/metrics.csv').read_text(encoding='utf-8').splitlines()) > 1
@@ -239,7 +261,8 @@ def test_a_hundred_thousand_files_open_in_seconds(tmp_path):
 def test_a_million_rows_open_in_seconds(tmp_path, suffix):
     import pyarrow.csv as pcsv
     Image.new('RGB', (8, 8)).save(tmp_path/'x.jpg')
-    names, captions = [f'{i:07}.jpg' for i in range(1_000_000)], [f'an image of {i} things, and more words' for i in range(1_000_000)]
+    names, captions = [f'{i:07}.jpg' for i in range(1_000_000)], [f'an image of {i} things, and more words'
+                                                                  for i in range(1_000_000)]
     for i in (0, 1, 2, 999_999): os.link(tmp_path/'x.jpg', tmp_path/names[i])
     table, path = pa.table(dict(image=names, caption=captions)), tmp_path/f'pairs.{suffix}'
     if suffix == 'csv': pcsv.write_csv(table, path)
@@ -283,7 +306,8 @@ UNUSABLE = {
     'nul\x00.jpg': (lambda p: None, 'missing file'),
     'bomb.bmp': (lambda p: p.write_bytes(BOMB), 'too many pixels'),
 }
-BOMB = b'BM' + bytes(12) + b''.join(n.to_bytes(4, 'little') for n in (40, 30_000, 30_000, 1 + (24 << 16))) + bytes(24) # declares 2.7 GB
+# declares 2.7 GB
+BOMB = b'BM' + bytes(12) + b''.join(n.to_bytes(4, 'little') for n in (40, 30_000, 30_000, 1 + (24 << 16))) + bytes(24)
 
 
 @pytest.mark.parametrize('name', USABLE)
@@ -291,7 +315,8 @@ def test_readable_images_are_used(name, tmp_path):
     USABLE[name](tmp_path/name)
     (tmp_path/'pairs.csv').write_text(f'image,caption\n{name},words\n')
     for train in (True, False):
-        images, ids, _ = make_loader(open_source(tmp_path/'pairs.csv', 'train'), image_size=32, batch_size=1, train=train).one_batch()
+        images, ids, _ = make_loader(open_source(tmp_path/'pairs.csv', 'train'), image_size=32, batch_size=1,
+                                     train=train).one_batch()
         assert images.shape == (1, 3, 32, 32) and len(ids) == 1
 
 
@@ -302,17 +327,20 @@ def test_unreadable_images_are_named_counted_and_replaced(name, num_workers, tmp
     rows = put(tmp_path, 15) + [(name, 'words')]
     write(tmp_path/name)
     (tmp_path/'pairs.csv').write_text('image,caption\n' + ''.join(f'{n},{c}\n' for n, c in rows))
-    loader = make_loader(open_source(tmp_path/'pairs.csv', 'train'), image_size=32, batch_size=4, train=True, num_workers=num_workers, max_bad_fraction=.2)
+    loader = make_loader(open_source(tmp_path/'pairs.csv', 'train'), image_size=32, batch_size=4, train=True,
+                         num_workers=num_workers, max_bad_fraction=.2)
     with pytest.warns(UserWarning, match=f'Left out: .*{name}'): batches = list(loader)
     assert [len(b[0]) for b in batches] == [4]*4 and all((b[2] < 15).all() for b in batches)
     assert dict(loader.bad.reasons) == {reason: 1}
     loader.set_epoch(1)
-    assert len(list(loader)) == 4 and dict(loader.bad.reasons) == {reason: 2} and len(loader.bad.named) == 1 # once, however often it is met
-    with pytest.raises(UserError, match='more than training.data.max_bad_fraction=0.01 allows'): list(loader.new(max_bad_fraction=.01))
+    # once, however often it is met
+    assert len(list(loader)) == 4 and dict(loader.bad.reasons) == {reason: 2} and len(loader.bad.named) == 1
+    with pytest.raises(UserError, match='more than training.data.max_bad_fraction=0.01 allows'):
+        list(loader.new(max_bad_fraction=.01))
 
 
-CAPTIONS = {'': None, '  ': None, '\x00': None, '\u200f\u200f': None, 'a'*10_000: 1, 'a dog '*2_000: 77, 'ring \x07 the bell': 5, 'nul \x00 byte': None,
-            'كلب يركض': None, '🐶🐶': None, '‮reversed': None}
+CAPTIONS = {'': None, '  ': None, '\x00': None, '\u200f\u200f': None, 'a'*10_000: 1, 'a dog '*2_000: 77,
+            'ring \x07 the bell': 5, 'nul \x00 byte': None, 'كلب يركض': None, '🐶🐶': None, '‮reversed': None}
 
 
 @pytest.mark.parametrize('caption', CAPTIONS, ids=range(len(CAPTIONS)))
@@ -324,7 +352,8 @@ def test_empty_captions_are_skipped(caption, tmp_path):
         ids = make_loader(source, image_size=32, batch_size=1, train=True).one_batch()[1]
         assert 3 <= ids.shape[1] <= 77 and ids[0, -1] == 49407
     else:
-        with pytest.raises(UserError, match='x.jpg holds no caption'): make_loader(source, image_size=32, batch_size=1, train=True).one_batch()
+        with pytest.raises(UserError, match='x.jpg holds no caption'):
+            make_loader(source, image_size=32, batch_size=1, train=True).one_batch()
 
 
 def broken_fit(tmp_path, *words):
@@ -335,12 +364,14 @@ def broken_fit(tmp_path, *words):
         (at/'007.jpg').write_bytes(b'')
         (at/'011.txt').write_bytes('café'.encode('latin-1'))
         (at/'030.jpg').write_bytes((at/'030.jpg').read_bytes()[:700])
-    return compose([*SMALL[1:], 'training.max_steps=12', 'training.logging.save_interval=4', f'training.data.train_path={at}', 'training.epochs=3',
+    return compose([*SMALL[1:], 'training.max_steps=12', 'training.logging.save_interval=4',
+                    f'training.data.train_path={at}', 'training.epochs=3',
                     'training.data.val_path=scenes:tiny', 'training.preflight=false', *words], config_name='quickstart')
 
 
 def test_bad_samples_do_not_end_a_fit_and_are_reported(tmp_path):
-    with pytest.warns(UserWarning, match='Left out'): run = fit(broken_fit(tmp_path, 'training.data.max_bad_fraction=0.2', f'training.run_dir={tmp_path}/run'))
+    with pytest.warns(UserWarning, match='Left out'):
+        run = fit(broken_fit(tmp_path, 'training.data.max_bad_fraction=0.2', f'training.run_dir={tmp_path}/run'))
     assert len(run.learn.recorder.losses) == 12
     report = (tmp_path/'run'/'bad_samples.txt').read_text()
     for words in ('empty file', 'not UTF-8', 'cut short', '007.jpg', '011.txt', '030.jpg'): assert words in report
@@ -348,7 +379,8 @@ def test_bad_samples_do_not_end_a_fit_and_are_reported(tmp_path):
 
 
 def test_too_many_bad_samples_end_a_fit_with_a_table(tmp_path):
-    with pytest.raises(UserError, match=r'samples could not be used\n +1  ') as e, warnings.catch_warnings(action='ignore'):
+    with pytest.raises(UserError,
+                       match=r'samples could not be used\n +1  ') as e, warnings.catch_warnings(action='ignore'):
         fit(broken_fit(tmp_path, f'training.run_dir={tmp_path}/run'))
     assert 'max_bad_fraction=0.01' in str(e.value)
 
@@ -362,7 +394,8 @@ def test_with_bad_samples_a_resumed_fit_is_bit_identical(tmp_path):
         for p in sorted((tmp_path/'b'/'checkpoints').iterdir()):
             if json.loads((p/'manifest.json').read_text())['step'] > 8: shutil.rmtree(p)
         (tmp_path/'b'/'DONE').unlink()
-        again = fit(broken_fit(tmp_path, *words, f'training.run_dir={tmp_path}/b', 'training.resume=auto', 'training.data.num_workers=2'))
+        again = fit(broken_fit(tmp_path, *words, f'training.run_dir={tmp_path}/b', 'training.resume=auto',
+                               'training.data.num_workers=2'))
     assert straight.learn.recorder.losses == again.learn.recorder.losses
     assert straight.learn.dls.train.bad.reasons == again.learn.dls.train.bad.reasons
     assert all((a == b).all() for a, b in zip(straight.learn.model.parameters(), again.learn.model.parameters()))
@@ -387,7 +420,8 @@ def epochs_of(loader, n=3):
     return [b for e in range(n) for b in one(e)]
 
 
-def same(batches, others): return all((a == b).all() for one, other in zip(batches, others, strict=True) for a, b in zip(one, other))
+def same(batches, others):
+    return all((a == b).all() for one, other in zip(batches, others, strict=True) for a, b in zip(one, other))
 
 
 @pytest.mark.parametrize('make', [as_shards, as_folder, as_parquet, as_saved])
@@ -400,7 +434,8 @@ def test_cache_leaves_batches_unchanged(make, tmp_path):
     assert same(without, epochs_of(plain.new(num_workers=2)))
 
 
-@pytest.mark.parametrize('start', ['fork', pytest.param('spawn', marks=pytest.mark.slow), pytest.param('forkserver', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('start', ['fork', pytest.param('spawn', marks=pytest.mark.slow),
+                                   pytest.param('forkserver', marks=pytest.mark.slow)])
 def test_workers_share_a_cache_and_its_limit_however_they_start(start, tmp_path):
     as_folder(tmp_path/'x')
     source = open_source(tmp_path/'x', 'train')
@@ -442,7 +477,8 @@ def test_a_fit_with_a_cache_is_the_same_fit_and_both_loaders_share_it(tmp_path):
         words = [*words_for(as_csv, tmp_path/str(mb))[1:], f'training.data.cache_mb={mb}', 'training.max_steps=4']
         learn = fit(compose(words, config_name='quickstart')).learn
         train, valid = (dl.source._cache for dl in learn.dls)
-        assert mb == 0 and train is valid is None or train[0] is valid[0] and 40*20*2 < os.fstat(train[0].file.fileno()).st_size <= train[0].limit <= mb*2**20
+        assert (mb == 0 and train is valid is None or train[0] is valid[0]
+                and 40*20*2 < os.fstat(train[0].file.fileno()).st_size <= train[0].limit <= mb*2**20)
         losses.append(learn.recorder.losses)
     assert losses[0] == losses[1] == losses[2]
 
@@ -474,8 +510,10 @@ def test_a_fit_runs_on_a_mixture_with_a_part_held_out(words, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     shards = make_shards(SceneSource('valid', 'tiny', image_size=32, cache=False), 'shards', per_shard=10)
     as_csv(tmp_path/'x')
-    cfg = compose([*SMALL[1:], 'training.run_dir=run', f'training.data.train_path="{words.format(shards)}"' if words[0] != '[' else
-                   f'training.data.train_path={words.format(shards)}', 'training.data.val_path=', 'training.data.val_fraction=0.2'], config_name='quickstart')
+    cfg = compose([*SMALL[1:], 'training.run_dir=run', f'training.data.train_path="{words.format(shards)}"'
+                   if words[0] != '[' else
+                   f'training.data.train_path={words.format(shards)}', 'training.data.val_path=',
+                   'training.data.val_fraction=0.2'], config_name='quickstart')
     run = fit(cfg)
     train, valid = run.learn.dls.train.source, run.learn.dls.valid.source
     assert len(valid) == 8 and len(train) == 2*20 + 22 - 8 - sum(valid.label(i).endswith('.jpg') for i in range(8))
@@ -484,8 +522,10 @@ def test_a_fit_runs_on_a_mixture_with_a_part_held_out(words, tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_ten_epochs_do_not_grow_memory(num_workers, tmp_path):
-    loader = make_loader(open_source(as_folder(tmp_path/'x'), 'train'), image_size=224, batch_size=4, train=True, num_workers=num_workers, persistent_workers=num_workers > 0)
-    def resident(): return sum(p.memory_info().rss for p in [psutil.Process(), *psutil.Process().children(recursive=True)])/2**20
+    loader = make_loader(open_source(as_folder(tmp_path/'x'), 'train'), image_size=224, batch_size=4, train=True,
+                         num_workers=num_workers, persistent_workers=num_workers > 0)
+    def resident():
+        return sum(p.memory_info().rss for p in [psutil.Process(), *psutil.Process().children(recursive=True)])/2**20
     sizes = []
     for epoch in range(11):
         loader.set_epoch(epoch)

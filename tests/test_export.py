@@ -13,11 +13,13 @@ from memory_vlm.hub.onnx import example_input, export_encoders, run_onnx
 from memory_vlm.hub.open_clip import save_open_clip
 
 SMALL = ['model=tiny', 'model.depth=2', 'model.text.depth=1', 'model.text.max_len=16']
-PRESETS = ('off', 'registers', 'learnable_memory', 'learnable_memory_protected', 'persistent', 'gated', 'cross_attention', 'ema_bank')
+PRESETS = ('off', 'registers', 'learnable_memory', 'learnable_memory_protected', 'persistent', 'gated',
+           'cross_attention', 'ema_bank')
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('form,preset', [*(('onnx', p) for p in PRESETS), ('torch', 'registers')]) # ONNX uses torch.export too
+# ONNX uses torch.export too
+@pytest.mark.parametrize('form,preset', [*(('onnx', p) for p in PRESETS), ('torch', 'registers')])
 def test_encoders_give_the_features_of_the_model(form, preset, tmp_path):
     if form == 'onnx': pytest.importorskip('onnxruntime', reason="pip install 'memory-vlm[export]'")
     model = MemoryCLIP.from_config(compose([*SMALL, f'model/memory={preset}']).model)
@@ -33,10 +35,14 @@ def test_open_clip_gives_the_features_of_the_model(preset, tmp_path):
     original = MemoryCLIP.from_config(compose(['model=tiny', f'model/memory={preset}']).model)
     save_open_clip(original, tmp_path)
     source = open_source('scenes:tiny', 'valid')
-    model, _, transform = open_clip.create_model_and_transforms(f'local-dir:{tmp_path}') # as CLIP_benchmark's `load_open_clip`
+    # as CLIP_benchmark's `load_open_clip`
+    model, _, transform = open_clip.create_model_and_transforms(f'local-dir:{tmp_path}')
     tokenizer = open_clip.get_tokenizer(f'local-dir:{tmp_path}')
-    inputs, captions = torch.stack([transform(source.image(i)) for i in range(8)]), [source.captions(i)[0] for i in range(8)]
-    with torch.no_grad(): found = [F.normalize(f, dim=-1) for f in (model.eval().encode_image(inputs), model.encode_text(tokenizer(captions)))]
+    inputs, captions = torch.stack([transform(source.image(i)) for i in range(8)]), [source.captions(i)[0]
+            for i in range(8)]
+    with torch.no_grad():
+        found = [F.normalize(f, dim=-1)
+                 for f in (model.eval().encode_image(inputs), model.encode_text(tokenizer(captions)))]
     images, texts, owners, _ = encode(original, make_loader(source, image_size=64, batch_size=8, train=False))
     first = [owners.tolist().index(i) for i in range(8)]
     torch.testing.assert_close(found[0], images[:8], atol=1e-4, rtol=0)

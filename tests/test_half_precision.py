@@ -15,9 +15,12 @@ from memory_vlm.vision import tiny_vit
 
 MECHANISMS = {f'{u}-{p}': dict(memory_update=u, memory_position=p) for u in UPDATES for p in ('prepend', 'append')}
 MECHANISMS |= {p: dict(memory_update='static', memory_position=p) for p in ('kv', 'kv_protected', 'kv_head')}
-MECHANISMS |= {'narrow': dict(memory_update='gated', memory_dim=16), 'narrow-kv': dict(memory_update='static', memory_position='kv', memory_dim=16),
-               'average': dict(memory_update='gated', global_pool='avg'), 'map': dict(memory_update='gated', global_pool='map', class_token=False),
-               'dropped': dict(memory_update='gated', patch_drop_rate=0.5, drop_path_rate=0.1), 'off': dict(num_memory_tokens=0)}
+MECHANISMS |= {'narrow': dict(memory_update='gated', memory_dim=16),
+               'narrow-kv': dict(memory_update='static', memory_position='kv', memory_dim=16),
+               'average': dict(memory_update='gated', global_pool='avg'),
+               'map': dict(memory_update='gated', global_pool='map', class_token=False),
+               'dropped': dict(memory_update='gated', patch_drop_rate=0.5, drop_path_rate=0.1),
+               'off': dict(num_memory_tokens=0)}
 DTYPES = dict(bf16=(torch.bfloat16, 0.03), fp16=(torch.float16, 0.005))
 EACH_DTYPE = pytest.mark.parametrize('dtype', ['bf16', 'fp16'])
 pytestmark = pytest.mark.slow
@@ -101,7 +104,8 @@ def test_capture_and_interventions(mechanism, dtype, half):
 
     def intervened(vit, images, kind, train=False):
         with record_states(vit) as states, torch.no_grad(): vit(images)
-        with intervene(vit, kind, states=states): return step(vit.train(train), images)[0] if train else vit(images).detach().float()
+        with intervene(vit, kind, states=states):
+            return step(vit.train(train), images)[0] if train else vit(images).detach().float()
     for kind in KINDS:
         for train in (False, True):
             try: reference = intervened(deepcopy(vit), IMAGES, kind, train)
@@ -111,7 +115,8 @@ def test_capture_and_interventions(mechanism, dtype, half):
 
 
 @pytest.mark.parametrize('dtype', [None, 'bf16', 'fp16'])
-@pytest.mark.parametrize('preset', ['default', 'gated', 'cross_attention', 'ema_bank', 'learnable_memory', 'learnable_memory_protected',
+@pytest.mark.parametrize('preset', ['default', 'gated', 'cross_attention', 'ema_bank', 'learnable_memory',
+                                    'learnable_memory_protected',
                                     'memory_transformer', 'persistent', 'registers', 'off'])
 def test_steps_of_a_clip(preset, dtype):
     model = MemoryCLIP.from_config(compose(['model=tiny', f'model/memory={preset}']).model).train()
@@ -127,7 +132,8 @@ def test_steps_of_a_clip(preset, dtype):
 
 @pytest.mark.parametrize('half', [False, True])
 @EACH_DTYPE
-@pytest.mark.parametrize('preset', ['default', 'gated', 'cross_attention', 'ema_bank', 'learnable_memory', 'learnable_memory_protected'])
+@pytest.mark.parametrize('preset', ['default', 'gated', 'cross_attention', 'ema_bank', 'learnable_memory',
+                                    'learnable_memory_protected'])
 def test_attribution_and_rollout(preset, dtype, half):
     model = MemoryCLIP.from_config(compose(['model=tiny', f'model/memory={preset}']).model).eval()
     ids, dtype, low = torch.randint(1, 49000, (4, 12)), DTYPES[dtype][0], deepcopy(model)

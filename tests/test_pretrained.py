@@ -33,19 +33,22 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['ViT-B-16', 'ViT-B-32-quickgelu', 'ViT-B-16-SigLIP', 'vit_medium_patch16_gap_256', 'ViT-M-16-alt'])
+@pytest.mark.parametrize('name', ['ViT-B-16', 'ViT-B-32-quickgelu', 'ViT-B-16-SigLIP', 'vit_medium_patch16_gap_256',
+                                  'ViT-M-16-alt'])
 def test_features_of_the_original(name, tmp_path):
     torch.manual_seed(0)
     theirs = open_clip.create_model(name).eval()
     torch.save(theirs.state_dict(), tmp_path/'weights.pt')
     ours = MemoryCLIP.from_pretrained(f'open_clip:{name}/{tmp_path}/weights.pt')
-    images, ids = torch.randn(2, 3, ours.cfg.image_size, ours.cfg.image_size), torch.randint(1, ours.cfg.text.vocab_size, (2, ours.cfg.text.max_len))
+    images, ids = torch.randn(2, 3, ours.cfg.image_size, ours.cfg.image_size), torch.randint(1,
+            ours.cfg.text.vocab_size, (2, ours.cfg.text.max_len))
     with torch.inference_mode():
         torch.testing.assert_close(ours.encode_image(images), theirs.encode_image(images), rtol=0, atol=1e-5)
         torch.testing.assert_close(ours.encode_text(ids), theirs.encode_text(ids), rtol=0, atol=1e-5)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     ours.add_memory('registers')
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) + 4 * ours.cfg.embed_dim
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel()
+                                                            for p in theirs.parameters()) + 4 * ours.cfg.embed_dim
 
 
 @pytest.mark.slow
@@ -57,7 +60,8 @@ def test_timm_towers(name, tmp_path):
     save_file(theirs.state_dict(), tmp_path/'weights.safetensors')
     ours = MemoryCLIP.from_pretrained(f'timm:{name}/{tmp_path}/weights.safetensors')
     images = torch.randn(1, 3, ours.cfg.image_size, ours.cfg.image_size)
-    with torch.inference_mode(): torch.testing.assert_close(ours.encode_image(images), theirs(images), rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.encode_image(images), theirs(images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -69,14 +73,16 @@ def test_every_open_clip_model_opens_or_is_refused():
         else: opened.add(name)
     assert len(opened) >= 70
     families = 'ViT-B-16', 'ViT-B-32-quickgelu', 'ViT-SO400M-14-SigLIP2', 'ViT-bigG-14-CLIPA', 'ViT-H-14-worldwide', 'MobileCLIP2-L-14'
-    assert opened.issuperset(families) and not opened & {'RN50', 'coca_ViT-L-14', 'EVA02-B-16', 'ViTamin-B', 'convnext_base', 'PE-Core-B-16'}
+    assert opened.issuperset(families) and not opened & {'RN50', 'coca_ViT-L-14', 'EVA02-B-16', 'ViTamin-B',
+                                                         'convnext_base', 'PE-Core-B-16'}
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "A small CLIP as open_clip's `push_to_hub` writes it."
     folder = tmp_path_factory.mktemp('small')
-    cfg = dict(embed_dim=32, quick_gelu=True, vision_cfg=dict(image_size=64, layers=3, width=64, head_width=32, patch_size=16),
+    cfg = dict(embed_dim=32, quick_gelu=True,
+               vision_cfg=dict(image_size=64, layers=3, width=64, head_width=32, patch_size=16),
                text_cfg=dict(context_length=32, width=32, heads=2, layers=2))
     (folder/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=cfg, preprocess_cfg={})))
     torch.manual_seed(0)
@@ -84,8 +90,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-MODES = [('shortest', 'bicubic', 0), ('shortest', 'bilinear', 0), ('longest', 'bicubic', 0), ('longest', 'bilinear', 200),
-         ('squash', 'bicubic', 0), ('squash', 'bilinear', 0)]
+MODES = [('shortest', 'bicubic', 0), ('shortest', 'bilinear', 0), ('longest', 'bicubic', 0),
+         ('longest', 'bilinear', 200), ('squash', 'bicubic', 0), ('squash', 'bilinear', 0)]
 
 
 @pytest.fixture(scope='module')
@@ -150,8 +156,8 @@ def test_preprocessing_belongs_to_the_model(folder_of_mode, photos, tmp_path):
 def test_runs_resize_as_their_model(folder_of_mode, photos, tmp_path):
     folder, how = folder_of_mode
     data = [f'training.data.{k}_path={photos}' for k in ('train', 'val')]
-    words = ['model=base', f'model.pretrained={folder}', *data, 'training.data.val_fraction=0.5', 'training.batch_size=2',
-             'training.data.num_workers=0', 'training.data.augmentation=none']
+    words = ['model=base', f'model.pretrained={folder}', *data, 'training.data.val_fraction=0.5',
+             'training.batch_size=2', 'training.data.num_workers=0', 'training.data.augmentation=none']
     cfg = with_pretrained(compose(words))
     dls = make_dls(cfg, torch.device('cpu'))
     for dl in (dls.train, dls.valid, dls.valid.new(batch_size=1)): # all images, not augmented
@@ -162,7 +168,8 @@ def test_runs_resize_as_their_model(folder_of_mode, photos, tmp_path):
     strip = torch.linspace(0, 255, 400).round().to(torch.uint8).expand(3, 100, 400)
     crop = make_dls(with_pretrained(compose(words[:-1])), torch.device('cpu')).train.dataset.augment
     seen = crop(strip, 64, np.random.default_rng(0))[0, 32]
-    assert (seen.max() - seen.min() > 200) == (how.resize_mode != 'shortest') # both ends of a panorama are seen, or its center
+    # both ends of a panorama are seen, or its center
+    assert (seen.max() - seen.min() > 200) == (how.resize_mode != 'shortest')
     loader = _make_valid_dl(cfg)
     assert loader.dataset.augment.keywords == dict(how=how) # of a finished run
 
@@ -180,7 +187,8 @@ def test_settings_of_every_weight_of_open_clip():
     for name, tag in open_clip.list_pretrained():
         trained = open_clip.get_pretrained_cfg(name, tag)
         found = Preprocessing.of(dict(vit_kwargs=preprocessing_kwargs(trained)))
-        assert (found.resize_mode, found.interpolation) == (trained.get('resize_mode') or 'shortest', trained.get('interpolation') or 'bicubic')
+        assert (found.resize_mode, found.interpolation) == (trained.get('resize_mode') or 'shortest',
+                                                            trained.get('interpolation') or 'bicubic')
         seen.append(found)
     assert sum(p.resize_mode == 'squash' for p in seen) >= 48 and sum(p.interpolation == 'bilinear' for p in seen) >= 21
 
@@ -188,17 +196,20 @@ def test_settings_of_every_weight_of_open_clip():
 def train(*args):
     "Run train.py to its end."
     data = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16']
-    return subprocess.run([sys.executable, 'train.py', '--config-name=quickstart', 'model=base', *data, *args], cwd=ROOT, capture_output=True, encoding='utf-8')
+    return subprocess.run([sys.executable, 'train.py', '--config-name=quickstart', 'model=base', *data, *args],
+                          cwd=ROOT, capture_output=True, encoding='utf-8')
 
 
 def test_memory_on_a_frozen_model(folder, tmp_path):
-    run = train(f'model.pretrained={folder}', 'model/memory=registers', 'training.freeze=all-memory', 'training.memory_lr_scale=10',
-                'training.max_steps=3', f'training.run_dir={tmp_path}/run')
+    run = train(f'model.pretrained={folder}', 'model/memory=registers', 'training.freeze=all-memory',
+                'training.memory_lr_scale=10', 'training.max_steps=3', f'training.run_dir={tmp_path}/run')
     assert run.returncode == 0, run.stderr
     cfg = OmegaConf.load(tmp_path/'run/config.yaml')
-    assert (cfg.model.embed_dim, cfg.model.depth, cfg.model.memory.dim, cfg.model.vit_kwargs.act_layer) == (64, 3, 64, 'quick_gelu')
+    assert (cfg.model.embed_dim, cfg.model.depth, cfg.model.memory.dim, cfg.model.vit_kwargs.act_layer) == (64, 3, 64,
+            'quick_gelu')
     checkpoint = next(p for p in (tmp_path/'run/checkpoints').iterdir() if (p/'model.safetensors').exists())
-    before, after = MemoryCLIP.from_pretrained(folder, memory='registers').state_dict(), MemoryCLIP.from_pretrained(checkpoint).state_dict()
+    before, after = MemoryCLIP.from_pretrained(folder,
+                                               memory='registers').state_dict(), MemoryCLIP.from_pretrained(checkpoint).state_dict()
     assert {n for n in before if not before[n].equal(after[n])} == {'visual.memory.tokens'}
 
 

@@ -43,7 +43,8 @@ def work(rank, port, said, words):
     os.environ |= ENOUGH | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR='127.0.0.1',
                                 MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    with open(f'{said}{rank}', 'a', encoding='utf-8') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+    with open(f'{said}{rank}', 'a',
+              encoding='utf-8') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
         try: fit(compose(words, config_name='quickstart'))
         except Exception as e:
             print(f'{type(e).__name__}: {e}', flush=True)

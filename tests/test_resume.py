@@ -38,8 +38,9 @@ from memory_vlm.training.run_dir import is_locked, open_trained, run_lock
 SCENES = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
           'training.logging.tensorboard=false', 'training.logging.log_interval=1',
           'model.embed_dim=32', 'model.depth=2', 'model.text.embed_dim=16', 'model.text.depth=1']
-SMALL = [*SCENES, 'training.epochs=3', 'training.max_steps=7', 'training.logging.eval_interval=2', 'training.logging.save_interval=1',
-         'model.drop_rate=0.1', 'model.patch_drop_rate=0.3', 'model.memory.mem_reinit_steps=3', 'model.memory.mem_dead_threshold=1']
+SMALL = [*SCENES, 'training.epochs=3', 'training.max_steps=7', 'training.logging.eval_interval=2',
+         'training.logging.save_interval=1', 'model.drop_rate=0.1', 'model.patch_drop_rate=0.3',
+         'model.memory.mem_reinit_steps=3', 'model.memory.mem_dead_threshold=1']
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,9 @@ class Steps(Callback):
     order = 65
     def before_fit(self): self.seen = []
     def after_batch(self):
-        if self.training: self.seen.append((self.train_iter, self.loss.item(), self.opt.hypers[-1]['lr'], self.pct_train, self.yb[0].tolist()))
+        if self.training:
+            self.seen.append((self.train_iter, self.loss.item(), self.opt.hypers[-1]['lr'], self.pct_train,
+                              self.yb[0].tolist()))
 
 
 def fit_small(folder, *words, checkpoint=None):
@@ -68,19 +71,23 @@ def fit_small(folder, *words, checkpoint=None):
     return learn, steps.seen
 
 
-def history(learn): return torch.stack(learn.recorder.losses).tolist(), learn.recorder.lrs, learn.recorder.iters, learn.evaluations
+def history(learn):
+    return torch.stack(learn.recorder.losses).tolist(), learn.recorder.lrs, learn.recorder.iters, learn.evaluations
 
 
 ACCUMULATED = ('training.batch_size=8', 'training.accumulate_grad_batches=2')
 
 
-@pytest.mark.parametrize('words', [(), ACCUMULATED, ('training.ema_decay=0.9',), *(pytest.param(w, marks=pytest.mark.slow) for w in (
-    ('training.precision=bf16', 'training.scheduler=constant'), ('training.precision=fp16', 'model.memory.memory_update=ema')))])
+@pytest.mark.parametrize('words', [(), ACCUMULATED, ('training.ema_decay=0.9',),
+                                   *(pytest.param(w, marks=pytest.mark.slow) for w in (
+    ('training.precision=bf16', 'training.scheduler=constant'), ('training.precision=fp16',
+                                                                 'model.memory.memory_update=ema')))])
 def test_resume_from_any_step_is_bit_identical(tmp_path, monkeypatch, words):
     monkeypatch.setattr(callbacks, 'prune_checkpoints', lambda *_: None)
     straight, steps = fit_small(tmp_path, *words)
     assert len({s[1] for s in steps}) == 7
-    weights, kept = {k: v.clone() for k, v in straight.model.state_dict().items()}, list_checkpoints(tmp_path/'checkpoints')
+    weights, kept = {k: v.clone() for k,
+                     v in straight.model.state_dict().items()}, list_checkpoints(tmp_path/'checkpoints')
     assert [read_manifest(p)['step'] for p in kept] == [1, 2, 3, 4, 5, 6, 7]
     for i, checkpoint in enumerate(kept):
         workers = (f'training.data.num_workers={2 * (i % 2)}', 'training.data.prefetch_factor=2')
@@ -91,12 +98,14 @@ def test_resume_from_any_step_is_bit_identical(tmp_path, monkeypatch, words):
 
 
 def test_save_top_k_is_kept_across_resume(tmp_path, monkeypatch):
-    words, most = ['training.checkpoint.save_top_k=2', 'training.checkpoint.monitor=t2i/R@1', 'training.checkpoint.mode=max'], []
+    words, most = ['training.checkpoint.save_top_k=2', 'training.checkpoint.monitor=t2i/R@1',
+                   'training.checkpoint.mode=max'], []
     def prune(folder, *args): # called when there are most
         most.append(len(list_checkpoints(folder)))
         prune_checkpoints(folder, *args)
     monkeypatch.setattr(callbacks, 'prune_checkpoints', prune)
-    def kept(folder): return [(read_manifest(p)['step'], read_manifest(p)['metrics']) for p in list_checkpoints(folder/'checkpoints')]
+    def kept(folder):
+        return [(read_manifest(p)['step'], read_manifest(p)['metrics']) for p in list_checkpoints(folder/'checkpoints')]
     straight, _ = fit_small(tmp_path/'straight', *words)
     best = {read_manifest(p)['step'] for p in best_checkpoints(tmp_path/'straight'/'checkpoints', 't2i/R@1')[:2]}
     assert {step for step, _ in kept(tmp_path/'straight')} == {*best, 7} and max(most) <= 4
@@ -122,7 +131,8 @@ class StopAfter(Callback):
 def fit_run(folder, *words, stop=None):
     "A whole run of three steps, or one that is interrupted."
     def make(cfg): return make_learner(cfg).add_cbs([StopAfter(stop)] if stop else [])
-    words = [*SMALL, 'training.preflight=false', 'training.max_steps=3', 'training.resume=auto', f'training.run_dir={folder}', *words]
+    words = [*SMALL, 'training.preflight=false', 'training.max_steps=3', 'training.resume=auto',
+             f'training.run_dir={folder}', *words]
     with mock.patch('memory_vlm.run.make_learner', make): return fit(compose(words, config_name='quickstart'))
 
 
@@ -138,7 +148,8 @@ def test_runs_that_share_a_checkpoint_folder_do_not_interfere(tmp_path, capsys):
 
 def test_resumed_run_keeps_its_precision(tmp_path, capsys):
     def on_a_device_with(precision, **kwargs):
-        with mock.patch('memory_vlm.learner.choose_precision', lambda *_: precision): return fit_run(tmp_path/'run', 'training.precision=auto', **kwargs)
+        with mock.patch('memory_vlm.learner.choose_precision', lambda *_: precision): return fit_run(tmp_path/'run',
+                'training.precision=auto', **kwargs)
     on_a_device_with('bf16', stop=1)
     run = on_a_device_with('fp32')
     assert run.learn.mixed_precision.dtype == torch.bfloat16 and capsys.readouterr().out.count('pairs in bf16 on') == 2
@@ -149,12 +160,14 @@ t2i/R@10 memory/least_usage memory/resets memory/reset_tokens memory/reset_usage
 
 
 def test_run_records_its_environment(tmp_path):
-    run = fit(compose([*SMALL, 'training.preflight=false', f'training.run_dir={tmp_path}/run', 'training.logging.tensorboard=true'], config_name='quickstart'))
+    run = fit(compose([*SMALL, 'training.preflight=false', f'training.run_dir={tmp_path}/run',
+                       'training.logging.tensorboard=true'], config_name='quickstart'))
     table = pd.read_csv(run.folder/'metrics.csv')
     assert set(table) == set(COLUMNS.split()) and table.notna().any().all()
     assert table.data_wait.dropna().between(0, 1).all() and table.temperature.dropna().between(0.01, 1).all()
     events = EventAccumulator(str(next(run.folder.rglob('events.out.tfevents.*')).parent)).Reload()
-    assert set(COLUMNS.split()) - {'step', 'epoch', 'memory/reset_tokens', 'memory/reset_usage'} <= set(events.Tags()['scalars'])
+    assert set(COLUMNS.split()) - {'step', 'epoch', 'memory/reset_tokens',
+                                   'memory/reset_usage'} <= set(events.Tags()['scalars'])
     for name in ('train_loss', 'val_loss', 'memory/resets'):
         written = table.dropna(subset=[name])
         assert [e.step for e in events.Scalars(name)] == written.step.tolist()
@@ -196,12 +209,14 @@ def test_workers_of_a_killed_fit_end(method):
     assert not any(map(alive, pids))
 
 
-def command(folder, *words): return [sys.executable, 'train.py', '--config-name=quickstart', *SCENES, f'training.run_dir={folder}', *words]
+def command(folder, *words):
+    return [sys.executable, 'train.py', '--config-name=quickstart', *SCENES, f'training.run_dir={folder}', *words]
 
 
 def stop_train(folder, number, *words):
     "Start train.py, send it and all that belong to it a signal after a few steps, as a terminal does, and wait."
-    process = subprocess.Popen(command(folder, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', start_new_session=True)
+    process = subprocess.Popen(command(folder, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               encoding='utf-8', start_new_session=True)
     table = folder/'metrics.csv'
     rows = lambda: len(table.read_text().splitlines()) if table.exists() else 0
     before = rows()
@@ -216,7 +231,8 @@ def stop_train(folder, number, *words):
 
 @pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigterm_saves_and_the_run_resumes(tmp_path, workers):
-    words = ['training.epochs=300', 'training.resume=auto', f'training.data.num_workers={workers}', 'training.data.prefetch_factor=2']
+    words = ['training.epochs=300', 'training.resume=auto', f'training.data.num_workers={workers}',
+             'training.data.prefetch_factor=2']
     status, out, err = stop_train(tmp_path/'run', signal.SIGTERM, *words)
     assert status == 143, err
     assert 'Traceback' not in err
@@ -229,7 +245,8 @@ def test_sigterm_saves_and_the_run_resumes(tmp_path, workers):
 
 
 def test_nan_loss_ends_the_run_in_one_line(tmp_path):
-    done = subprocess.run(command(tmp_path/'run', 'training.learning_rate=1e30', 'training.clip_grad=0', 'training.scheduler=constant',
+    done = subprocess.run(command(tmp_path/'run', 'training.learning_rate=1e30', 'training.clip_grad=0',
+                                  'training.scheduler=constant',
                                   'training.scheduler_kwargs={warmup_epochs: 0}', 'training.logging.save_interval=1'),
                           cwd=ROOT, capture_output=True, encoding='utf-8')
     assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr
@@ -252,9 +269,12 @@ def test_full_disk_warns_and_keeps_the_previous_checkpoint(tmp_path):
     kept = {}
     class Look(Callback):
         order = 97
-        def after_batch(self): kept[self.train_iter] = [read_manifest(p)['step'] for p in list_checkpoints(tmp_path/'checkpoints')]
+        def after_batch(self):
+            kept[self.train_iter] = [read_manifest(p)['step'] for p in list_checkpoints(tmp_path/'checkpoints')]
     learn.add_cb(Look())
-    with pytest.warns(UserWarning, match='No checkpoint at step 3: .*; the last one is') as warned, learn.no_bar(), learn.no_logging():
+    with pytest.warns(UserWarning,
+                      match='No checkpoint at step 3: .*; the last one '
+                            'is') as warned, learn.no_bar(), learn.no_logging():
         learn.fit_schedule(cfg.training.scheduler)
     assert len([w for w in warned if 'No checkpoint' in str(w.message)]) == 1
     assert kept[2][-1] == kept[3][-1] == kept[5][-1] == 2 and kept[6][-1] == 6
@@ -269,7 +289,8 @@ def test_run_without_final_weights_is_not_done(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(callbacks, 'write_checkpoint', full)
     with pytest.warns(UserWarning, match='No checkpoint at step 3'): run = fit_run(tmp_path/'run')
     assert not run.saved and not (run.folder/'DONE').exists()
-    assert f'The weights of the last step, 3, could not be saved; training.resume=auto resumes after step 2, in {run.folder}' in capsys.readouterr().out
+    assert (f'The weights of the last step, 3, could not be saved; training.resume=auto resumes after step 2, in '
+            f'{run.folder}') in capsys.readouterr().out
     with mock.patch('memory_vlm.run.fit', lambda cfg: run), pytest.raises(SystemExit) as end: fit_task(run.learn.cfg)
     assert end.value.code == 1
     monkeypatch.undo()
@@ -287,29 +308,38 @@ def test_resume_reads_the_checkpoint_from_disk(tmp_path, capsys):
 
 def test_unwritable_folder_warns(tmp_path):
     (tmp_path/'checkpoints').write_text('in the way')
-    with pytest.warns(UserWarning, match='No checkpoint at step 1: .*; there is none before it') as warned: learn, steps = fit_small(tmp_path)
+    with pytest.warns(UserWarning, match='No checkpoint at step 1: .*; there is none before it') as warned:
+        learn, steps = fit_small(tmp_path)
     assert len(steps) == 7 and len([w for w in warned if 'No checkpoint' in str(w.message)]) == 1
 
 
 def test_save_minutes(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(CheckpointCallback, 'save', lambda self, epoch: (saved.append((epoch, self.train_iter)), setattr(self, 'since', time.monotonic())))
-    fit_small(tmp_path, 'training.logging.save_interval=1000', 'training.logging.save_minutes=1e-9', 'training.max_steps=3')
+    monkeypatch.setattr(CheckpointCallback, 'save', lambda self,
+                        epoch: (saved.append((epoch, self.train_iter)), setattr(self, 'since', time.monotonic())))
+    fit_small(tmp_path, 'training.logging.save_interval=1000', 'training.logging.save_minutes=1e-9',
+              'training.max_steps=3')
     assert [s for _, s in saved] == [1, 2, 3]
     saved.clear()
-    fit_small(tmp_path, 'training.logging.save_interval=1000', 'training.logging.save_minutes=0', 'training.max_steps=3')
+    fit_small(tmp_path, 'training.logging.save_interval=1000', 'training.logging.save_minutes=0',
+              'training.max_steps=3')
     assert [s for _, s in saved] == [3]
 
 
 def test_a_run_belongs_to_one_process(tmp_path):
-    code = f"import sys, time; from memory_vlm.training.run_dir import run_lock\nwith run_lock({str(tmp_path)!r}): print('mine', flush=True); time.sleep(60)"
+    code = (f"import sys, time; from memory_vlm.training.run_dir import run_lock\nwith run_lock({str(tmp_path)!r}): "
+            f"print('mine', flush=True); time.sleep(60)")
     other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, encoding='utf-8')
     try:
         assert other.stdout.readline() == 'mine\n'
         assert is_locked(tmp_path)
         with pytest.raises(ValueError, match='is being trained by another process'), run_lock(tmp_path): pass
         (tmp_path/'config.yaml').touch()
-        with pytest.raises(ValueError, match='is being trained by another process'), mock.patch('memory_vlm.training.run_dir.config_differences', return_value={}): fit_run(tmp_path)
+        with pytest.raises(ValueError,
+                           match='is being trained by another '
+                                 'process'), mock.patch('memory_vlm.training.run_dir.config_differences',
+                                                        return_value={}):
+            fit_run(tmp_path)
     finally: other.kill()
     other.wait()
     assert not is_locked(tmp_path)
@@ -320,7 +350,8 @@ def test_interrupted_cell_resumes_when_rerun(tmp_path):
     from jupyter_client.manager import start_new_kernel
     kernel, client = start_new_kernel(cwd=str(tmp_path))
     words = [*SCENES, 'training.epochs=300', 'training.resume=auto', 'training.logging.name=cell']
-    cell = f"from memory_vlm.config import compose\nfrom memory_vlm.run import fit\nrun = fit(compose({words}, config_name='quickstart'))"
+    cell = (f"from memory_vlm.config import compose\nfrom memory_vlm.run import fit\nrun = fit(compose({words}, "
+            f"config_name='quickstart'))")
     def interrupted(rows): # Run the cell, interrupt it when the run has so many rows, and give what it said
         said = []
         client.execute(cell)
@@ -332,7 +363,8 @@ def test_interrupted_cell_resumes_when_rerun(tmp_path):
             message = client.get_iopub_msg(timeout=120)
             if message['msg_type'] == 'stream': said.append(message['content']['text'])
             assert message['msg_type'] != 'error', message['content']
-            if message['msg_type'] == 'status' and message['content']['execution_state'] == 'idle' and said: return ''.join(said)
+            if message['msg_type'] == 'status' and message['content']['execution_state'] == 'idle' and said:
+                return ''.join(said)
     try:
         first, (run,) = interrupted(5), list(tmp_path.glob('runs/cell/*'))
         step = int(re.search(r'Interrupted after (\d+) steps', first)[1])

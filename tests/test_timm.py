@@ -19,11 +19,13 @@ MODELS = {p: dict(memory_position=p) | ({} if p in ('prepend', 'append') else di
           for p in POSITIONS}
 MODELS |= {u: dict(memory_update=u) for u in ('gated', 'cross_attention', 'static', 'ema')}
 MODELS |= {'none': dict(num_memory_tokens=0), 'gated-append': dict(memory_update='gated', memory_position='append'),
-           'average': dict(memory_position='append', global_pool='avg'), 'map': dict(global_pool='map', class_token=False),
-           'narrow': dict(memory_dim=16), 'scaled': dict(init_values=0.1, qk_norm=True, no_embed_class=True, pre_norm=True)}
+           'average': dict(memory_position='append', global_pool='avg'),
+           'map': dict(global_pool='map', class_token=False), 'narrow': dict(memory_dim=16),
+           'scaled': dict(init_values=0.1, qk_norm=True, no_embed_class=True, pre_norm=True)}
 TRACE = dict(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions(), param_shapes_constant=True)
 QUICK = ('prepend', 'append', 'kv_protected') # the others run with the slow tests
-every_model = pytest.mark.parametrize('name', [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in MODELS])
+every_model = pytest.mark.parametrize('name', [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow)
+                                               for n in MODELS])
 every_position = pytest.mark.parametrize('name', POSITIONS)
 
 
@@ -96,14 +98,16 @@ def test_without_pooling_the_patches_follow_the_prefix_tokens(name):
 @pytest.mark.parametrize('norm', [False, True])
 def test_intermediates_are_the_patches_of_each_block(name, norm):
     vit, x, seen = create(name), images(), []
-    for block in vit.blocks: block.register_forward_hook(lambda block, args, out: seen.append(vit.norm(out) if norm else out))
+    for block in vit.blocks:
+        block.register_forward_hook(lambda block, args, out: seen.append(vit.norm(out) if norm else out))
     final, maps = vit.forward_intermediates(x, norm=norm, return_prefix_tokens=False)
     torch.testing.assert_close(final, vit.forward_features(x))
     assert len(maps) == 4
     for out, raw in zip(maps, seen):
         assert out.shape == (2, 48, 4, 4) and out.is_contiguous()
         torch.testing.assert_close(out.flatten(2).mT, raw[:, vit.layout.patches])
-    some = vit.forward_intermediates(x, [1, 2], norm=norm, return_prefix_tokens=True, output_fmt='NLC', intermediates_only=True, stop_early=True)
+    some = vit.forward_intermediates(x, [1, 2], norm=norm, return_prefix_tokens=True, output_fmt='NLC',
+                                     intermediates_only=True, stop_early=True)
     for out, raw in zip(some, seen[1:3]):
         patches, prefix = out if num_prefix(name) else (out, None)
         torch.testing.assert_close(patches, raw[:, vit.layout.patches])
@@ -112,7 +116,8 @@ def test_intermediates_are_the_patches_of_each_block(name, norm):
         if vit.layout.num_cls: torch.testing.assert_close(prefix[:, :1], raw[:, vit.layout.readout])
         if vit.layout.in_sequence: torch.testing.assert_close(prefix[:, vit.layout.num_cls:], raw[:, vit.layout.memory])
     named = vit.forward_intermediates(x, 2, output_dict=True, return_prefix_tokens=True)
-    assert named.keys() == {'image_intermediates', 'image_features'} | ({'image_intermediates_prefix'} if num_prefix(name) else set())
+    assert named.keys() == {'image_intermediates', 'image_features'} | ({'image_intermediates_prefix'}
+                                                                        if num_prefix(name) else set())
     for reshape, shape in ((False, (2, 16, 48)), (True, (2, 48, 4, 4))):
         assert [m.shape for m in vit.get_intermediate_layers(x, 2, reshape=reshape)] == [shape] * 2
     vit.set_grad_checkpointing()
@@ -123,9 +128,11 @@ def test_intermediates_are_the_patches_of_each_block(name, norm):
 def test_intermediates_without_memory_are_those_of_timm(name):
     vit = create(name)
     if vit.layout.num_memory and name != 'kv_protected': return
-    plain = timm.create_model('vit_tiny_patch16_224', **{k: v for k, v in SIZE.items() if k != 'num_memory_tokens'}, num_classes=10).eval()
+    plain = timm.create_model('vit_tiny_patch16_224', **{k: v for k, v in SIZE.items() if k != 'num_memory_tokens'},
+                              num_classes=10).eval()
     plain.load_state_dict(vit.state_dict(), strict=False)
-    for ours, theirs in zip(vit.forward_intermediates(images())[1], plain.forward_intermediates(images())[1]): assert torch.equal(ours, theirs)
+    for ours, theirs in zip(vit.forward_intermediates(images())[1], plain.forward_intermediates(images())[1]):
+        assert torch.equal(ours, theirs)
 
 
 @every_model
@@ -166,7 +173,8 @@ def test_images_of_any_size(name):
         x, grid = images(*size), (size[0] // 16, size[1] // 16)
         assert fixed.layout.grid == grid
         torch.testing.assert_close(vit(x), fixed(x))
-        for ours, theirs in zip(vit.forward_intermediates(x)[1], fixed.forward_intermediates(x)[1]): torch.testing.assert_close(ours, theirs)
+        for ours, theirs in zip(vit.forward_intermediates(x)[1], fixed.forward_intermediates(x)[1]):
+            torch.testing.assert_close(ours, theirs)
         assert vit.get_intermediate_layers(x, 1, reshape=True)[0].shape == (2, 48, *grid)
         vit.train()(x).mean().backward()
         vit.eval()
@@ -186,7 +194,8 @@ def test_positions_are_resampled_as_in_timm(name):
 def test_patch_sizes(name):
     vit = create(name)
     vit.set_input_size(img_size=(64, 32), patch_size=(8, 8))
-    assert vit.layout.grid == (8, 4) and vit.get_intermediate_layers(images(64, 32), 1, reshape=True)[0].shape == (2, 48, 8, 4)
+    assert vit.layout.grid == (8, 4) and vit.get_intermediate_layers(images(64, 32), 1, reshape=True)[0].shape == (2,
+            48, 8, 4)
     assert vit(images(64, 32)).shape == (2, 10)
 
 
@@ -198,7 +207,8 @@ def traced(vit, train=False):
         nodes = list(reversed(NodePathTracer(**TRACE).trace(vit).nodes))
         names = [n.name for n in nodes]
         last = [train_nodes[-names.index(n.name)] for n in nodes[0]._input_nodes]
-    return create_feature_extractor(vit, train_return_nodes=last, eval_return_nodes=eval_nodes[-1:], tracer_kwargs=TRACE)
+    return create_feature_extractor(vit, train_return_nodes=last, eval_return_nodes=eval_nodes[-1:],
+                                    tracer_kwargs=TRACE)
 
 
 @every_model
@@ -228,7 +238,8 @@ def test_fx_backward(name):
 def test_fx_node_of_each_block(name):
     vit, x = create(name), images()
     for train in (False, True):
-        found = create_feature_extractor(vit.train(train), {f'blocks.{i}': f'{i}' for i in range(4)}, tracer_kwargs=TRACE).train(train)(x)
+        found = create_feature_extractor(vit.train(train), {f'blocks.{i}': f'{i}' for i in range(4)},
+                                         tracer_kwargs=TRACE).train(train)(x)
         assert [v.shape for v in found.values()] == [(2, vit.layout.num_tokens, 48)] * 4
 
 
@@ -248,14 +259,17 @@ def test_registers_of_timm_and_memory_do_not_mix():
 @every_position
 def test_patch_tokens_of_an_exported_folder(name, tmp_path):
     update = 'attention' if name in ('prepend', 'append') else 'static'
-    words = [f'model.memory.memory_position={name}', f'model.memory.memory_update={update}', 'model.memory.num_memory_tokens=3']
+    words = [f'model.memory.memory_position={name}', f'model.memory.memory_update={update}',
+             'model.memory.num_memory_tokens=3']
     ours = MemoryCLIP.from_config(compose(['model=tiny', *words]).model).eval()
     save_open_clip(ours, tmp_path/'model')
     theirs = open_clip.create_model(f'local-dir:{tmp_path}/model').eval()
     x = images()
     with torch.no_grad():
-        for fmt, shape in dict(NCHW=(2, 128, *ours.visual.layout.grid), NLC=(2, ours.visual.layout.num_patches, 128)).items():
-            found = theirs.forward_intermediates(x, image_output_fmt=fmt, image_output_extra_tokens=True, normalize=False)
+        for fmt, shape in dict(NCHW=(2, 128, *ours.visual.layout.grid),
+                               NLC=(2, ours.visual.layout.num_patches, 128)).items():
+            found = theirs.forward_intermediates(x, image_output_fmt=fmt, image_output_extra_tokens=True,
+                                                 normalize=False)
             assert {m.shape for m in found['image_intermediates']} == {shape}
         torch.testing.assert_close(found['image_features'], ours.encode_image(x))
         expected = ours.visual.forward_intermediates(x, output_fmt='NLC', return_prefix_tokens=True)[1]

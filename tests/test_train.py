@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TINY = ['--config-name=quickstart', 'training.batch_size=16', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny']
+TINY = ['--config-name=quickstart', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
+        'training.data.val_path=scenes:tiny']
 
 
 def train(*args, **kwargs):
     "Run train.py to its end."
-    return subprocess.run([sys.executable, 'train.py', *args], cwd=ROOT, capture_output=True, encoding='utf-8', **kwargs)
+    return subprocess.run([sys.executable, 'train.py', *args], cwd=ROOT, capture_output=True, encoding='utf-8',
+                          **kwargs)
 
 
 MISTAKES = {
@@ -35,7 +37,8 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize('mistake', [pytest.param(m, marks=() if i in (0, 3, 7) else pytest.mark.slow) for i, m in enumerate(MISTAKES)])
+@pytest.mark.parametrize('mistake', [pytest.param(m, marks=() if i in (0, 3, 7) else pytest.mark.slow) for i,
+                                     m in enumerate(MISTAKES)])
 def test_config_error_prints_one_line_and_status_2(mistake):
     done = train(mistake)
     assert done.returncode == 2
@@ -50,7 +53,8 @@ def test_missing_data_names_the_key_and_the_fix():
 
 
 def test_internal_error_keeps_its_traceback():
-    code = "import runpy, memory_vlm.run as run; run.fit = lambda cfg: 1 / 0; runpy.run_path('train.py', run_name='__main__')"
+    code = ("import runpy, memory_vlm.run as run; run.fit = lambda cfg: 1 / 0; runpy.run_path('train.py', "
+            "run_name='__main__')")
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, encoding='utf-8')
     assert done.returncode == 1 and 'ZeroDivisionError' in done.stderr and 'Traceback' in done.stderr
 
@@ -59,15 +63,18 @@ def test_run_writes_only_its_folder(tmp_path):
     before = set(ROOT.iterdir())
     done = train(*TINY, 'training.max_steps=3', f'training.run_dir={tmp_path}/run')
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in (tmp_path/'run').iterdir()} == {'config.yaml', 'metrics.csv', 'report.html', 'checkpoints', 'tensorboard', 'DONE'}
+    assert {p.name for p in (tmp_path/'run').iterdir()} == {'config.yaml', 'metrics.csv', 'report.html',
+                                                            'checkpoints', 'tensorboard', 'DONE'}
     assert pd.read_csv(tmp_path/'run'/'metrics.csv')['i2t/R@1'].notna().any()
     assert set(ROOT.iterdir()) - before <= {ROOT/'runs'}
 
 
 def test_interrupt_saves_and_ends_the_run(tmp_path):
     run = tmp_path/'run'
-    process = subprocess.Popen([sys.executable, 'train.py', *TINY, 'training.epochs=500', 'training.logging.log_interval=1',
-                                f'training.run_dir={run}'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8')
+    process = subprocess.Popen([sys.executable, 'train.py', *TINY, 'training.epochs=500',
+                                'training.logging.log_interval=1',
+                                f'training.run_dir={run}'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                encoding='utf-8')
     for _ in range(600): # until it has taken a few steps
         if (run/'metrics.csv').exists() and len((run/'metrics.csv').read_text().splitlines()) > 3: break
         assert process.poll() is None, process.communicate()
@@ -80,15 +87,17 @@ def test_interrupt_saves_and_ends_the_run(tmp_path):
     assert len(list((run/'checkpoints').iterdir())) >= 1
 
 
-COMMANDS = [['training.epochs=50', 'model.memory.num_memory_tokens=128'], ['training.optimizer_kwargs.betas=[0.9, 0.995]'],
+COMMANDS = [['training.epochs=50', 'model.memory.num_memory_tokens=128'],
+        ['training.optimizer_kwargs.betas=[0.9, 0.995]'],
             ['--config-name=training', 'model=large'], ['training.batch_size=2', 'training.epochs=1']]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('command', COMMANDS, ids=' '.join)
 def test_the_commands_of_the_guide_take_two_steps(command, tmp_path):
-    done = train(*command, 'data=scenes', 'training.max_steps=2', 'training.batch_size=2', 'training.data.num_workers=0',
-                 'training.data.prefetch_factor=2', 'training.data.persistent_workers=false', 'training.data.val_path=scenes:tiny',
+    done = train(*command, 'data=scenes', 'training.max_steps=2', 'training.batch_size=2',
+                 'training.data.num_workers=0', 'training.data.prefetch_factor=2',
+                 'training.data.persistent_workers=false', 'training.data.val_path=scenes:tiny',
                  'training.checkpoint.save_top_k=0', 'training.checkpoint.save_last=false',
                  f'training.run_dir={tmp_path}/run')
     assert done.returncode == 0, done.stderr

@@ -56,12 +56,14 @@ def test_runs_on_a_pretrained_trunk_start_alike(towers):
     pretrained = [f'model.pretrained={towers}', 'model.image_size=32', 'model.proj_dim=48']
     def start_here(memory): return start('model=base', *pretrained, 'training.batch_size=4', memory)
     twin = start_here('model/memory=off')
-    for preset in ('registers', 'learnable_memory_protected'): assert_equal_start(start_here(f'model/memory={preset}'), twin)
+    for preset in ('registers', 'learnable_memory_protected'):
+        assert_equal_start(start_here(f'model/memory={preset}'), twin)
 
 
 @pytest.mark.slow
 def test_every_mechanism_starts_from_the_weights_of_its_twin():
-    base = compose(['model=tiny', 'model.text.vocab_size=100', 'model.text.depth=1', 'model.depth=1', 'model.memory.num_memory_tokens=3']).model
+    base = compose(['model=tiny', 'model.text.vocab_size=100', 'model.text.depth=1', 'model.depth=1',
+                    'model.memory.num_memory_tokens=3']).model
     def seeded(**memory):
         torch.manual_seed(1)
         return MemoryCLIP.from_config(OmegaConf.merge(base, dict(memory=memory))).state_dict(), torch.rand(()).item()
