@@ -2,6 +2,7 @@
 import pytest
 import tarfile
 from memory_vlm.core import UserError
+from memory_vlm.data.base import BadSample
 from memory_vlm.data.folders import FolderSource
 from memory_vlm.data.shards import ShardSource
 from memory_vlm.data.tables import open_table
@@ -15,6 +16,8 @@ TABLES = {
     'an unclosed quote in a TSV': ('a.tsv', f'{TSV}0.jpg\t"12 inch\n1.jpg\ttwo\n', 'not closed'),
     'a quote inside a cell': ('a.tsv', f'{TSV}0.jpg\t12" pizza\n1.jpg\ta "b" c\n', [['12" pizza'], ['a "b" c']]),
     'a quote that is doubled': ('a.csv', f'{CSV}0.jpg,"a ""b"" c"\n', [['a "b" c']]),
+    'an unclosed quote with the image last and CRLF': (
+        'a.csv', 'caption,image\r\n"open,0.jpg\r\ntwo,1.jpg\r\nx",2.jpg\r\n', 'row 1'),
     'a caption of several lines': ('a.csv', f'{CSV}0.jpg,"a, b\nc, d"\n1.jpg,two\n', [['a, b\nc, d'], ['two']]),
     'CR line ends': ('a.csv', 'image,caption\r0.jpg,one\r1.jpg,two\r', [['one'], ['two']]),
     'CRLF line ends': ('a.csv', 'image,caption\r\n0.jpg,one\r\n1.jpg,two\r\n', [['one'], ['two']]),
@@ -24,6 +27,8 @@ TABLES = {
     'an empty file': ('a.jsonl', '', 'is empty'),
     'lists written by pandas': ('a.csv', CSV
                                 + '''0.jpg,"['a cat', 'a dog']"\n1.jpg,"['x']"\n''', [['a cat', 'a dog'], ['x']]),
+    'lists written by pandas, one missing': ('a.csv', CSV + '0.jpg,"[\'a\', \'b\']"\n1.jpg,\n2.jpg,"[\'c\']"\n',
+                                             [['a', 'b'], None, ['c']]),
     'lists written as JSON': ('a.tsv', TSV + '0.jpg\t["a, b", "c"]\n', [['a, b', 'c']]),
     'a caption that only starts like a list': ('a.tsv',
                                                f'{TSV}0.jpg\t[sic] a cat\n1.jpg\ttwo\n', [['[sic] a cat'], ['two']]),
@@ -38,6 +43,8 @@ TABLES = {
     'JSON captions that are numbers': ('a.jsonl', '{"image":"0.jpg","caption":12}\n{"image":"1.jpg","caption":true}\n',
                                        [['12'], ['true']]),
     'JSON images with a path': ('a.jsonl', '{"image":{"path":"0.jpg"},"caption":"a"}\n', [['a']]),
+    'a JSON caption that is an object': ('a.jsonl', '{"image":"0.jpg","caption":"a"}\n'
+                                         '{"image":"1.jpg","caption":{"raw":"b"}}\n', 'line 2'),
     'a line that is no JSON': ('a.jsonl', '{"image":"0.jpg","caption":"a"}\n{"image":\n', 'line 2'),
     'a line separator of Unicode in JSON': ('a.jsonl', '{"image":"0.jpg","caption":"a\u2028b"}\n', [['a\u2028b']]),
 }
@@ -54,9 +61,11 @@ def test_table_is_read_right_or_refused_in_one_line(tmp_path, monkeypatch, name)
         assert file in str(e.value) and '\n' not in str(e.value)
     else:
         source = open_table(file)
-        found = [source.captions(i) for i in range(len(source))]
-        assert [[' '.join(c.split()) for c in several] for several in found] == \
-               [[' '.join(c.split()) for c in several] for several in expected]
+        for i, captions in enumerate(expected):
+            if captions is None:
+                with pytest.raises(BadSample): source.captions(i)
+            else: assert [c.split() for c in source.captions(i)] == [c.split() for c in captions]
+        assert len(source) == len(expected)
 
 
 @pytest.mark.parametrize('separator', ['\u2028', '\x0b', '\x85', '\x0c', '\u2029'])

@@ -18,7 +18,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from ..core import UserError, suggest
-from .base import IMAGE_SUFFIXES, FileSource, PathList, clean_captions
+from .base import IMAGE_SUFFIXES, FileSource, PathList, clean_captions, text_lines
 from pathlib import Path
 
 # %% ../../nbs/data/03_tables.ipynb #0ce94ef5
@@ -151,7 +151,7 @@ def split_rows(
         rows['train'] = parts == None
         if rows['train'].any(): return rows['train'], has_valid
         if 'test' in known: raise UserError(f"has rows for {' and '.join(known)} and none for training")
-    if split in known and (split != 'valid' or len(known) > 1): return rows[split], has_valid
+    if split in known and (split != 'valid' or not rows['valid'].all()): return rows[split], has_valid
     if len(known) < 2: return None, has_valid
     raise UserError(f"has no {split} part; its parts: {', '.join(known)}")
 
@@ -253,7 +253,7 @@ def _check_quotes(table:pa.Table, names:list, delimiter:str, path:str):
         return len(cells) == len(names) and any(os.path.splitext(c)[1].lower() in IMAGE_SUFFIXES for c in cells)
     for column in table.columns:
         for number in pc.indices_nonzero(pc.fill_null(pc.match_substring(column, '\n'), False)).to_pylist():
-            first, *others = column[number].as_py().split('\n')
+            first, *others = text_lines(column[number].as_py())
             if not any(map(is_row, others)): continue
             raise UserError(f"{path}, row {number + 1}: the cell that starts with '{first[:60]}' holds the following "
                             'rows, because its quote is not closed; close it, or write a quote in a cell as ""')
@@ -261,9 +261,10 @@ def _check_quotes(table:pa.Table, names:list, delimiter:str, path:str):
 def _read_lists(table:pa.Table, names:list)->pa.Table:
     "Turn columns in which every cell is a Python or JSON list of texts, as pandas writes it, into lists."
     for name in names:
-        cells = table[name].to_pylist() if name in table.column_names else []
-        if not cells or not all(c and re.fullmatch(r'\s*\[.*\]\s*', c, re.S) for c in cells): continue
-        try: lists = [ast.literal_eval(c) for c in cells]
+        if name not in table.column_names: continue
+        form, some = (pc.match_substring_regex(table[name], r) for r in (r'(?s)^\s*(\[.*\])?\s*$', r'\S'))
+        if not (pc.all(form).as_py() and pc.any(some).as_py()): continue
+        try: lists = [ast.literal_eval(c.strip() or '[]') for c in table[name].to_pylist()]
         except (ValueError, SyntaxError): continue
         if not all(isinstance(t, str) for several in lists for t in several): continue
         table = table.set_column(table.column_names.index(name), name, pa.array(lists, pa.list_(pa.large_string())))
@@ -308,7 +309,7 @@ def _read_jsonl(path:str, choose:Callable)->pa.Table:
     columns = table and choose(table.column_names)
     if columns and all(_is_text(table.schema.field(c).type) for c in columns): return table.select(columns)
     lines = enumerate(re.split(rb'\r?\n|\r', data), 1) # Arrow takes texts that look like dates for dates
-    return _from_rows([_parse_json_line(l, path, n) for n, l in lines if l.strip()], choose)
+    return _from_rows({n: _parse_json_line(l, path, n) for n, l in lines if l.strip()}, choose, path)
 
 def _is_text(kind)->bool:
     if pa.types.is_list(kind): return _is_text(kind.value_type)
@@ -320,17 +321,21 @@ def _parse_json_line(line, path, number):
     if not isinstance(row, dict): raise UserError(f"{path}, line {number} is not a JSON object: '{line[:80].decode()}'")
     return row
 
-def _from_rows(rows:list[dict], choose:Callable)->pa.Table:
-    "Return fields of Python objects, in which a field may be one text or a list of texts."
-    def plain(v): # a text, or a list of texts
-        if isinstance(v, list): return [plain(t) for t in v]
-        if isinstance(v, dict): return v.get('path')
+def _from_rows(rows:dict, choose:Callable, path:str)->pa.Table:
+    """Return fields of objects by line number, in which a field may be one text or a list of texts. Raises `UserError`
+    for another object than {"path": ...}."""
+    def plain(v, number): # a text, or a list of texts
+        if isinstance(v, list): return [plain(t, number) for t in v]
+        if isinstance(v, dict) and not isinstance(v.get('path'), str):
+            raise UserError(f"{path}, line {number}: {json.dumps(v)[:80]} is neither a text nor a list of texts, nor "
+                            'an object with a path')
+        if isinstance(v, dict): return v['path']
         return v if v is None or isinstance(v, str) else json.dumps(v)
     def column(name):
-        values = [plain(r.get(name)) for r in rows]
+        values = [plain(r.get(name), number) for number, r in rows.items()]
         several = any(isinstance(v, list) for v in values)
         return pa.array([v if isinstance(v, list) or v is None else [v] for v in values] if several else values)
-    return pa.table({c: column(c) for c in choose(list(dict.fromkeys(k for r in rows for k in r)))})
+    return pa.table({c: column(c) for c in choose(list(dict.fromkeys(k for r in rows.values() for k in r)))})
 
 def _read_parquet(path:str, choose:Callable)->pa.Table:
     "Read columns of a Parquet file."
