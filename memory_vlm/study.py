@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from .config import compose
 from .core import UserError, pick
+from .evaluation.intervals import holm
 from .models.cost import model_cost
 from .overrides import command_words
 from .run import fit
@@ -71,14 +72,10 @@ def summarize(
                                      memory_gb=groups.memory_gb.first()))
 
 # %% ../nbs/41_study.ipynb #a4f314ce
-def _holm(p:dict)->dict: # (corrected p-value, level of the interval that excludes 0 exactly if that is below 0.05)
-    "Correct p-values by name, and the levels of their intervals. Source: Holm 1979."
-    found, largest, left = {}, 0., len(p)
-    for i, name in enumerate(sorted(p, key=p.get)):
-        if largest < 0.05: left = len(p) - i # after the first that is not significant, the level stays the same
-        largest = max(largest, min((len(p) - i) * p[name], 1.))
-        found[name] = largest, 1 - 0.05 / left
-    return found
+def _levels(p:dict, corrected:dict)->dict:
+    "Return the levels of intervals that exclude 0 exactly if the corrected p-value is below 0.05."
+    significant = sum(c < 0.05 for c in corrected.values())
+    return {v: 1 - 0.05 / (len(p) - min(i, significant)) for i, v in enumerate(sorted(p, key=p.get))}
 
 def paired_differences(
     runs:pd.DataFrame,    # As `collect` or `study` gives it
@@ -92,12 +89,12 @@ def paired_differences(
     errors = {v: d.std() / len(d)**0.5 for v, d in changes.items() if len(d) > 1}
     p = {v: 2 * t.sf(abs(changes[v].mean()) / e, len(changes[v]) - 1) if e else float(changes[v].mean() == 0)
          for v, e in errors.items()}
-    corrected, rows = _holm(p), []
+    corrected, rows = holm(p), []
+    levels = _levels(p, corrected)
     for v, d in changes.items():
-        own_p, level = corrected.get(v, (np.nan, np.nan))
-        half = t.ppf((1 + level) / 2, len(d) - 1) * errors[v] if v in errors else np.nan
+        half = t.ppf((1 + levels[v]) / 2, len(d) - 1) * errors[v] if v in errors else np.nan
         rows.append(dict(variant=v, pairs=len(d), difference=d.mean(), low=d.mean() - half, high=d.mean() + half,
-                         p=own_p))
+                         p=corrected.get(v, np.nan)))
     return pd.DataFrame(rows).set_index('variant')
 
 # %% ../nbs/41_study.ipynb #6e281564
