@@ -10,7 +10,6 @@ import json
 import open_clip
 import os
 import platform
-import re
 import torch
 import torch.nn.functional as F
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from ..clip import MemoryCLIP
 from ..core import UserError, pick
 from ..data.base import Source
 from ..data.folders import LabeledSource, check_class_names
-from ..data.sources import COLUMN_KEYS, join_paths, labeled_folder, open_source
+from ..data.sources import COLUMN_KEYS, join_paths, labeled_folder, open_source, parse_mixture
 from memory_vlm.evaluation.classification import (
     TEMPLATES,
     Prompts,
@@ -181,8 +180,8 @@ def _open_eval_model(name:str|Path)->EvalModel:
 def _was_trained_on(trained_on:str, data)->bool:
     "Return whether data are among the training data of a model, under any spelling of their paths."
     def members(path):
-        paths = [p.strip() for p in re.split(r'\s\+\s', join_paths(path, 'data'))]
-        paths = [re.sub(r'\s*\*\s*[\d.]+$', '', p) for p in paths]
+        whole = join_paths(path, 'data')
+        paths = [whole] if os.path.exists(whole) else [p for p, _ in parse_mixture(whole)]
         return {os.path.realpath(p) if os.path.exists(p) else p.removeprefix('builtin:') for p in paths}
     return bool(trained_on) and bool(members(trained_on) & members(data))
 

@@ -96,7 +96,8 @@ def _validation_loss(image_features:Tensor, text_features:Tensor, image_index:Te
     shared = not len(owned) == len(caption) == len(image_index.unique()) == len(caption.unique())
     def loss(pairs):
         image, text = image_index[pairs], caption[pairs]
-        positives = torch.isin(number(image[:, None], text), owned) if shared else None
+        keys = number(image[:, None], text)
+        positives = owned[torch.searchsorted(owned, keys).clamp_(max=len(owned) - 1)] == keys if shared else None
         return LOSSES[name](image_features[image], text_features[pairs], *learned, positives=positives)
     blocks = torch.arange(len(text_features)).tensor_split(ceil(len(text_features) / block))
     with torch.no_grad(): losses = [loss(pairs) * (len(pairs) / len(text_features)) for pairs in blocks]
