@@ -131,11 +131,14 @@ def check_command(
     caption_key:str=None,   # Column of captions
     image_dir:str=None,     # Folder that the names in a table are relative to
     max_bad_fraction:float=.01, # Share of unusable images above which training would stop
+    tokenizer:str='clip',   # Tokenizer of the model: what model.text.tokenizer takes
+    max_len:int=77,         # Tokens of a caption that the model reads: model.text.max_len
     json:bool=False,        # Print JSON
 )->int:                     # 1 if training would fail
     "Report what is in a data set and what is wrong with it"
     from memory_vlm.data.check import check
-    report = check(data, split, seconds, sheet, max_bad_fraction,
+    from memory_vlm.data.tokenizer import Tokenizer
+    report = check(data, split, seconds, sheet, max_bad_fraction, Tokenizer(tokenizer, max_len),
                    image_key=image_key, caption_key=caption_key, image_dir=image_dir)
     print(dumps(report.to_dict(), indent=1) if json else report)
     if sheet and report.sheet and not json: print(f'Contact sheet: {sheet}')

@@ -18,7 +18,7 @@ from .base import Source
 from .loaders import BadSamples, draw_image_grid
 from .mixture import hash_image
 from .sources import open_source
-from .tokenizer import encode_caption
+from .tokenizer import Tokenizer, count_truncated, encode_caption
 from .transforms import AUGMENTATIONS
 from pathlib import Path
 
@@ -32,7 +32,10 @@ class DataReport:
     seconds:float = 0.       # Time of the check (seconds)
     sizes:list = field(default_factory=list)     # (width, height) of each image (pixels)
     counts:list = field(default_factory=list)    # Captions of each image
-    tokens:list = field(default_factory=list)    # Length of each caption (tokens)
+    tokens:list = field(default_factory=list)    # Length of each caption as the model reads it (tokens)
+    limit:int = 77           # Longest caption that the model reads whole (tokens)
+    cut:int = 0              # Captions that are longer
+    lost:int = 0             # Distinct captions that the cut makes equal to another
     copies:list = field(default_factory=list)    # Pairs of names of identical files
     captions:Counter = field(default_factory=Counter) # Count of each caption
     sheet:list = field(default_factory=list)     # (image uint8 (3,112,112), caption) of some images
@@ -55,7 +58,8 @@ class DataReport:
         ranges = dict(width=width, height=height, captions=self.counts, tokens=self.tokens)
         return dict(name=self.name, images=self.total, checked=self.bad.seen, seconds=self.seconds,
                     bad=dict(self.bad.reasons), bad_samples=self.bad.named, copies=self.copies,
-                    different_captions=len(self.captions), problems=self.problems,
+                    different_captions=len(self.captions), captions_cut=self.cut, captions_lost=self.lost,
+                    problems=self.problems,
                     **{k: np.quantile(v, [0, .5, 1]).tolist() if len(v) else None for k, v in ranges.items()})
 
     def __str__(self):
@@ -63,9 +67,11 @@ class DataReport:
         if self.sizes:
             shape = np.array(self.sizes)
             lines += [f'pixels    {_format_span(shape[:, 0])} wide, {_format_span(shape[:, 1])} high',
-                      f'captions  {_format_span(self.counts)} per image, of {_format_span(self.tokens)} tokens'
-                      + (f'; {sum(n >= 77 for n in self.tokens):,} of them at the limit of 77' if max(self.tokens) >= 77
-                         else '')]
+                      f'captions  {_format_span(self.counts)} per image, of {_format_span(self.tokens)} tokens']
+            if self.cut:
+                equal = f', and {self.lost:,} of them become equal to another' if self.lost else ''
+                lines.append(f'cut       {self.cut:,} captions are longer than the {self.limit} tokens that the model '
+                             f'reads{equal}')
         often = self.captions.most_common(1)
         if often and often[0][1] > 1:
             lines.append(f'repeated  {self.captions.total() - len(self.captions):,} captions occur more than once, '
@@ -106,28 +112,30 @@ def check(
     seconds:float=60.,       # Time limit (seconds); the image in progress is completed
     sheet:str|Path=None,     # Output file of the contact sheet (.png); None: no file
     max_bad_fraction:float=.01, # Largest share of unusable images, 0..1
+    tokenizer:Tokenizer=Tokenizer(), # Tokenizer of the model and the longest caption that it reads
     **options,               # Options of `open_source`, such as `caption_key`
 )->DataReport:
     "Check as many images, in random order, as time allows. Raises `UserError` if the data cannot be opened."
     source = data if isinstance(data, Source) else open_source(data, split, **options)
     report = DataReport(source.name, len(source), BadSamples(source.name, len(source), max_bad_fraction),
-                        attribution=source.attribution)
+                        attribution=source.attribution, limit=tokenizer.length)
     start, seen = time.perf_counter(), {}
     for i in np.random.default_rng(0).permutation(len(source)).tolist():
-        try: _inspect_sample(source, i, report, seen)
+        try: _inspect_sample(source, i, report, seen, tokenizer)
         except UserError as e: report.bad.count(0, [(getattr(e, 'reason', 'other'), str(e))])
         report.seconds = time.perf_counter() - start
         if report.seconds > seconds: break
+    report.cut, report.lost, _ = count_truncated(report.captions.elements(), tokenizer)
     if sheet and report.sheet: report.figure().savefig(sheet, dpi=120)
     return report
 
-def _inspect_sample(source:Source, i:int, report:DataReport, seen:dict):
+def _inspect_sample(source:Source, i:int, report:DataReport, seen:dict, tokenizer:Tokenizer):
     "Add one image to a report. Raises `UserError` if it is unusable."
     captions, pixels = source.captions(i), source.pixels(i)
     report.bad.count(1, [])
     report.sizes.append(pixels.shape[1::-1])
     report.counts.append(len(captions))
-    report.tokens += [len(encode_caption(c)) for c in captions]
+    report.tokens += [len(encode_caption(c, tokenizer)) for c in captions]
     report.captions.update(captions)
     if (file := source.file(i)) is not None:
         first = seen.setdefault(hash_image(file), source.label(i))
