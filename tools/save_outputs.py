@@ -6,6 +6,7 @@ import base64
 import io
 import nbformat
 import os
+import re
 import subprocess
 import sys
 from nbclient import NotebookClient
@@ -24,7 +25,7 @@ def worth_keeping(output):
     if output.output_type == 'stream': return output.name == 'stdout' and '\r' not in output.text
     data = output.get('data', {})
     return (output.output_type == 'error' or bool(data) and WIDGET not in data
-            and 'progress' not in str(data.get('text/html', '')))
+            and not re.search('<progress|class=.progress', str(data.get('text/html', '')))) # not the bars of fastai
 
 
 def shrink(data):
