@@ -10,6 +10,7 @@ __all__ = ['COMMANDS', 'fit_task', 'fit_main', 'config_command', 'check_command'
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,8 +40,11 @@ Examples: memory_vlm fit --config-name=quickstart
           memory_vlm fit training.data.train_path=my/images training.data.val_path= model.memory.num_memory_tokens=16
 Exit status: 0 done, 1 failed, 2 configuration error, 130 or 143 stopped with a checkpoint."""
 
+_WAIT_FOR_MAIN = 30 # seconds; a launcher ends the other processes when rank 0 exits
+
 def _exit_with(error:Exception, status:int=2):
-    "Print a line on standard error and end the process."
+    "Print a line on standard error and end the process. With status 2, ranks above 0 let rank 0 report first."
+    if status == 2 and os.environ.get('RANK', '0') != '0': time.sleep(_WAIT_FOR_MAIN)
     print(error, file=sys.stderr)
     sys.exit(status)
 
@@ -81,7 +85,7 @@ def fit_main(
         with _arguments(hydra_overrides(words)):
             hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')(fit_task)()
     except HydraException as e:
-        _exit_with(explain_arguments(words, e)) if os.environ.get('RANK', '0') == '0' else sys.exit(2)
+        _exit_with(explain_arguments(words, e))
 
 # %% ../nbs/50_cli.ipynb #e2cfacb2
 def _find_keys(word:str)->list[str]:
