@@ -15,7 +15,16 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from .attention import find_clip, find_memory_vit
 from .core import UserError, pick
-from .evaluation.intervals import ALPHA, change_interval, holm, loss_p_value, ratio_values, share_interval
+from memory_vlm.evaluation.intervals import (
+    ALPHA,
+    caption_groups,
+    change_interval,
+    group_sums,
+    holm,
+    loss_p_value,
+    ratio_values,
+    share_interval,
+)
 from .evaluation.retrieval import chance_recall, hits_per_image
 from .evaluation.validation import encode, evaluation_mode
 from .interp.intervene import KINDS, MemoryStates, checked_tokens, intervene, memory_positions, record_states
@@ -29,15 +38,18 @@ _RECALLS = tuple(f'{way}/R@{k}' for way in ('i2t', 't2i') for k in (1, 5, 10))
 _DECISIVE = 'R@1' # Mean of `i2t/R@1` and `t2i/R@1`
 
 # %% ../nbs/32_ablation.ipynb #66255c92
-def _recall_values(hits:Tensor, texts:Tensor)->Tensor:
-    "Return a value per image for each recall (n, 7), the decisive mean first; see `ratio_values`."
-    queries = torch.stack([torch.ones_like(texts), texts], 1).repeat_interleave(3, 1) # (n,6)
-    values = ratio_values(hits, queries)
-    return torch.cat([values[:, [0, 3]].mean(1, keepdim=True), values], 1)
+def _recall_values(hits:Tensor, texts:Tensor, group:Tensor=None)->dict:
+    "Return a value per observation for each recall, the decisive mean first; see `ratio_values`, `caption_groups`."
+    group = torch.arange(len(hits)) if group is None else group
+    def values(columns, queries): return ratio_values(group_sums(hits[:, columns], group), group_sums(queries, group))
+    t2i = values([3, 4, 5], texts[:, None])
+    both = (values([0], torch.ones(len(hits), 1))[:, 0] + t2i[:, 0]) / 2
+    return dict(zip((_DECISIVE, *_RECALLS), (both, *hits[:, :3].double().T, *t2i.T)))
 
-def _paired_difference(values:Tensor)->Tensor:
+def _paired_difference(values:dict)->Tensor:
     "Return the mean change of each recall and the ends of its interval (3, 7); negative where the intervention hurts."
-    return torch.cat([values.mean(0, keepdim=True), change_interval(values)]).clamp(-1, 1)
+    rows = [torch.cat([v.mean(0, keepdim=True), change_interval(v)]) for v in values.values()]
+    return torch.stack(rows, 1).clamp(-1, 1)
 
 # %% ../nbs/32_ablation.ipynb #55c17eee
 _VERDICTS = {
@@ -101,13 +113,15 @@ class Ablation:
     notes:dict           # Reason why a kind does not apply, by kind
     cfg:DictConfig|None=None # Configuration of the run, if known
     p_values:dict=field(default_factory=dict) # p of a loss of R@1 by row, after Holm's correction
+    num_groups:int=None  # Groups of images that share a caption; None: as many as images
 
     @property
     def sentence(self)->str:
         "The verdict in words, with the decisive numbers."
         rows = self.changes[_DECISIVE].xs('all', level='token').iterrows()
         changes = ', '.join(f"{kind} {_points(row)}{self._mark(kind, 'all')}" for kind, row in rows)
-        score = f'{100 * self.scores[_DECISIVE]:.1f} % over {self.num_images} images'
+        groups = '' if self.num_groups in (None, self.num_images) else f' with {self.num_groups} different captions'
+        score = f'{100 * self.scores[_DECISIVE]:.1f} % over {self.num_images} images{groups}'
         return (f'{self.summary} R@1, the mean of both directions, is {score}; change in points [95 % CI], * '
                 f"significant after Holm's correction: {changes}.")
 
@@ -171,23 +185,25 @@ class Ablation:
 # %% ../nbs/32_ablation.ipynb #8be9d865
 def _corrected_p_values(values:dict)->dict:
     "Return the p-values of a loss by row, Holm-corrected over the kinds, and apart over the rows of single tokens."
-    p = {run: loss_p_value(v[:, 0]).item() for run, v in values.items()}
+    p = {run: loss_p_value(v[_DECISIVE]).item() for run, v in values.items()}
     return holm({r: x for r, x in p.items() if r[1] == 'all'}) | holm({r: x for r, x in p.items() if r[1] != 'all'})
 
-def _summarize(hits:dict, index:Tensor, notes:dict, is_all:bool=True, chance:dict=None)->Ablation:
+def _summarize(hits:dict, index:Tensor, notes:dict, is_all:bool=True, chance:dict=None,
+        captions:Tensor=None)->Ablation:
     "Compute changes, intervals and the verdict from hits."
     before, num, names = hits[None], len(hits[None]), (_DECISIVE, *_RECALLS)
-    texts = index.cpu().bincount(minlength=num)
-    values = {run: _recall_values(h - before, texts) for run, h in hits.items() if run is not None}
+    texts, group = index.cpu().bincount(minlength=num), caption_groups(index, captions)
+    values = {run: _recall_values(h - before, texts, group) for run, h in hits.items() if run is not None}
     columns = pd.MultiIndex.from_product([names, ('change', 'low', 'high')], names=['metric', None])
     changes = pd.DataFrame([_paired_difference(v).T.flatten().tolist() for v in values.values()], columns=columns,
                            index=pd.MultiIndex.from_tuples(list(values), names=['kind', 'token']))
     p_values = _corrected_p_values(values)
     hurts = {kind: p < ALPHA for (kind, token), p in p_values.items() if token == 'all'} | dict.fromkeys(notes)
-    own, chance = _recall_values(before, texts), chance or chance_recall(index, ks=(1,))
-    above_chance = share_interval(own[:, 0])[0] > (chance['i2t/R@1'] + chance['t2i/R@1']) / 2
+    own, chance = _recall_values(before, texts, group), chance or chance_recall(index, ks=(1,))
+    above_chance = share_interval(own[_DECISIVE])[0] > (chance['i2t/R@1'] + chance['t2i/R@1']) / 2
     verdict = _verdict(hurts, is_all) if above_chance else 'at chance'
-    return Ablation(dict(zip(names, own.mean(0).tolist())), changes, verdict, num, notes, p_values=p_values)
+    return Ablation({k: v.mean().item() for k, v in own.items()}, changes, verdict, num, notes, p_values=p_values,
+                    num_groups=int(group.max()) + 1)
 
 # %% ../nbs/32_ablation.ipynb #8639dd0f
 def _encode_intervened(model:nn.Module, dl, runs:list, layers:list, states:MemoryStates, seed:int=0)->dict:
@@ -256,4 +272,4 @@ def ablate(
                         'pass an evaluation loader, without shuffling or augmentation')
     hits = {run: hits_per_image(f, texts, image_index, captions=captions) for run, f in features.items()}
     chance = chance_recall(image_index, (1,), captions)
-    return replace(_summarize(hits, image_index, notes, getattr(dl, 'is_all', True), chance), cfg=loaded.cfg)
+    return replace(_summarize(hits, image_index, notes, getattr(dl, 'is_all', True), chance, captions), cfg=loaded.cfg)

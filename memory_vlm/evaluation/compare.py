@@ -31,7 +31,7 @@ from memory_vlm.evaluation.classification import (
     probe_classes,
     read_prompts,
 )
-from .intervals import change_interval, ratio_values, share_interval
+from .intervals import caption_groups, change_interval, group_sums, ratio_values, share_interval
 from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
 from .retrieval import chance_recall, retrieval_ranks
 from .validation import encode, evaluation_mode
@@ -49,36 +49,31 @@ class _Score:
     high:float              # Upper end
     chance:float|None       # Expected value of a random ranking; None: unknown
     each:Tensor             # Result of each query, 0..1 (Q,)
-    owner:Tensor            # Image of each query, int64 (Q,)
+    unit:Tensor             # Observation of each query, int64 (Q,): its image, or images that share a caption
     weight:Tensor           # Weight of each query in the mean (Q,)
 
-def _image_sums(values:Tensor, owner:Tensor)->Tensor:
-    "Return the sum of the values of each image, float64 (images,)."
-    image = owner.unique(return_inverse=True)[1]
-    return torch.zeros(int(image.max()) + 1, dtype=torch.float64).index_add_(0, image, values.double())
-
-def _make_score(each:Tensor, chance:float|None=None, owner:Tensor|None=None, weight:Tensor|None=None)->_Score:
+def _make_score(each:Tensor, chance:float|None=None, unit:Tensor|None=None, weight:Tensor|None=None)->_Score:
     "Return the mean over queries with its interval."
-    owner = torch.arange(len(each)) if owner is None else owner
+    unit = torch.arange(len(each)) if unit is None else unit.unique(return_inverse=True)[1]
     weight = torch.ones(len(each)).double() if weight is None else weight
-    hits, queries = _image_sums(each * weight, owner), _image_sums(weight, owner)
+    hits, queries = group_sums(each * weight, unit), group_sums(weight, unit)
     value, ends = (hits.sum() / queries.sum()).item(), share_interval(hits, queries).tolist()
-    return _Score(value, *ends, chance, each, owner, weight)
+    return _Score(value, *ends, chance, each, unit, weight)
 
 def _difference(a:_Score, b:_Score)->tuple: # mean, low, high
     "Return score `a` minus score `b` of the same queries, with its interval."
-    changes = _image_sums((a.each.double() - b.each.double()) * a.weight, a.owner)
-    values = ratio_values(changes, _image_sums(a.weight, a.owner))
+    changes = group_sums((a.each.double() - b.each.double()) * a.weight, a.unit)
+    values = ratio_values(changes, group_sums(a.weight, a.unit))
     return values.mean().item(), *change_interval(values).clamp(-1, 1).tolist()
 
 # %% ../../nbs/evaluation/06_compare.ipynb #66c2aa7d
 def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, captions:Tensor=None,
         ks:Sequence[int]=(1, 5, 10))->dict[str, _Score]:
     "Return recall in both directions."
-    chance, owners = chance_recall(owner, ks, captions), dict(i2t=None, t2i=owner)
-    ranks = dict(zip(owners, retrieval_ranks(images, texts, owner, captions=captions)))
-    def score(way, k): return _make_score(ranks[way] < k, chance[f'{way}/R@{k}'], owners[way])
-    return {f'{way}/R@{k}': score(way, k) for way in owners for k in ks}
+    chance, units = chance_recall(owner, ks, captions), dict(i2t=None, t2i=caption_groups(owner, captions)[owner])
+    ranks = dict(zip(units, retrieval_ranks(images, texts, owner, captions=captions)))
+    def score(way, k): return _make_score(ranks[way] < k, chance[f'{way}/R@{k}'], units[way])
+    return {f'{way}/R@{k}': score(way, k) for way in units for k in ks}
 
 def _zero_shot_scores(model:EvalModel, prompts:Prompts, images:Tensor, labels:Tensor)->dict[str, _Score]:
     "Return the share of images for which a right class ranks among the first."
@@ -148,9 +143,10 @@ class Comparison:
             chance = next((s[k].chance for s in self.scores.values() if k in s), None)
             rows.append([k, *(cell(n, k) for n in names), '' if chance is None else f'{chance:.1%}'])
         about = {k: v for k, v in self.about.items() if k != 'versions'}
-        facts = ', '.join(f'{v:,} {k}' if isinstance(v, int) else str(v) for k, v in about.items())
+        facts = ', '.join(f"{v:,} {k.replace('_', ' ')}" if isinstance(v, int) else str(v) for k, v in about.items())
+        over = 'images, of t2i over caption groups' if 'caption_groups' in about else 'images'
         table = '\n'.join(f"| {' | '.join(r)} |" for r in rows)
-        return f'{self.data}: {facts}. In parentheses: 95 % CI over images.\n\n{table}'
+        return f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.\n\n{table}'
     _repr_markdown_ = __repr__ = __str__
 
     def save(
@@ -269,9 +265,11 @@ def eval_models(
         one.model.to(device)
         found[one.name], *counts = _score_model(one, source, prompts, train_images, how)
         one.model.cpu() # free memory for the next
+    groups = {k: int(s[k].unit.max()) + 1 for s in found.values() for k in ('t2i/R@1',) if k in s}
+    shared = {} if groups.get('t2i/R@1', counts[0]) == counts[0] else dict(caption_groups=groups['t2i/R@1'])
     versions = {p: version(p) for p in ('torch', 'timm', 'open_clip_torch')}
-    about = dict(images=counts[0], texts=counts[1], date=str(date.today()), machine=f'{device}, {platform.machine()}',
-                 versions=versions)
+    about = dict(images=counts[0], texts=counts[1], **shared, date=str(date.today()),
+                 machine=f'{device}, {platform.machine()}', versions=versions)
     if seen:
         which = ', '.join(seen)
         about['seen'] = f'{which} was trained on this data: `memory_vlm report` evaluates the held-out part'
