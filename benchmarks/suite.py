@@ -60,7 +60,7 @@ PARTS = [
 def read(path):
     "Return the rows of a CSV (none if the file is missing)."
     if not path.exists(): return []
-    with path.open(newline='') as f: return list(csv.DictReader(f))
+    with path.open(newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
 
 
 def settings_of(part, row): return tuple(str(row.get(k)) for k in part.settings)

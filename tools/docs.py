@@ -216,7 +216,7 @@ def benchmarks():
               'in `benchmarks/` and print their goals beside their figures. Runs that differ in length or settings '
               'are rows of one table.']
     for path in sorted((ROOT/'benchmarks/results').glob('*.csv')):
-        rows = list(csv.DictReader(path.open(newline='')))
+        rows = list(csv.DictReader(path.open(newline='', encoding='utf-8')))
         program = ROOT/re.search(r'benchmarks/\w+\.py', rows[0]['command'])[0] if 'command' in rows[0] else None
         said = ast.get_docstring(ast.parse(program.read_text(encoding='utf-8'))) if program and program.exists() else ''
         origin = [k for k in ('command', 'machine', 'date', 'torch') if k in rows[0]]
@@ -269,7 +269,7 @@ def write(folder):
                                 encoding='utf-8')
     shutil.copytree(NBS/'images', docs/'images', dirs_exist_ok=True)
     (docs/'benchmarks.md').write_text(ALONE + benchmarks(), encoding='utf-8')
-    (docs/'style.css').write_text(STYLE)
+    (docs/'style.css').write_text(STYLE, encoding='utf-8')
     site = dict(site_name='Memory-VLM', docs_dir=str(docs), use_directory_urls=False, theme=THEME,
                 nav=navigation(found),
                 markdown_extensions=EXTENSIONS, extra_css=['style.css'], plugins=['search'], hooks=[__file__],

@@ -53,7 +53,7 @@ def run(path):
                        resources=dict(metadata=dict(path=path.parent))).execute()
     else:
         done = subprocess.run([Path(sys.executable).with_name('nbdev-test'), str(path), '--save'], cwd=NBS.parent,
-                              text=True, capture_output=True,
+                              encoding='utf-8', capture_output=True,
                               env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', NETRC=os.devnull))
         if done.returncode: sys.exit(f'{path} failed:\n{done.stderr[-3000:]}')
         nbdev_clean(path) # removes a field that nbformat refuses
