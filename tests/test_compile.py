@@ -4,6 +4,7 @@ import torch
 from memory_vlm.attention import capture
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
+from memory_vlm.models.attention_hooks import EAGER
 
 SMALL = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=8',
          'training.max_steps=2', 'model.embed_dim=32', 'model.depth=1', 'model.text.embed_dim=16', 'model.text.depth=1',
@@ -33,3 +34,23 @@ def test_compiled_fit_has_same_losses():
     with torch.no_grad(), capture(learn.model.eval()) as maps: seen = learn.model.encode_image(images)
     torch.testing.assert_close(seen, learn.model.encode_image(images))
     assert torch.isfinite(maps.heatmap(layer=0, token=0)).all()
+
+
+def compiled_frames(run):
+    "Count the frames that torch compiles during `run`."
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    run()
+    return torch._dynamo.utils.counters['frames']['ok']
+
+
+@pytest.mark.slow
+def test_compiled_training_stays_compiled_beside_a_learner_that_measures_usage():
+    resets = 'model.memory.mem_reinit_steps=2' # blocks run uncompiled while usage is measured
+    frames = compiled_frames(lambda: losses('training.compile=true'))
+    assert frames > 0
+    assert compiled_frames(lambda: losses(resets)) == 0
+    assert compiled_frames(lambda: losses('training.compile=true')) == frames
+    losses('training.compile=true', resets)
+    assert compiled_frames(lambda: losses('training.compile=true')) == frames
+    assert EAGER.users == 0

@@ -156,7 +156,7 @@ class Comparison:
         "Write the table as Markdown, or all values as JSON. Raises `UserError` for another suffix."
         path = check_table_path(path)
         text = json.dumps(self.to_dict(), indent=1) if path.suffix == '.json' else str(self)
-        path.write_text(text + '\n', encoding='utf-8')
+        path.write_text(text + '\n', encoding='utf-8', errors='surrogateescape')
         return path
 
 # %% ../../nbs/evaluation/06_compare.ipynb #768d58e1

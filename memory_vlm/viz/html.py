@@ -115,7 +115,7 @@ def save_html(
     "Write a self-contained HTML page: text is escaped, `body` is inserted as it is."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page_html(title, lead, body, footer), encoding='utf-8')
+    path.write_text(_page_html(title, lead, body, footer), encoding='utf-8', errors='surrogateescape')
     return path
 
 def section(
