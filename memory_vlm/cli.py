@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'fit_task', 'fit_main', 'config_command', 'check_command', 'make_shards_command', 'eval_command',
-           'report_command', 'ablate_command', 'export_command', 'search_command', 'main']
+           'report_command', 'ablate_command', 'study_command', 'export_command', 'search_command', 'main']
 
 # %% ../nbs/50_cli.ipynb #217febf2
 import os
@@ -53,7 +53,6 @@ def fit_task(
     cfg:DictConfig, # The configuration that Hydra composed
 ):
     "Train, and exit with the status of the run. Raises `SystemExit` unless it finishes with a checkpoint."
-    warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # raised by libraries at import
     try:
         from memory_vlm.run import DivergedError, LostRankError, fit
         try: run = fit(cfg)
@@ -228,6 +227,31 @@ def _open_run(name:str):
     raise UserError(f"'{name}' belongs to no run, so its evaluation data is unknown; "
                     'give a run folder or a checkpoint of a run')
 
+# %% ../nbs/50_cli.ipynb #f3ac51d4
+def study_command(
+    source:str,             # YAML file that lists variants and seeds, or a folder with finished runs
+    folder:str=None,        # Folder of the runs; None: runs/ and the name of the file
+    baseline:str=None,      # Variant that the others are compared with; None: that of the file
+    out:str=None,           # Output file of the table, .md, .tex or .csv
+    json:bool=False,        # Print JSON
+)->int:
+    "Train variants with several seeds, or read finished runs, and compare them in a table"
+    from memory_vlm.study import collect, read_spec, save_table, study, study_table, table_suffix
+    if out: table_suffix(out) # before hours of work
+    spec = dict(baseline=None, metrics=['i2t/R@1', 't2i/R@1'])
+    if Path(source).is_dir(): runs = collect(source)
+    else:
+        spec = read_spec(source)
+        fits = (spec[k] for k in ('variants', 'seeds', 'base', 'config_name'))
+        runs = study(*fits, folder or f'runs/{Path(source).stem}')
+    table = study_table(runs, baseline or spec['baseline'], spec['metrics'])
+    note = ("Mean ± standard deviation over seeds; differences are paired by seed, with intervals and p-values "
+            "corrected for the number of comparisons (Holm's method).")
+    facts = dict(runs=runs.to_dict('records'), table=table.to_dict('index'))
+    print(dumps(facts, indent=1) if json else f'{table.to_string()}\n\n{note}')
+    if out: save_table(table, out)
+    return 0
+
 # %% ../nbs/50_cli.ipynb #1f3f046c
 def export_command(
     model:str,              # A run, a checkpoint, or a pretrained model
@@ -292,6 +316,7 @@ COMMANDS = {
     'report': _Command(report_command, 'Write the HTML report of a run, and print what its memory does',
                        'report runs/quickstart'),
     'ablate': _Command(ablate_command, 'Measure whether a model uses its memory', 'ablate runs/quickstart --json'),
+    'study': _Command(study_command, 'Compare variants over several seeds', 'study my_study.yaml --out table.md'),
     'search': _Command(search_command, 'Find images by captions',
                        'search runs/quickstart my/images "a red car" --top 5'),
     'export': _Command(export_command, 'Export a model for the hub, for open_clip, or as ONNX',

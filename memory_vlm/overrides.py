@@ -126,7 +126,8 @@ def _shortest(values:dict, config_name:str)->list[str]:
         base = {k: v for k, v in base_values('default').items() if group == 'model' and k.startswith('model.')}
         options = {name: at | base | own for name, own in _group(group).items()}
         name = min(options, key=lambda n: differs(options[n]))
-        if differs(options[name]) < differs(at) - 1: words, at = words + [f'{group}={name}'], options[name]
+        whole = all(values[k] == v for k, v in _group(group).get(name, {}).items()) # a preset replaces even one key
+        if differs(options[name]) < differs(at) - (not whole): words, at = words + [f'{group}={name}'], options[name]
     return words + [o for k, v in values.items() if v != at[k] for o in _key_overrides(k, v, at[k])]
 
 def command_words(

@@ -12,7 +12,7 @@ import platform
 import time
 import torch
 from copy import deepcopy
-from ..core import UserError
+from ..core import UserError, format_duration
 from ..data.base import Source
 from ..data.tokenizer import Tokenizer, count_truncated, text_tokenizer
 from ..distributed import max_over_ranks
@@ -95,11 +95,6 @@ def _memory_available(device:torch.device)->float:
     try: return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     except (AttributeError, ValueError, OSError): return float('inf')
 
-def _format_duration(seconds:float)->str:
-    unit, size = next(u for u in (('s', 1), ('min', 60), ('h', 3600), ('days', 86400)) if seconds < 100 * u[1]
-                      or u[0] == 'days')
-    return f'{seconds / size:.2g} {unit}'
-
 def _native_bf16()->bool:
     "Return whether this CPU has instructions for bf16."
     found = [getattr(torch.cpu, f'_is_{name}_supported', lambda: False)() for name in ('avx512_bf16', 'amx_tile')]
@@ -145,6 +140,6 @@ def preflight(
                         'fewer activations')
     summary = [f'Before the fit: {steps:,} steps in an epoch, warm-up for {warmup:.0%} of the run; '
                f'an image is read in {times[0]}, for evaluation in {times[1]}',
-               f'An epoch takes about {_format_duration(each * pairs * steps)} on {learn.dls.device}, training about '
+               f'An epoch takes about {format_duration(each * pairs * steps)} on {learn.dls.device}, training about '
                f'{needs / 1e9:.2g} GB']
     return [*summary, *(f'Look at this: {m}' for m in mistakes)]
