@@ -298,12 +298,17 @@ def named(kernels): return 'the attention kernel ' + ' and '.join(kernels)
 
 
 # Programs
-def program(command, seconds=None):
-    "Run a command; return its output. Raises RuntimeError with its last line if it fails."
+def last_words(text):
+    "Return the last line that names an error, else the last line."
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ['no output']
+    return ([line for line in lines if re.match(r'[\w.]*(Error|Exception)\b', line)] or lines)[-1][:110]
+
+
+def program(command):
+    "Run a command; return its output. Raises RuntimeError with the reason if it fails."
     done = subprocess.run([str(c) for c in command], capture_output=True, encoding='utf-8', errors='replace')
     if done.returncode == 0: return done.stdout
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    raise RuntimeError(f'status {done.returncode}: {lines[-1][:110] if lines else "no output"}')
+    raise RuntimeError(f'status {done.returncode}: {last_words(done.stdout + done.stderr)}')
 
 
 def cells(args):
@@ -326,7 +331,8 @@ def compared(name, args, *options):
         path = Path(folder)/'rows.csv'
         program([sys.executable, HERE/f'{name}.py', '--csv', path, '--device', args.device, *options])
         rows = suite.read(path)
-    for r in suite.lines(part, rows, suite.read(HERE/'results'/f'{name}.csv'), 0.15):
+    committed = [r for p in sorted((HERE/'results').glob(f'{name}*.csv')) for r in suite.read(p)] # train_step_cuda too
+    for r in suite.lines(part, rows, committed, 0.15):
         before = f'committed {r["committed"]}, {r["verdict"]}' if r['committed'] else ''
         yield row(name, f'{r["ratio"]} ({r["settings"]})', result=r['now'], verdict='info', detail=before)
 
@@ -399,8 +405,7 @@ def run_section(name, args, limit):
             process.wait()
             if isinstance(e, KeyboardInterrupt): raise
             status, failure = None, f'stopped after its {limit:.0f} s'
-        text = [line for line in log.read_text(encoding='utf-8', errors='replace').splitlines() if line.strip()]
-        if status: failure = f'status {status}: {text[-1][:110] if text else "no output"}'
+        if status: failure = f'status {status}: {last_words(log.read_text(encoding="utf-8", errors="replace"))}'
         rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
     return rows + ([row(name, 'the section', verdict='failed', detail=failure)] if failure else [])
 

@@ -83,15 +83,21 @@ def test_conclusion(errors, words):
 
 
 @pytest.mark.parametrize('end,detail', [('raise ValueError("too large")', 'status 1: ValueError: too large'),
-                                        ('time.sleep(60)', 'stopped after its 2 s')])
+                                        ('time.sleep(60)', 'stopped after its 5 s')])
 def test_rows_before_a_failure_are_kept(tmp_path, monkeypatch, end, detail):
     script = tmp_path/'section.py'
     script.write_text("import sys, time\nwith open(sys.argv[sys.argv.index('--rows') + 1], 'w') as f: f.write("
                       f"'{json.dumps(gpu_check.row('bisect', 'first'))}\\n')\n{end}\n")
     monkeypatch.setattr(gpu_check, '__file__', str(script))
-    first, failure = gpu_check.run_section('bisect', ARGS, 2)
+    first, failure = gpu_check.run_section('bisect', ARGS, 5)
     assert first['setting'] == 'first' and (failure['verdict'], failure['detail']) == ('failed', detail)
     assert detail in gpu_check.show([first, failure])
+
+
+def test_reason_is_the_last_error():
+    assert gpu_check.last_words('a.b.SomeError: too large\n\nnbdev Tests Failed On The Following Notebooks:\n\tx\n') \
+        == 'a.b.SomeError: too large'
+    assert (gpu_check.last_words('one\n two\n\n'), gpu_check.last_words('')) == ('two', 'no output')
 
 
 def test_fit_restores_attention_kernels():
