@@ -18,24 +18,30 @@ from results import store
 from train_step import our_step, pairs, seconds
 
 
+def gradients(args, model, images, ids):
+    "Return the gradient of each parameter in `args.precision` (with loss scaling in fp16, as in a fit)."
+    dtype, scale = PRECISIONS[args.precision], 1024. if args.precision == 'fp16' else 1.
+    with torch.autocast(args.device, dtype, enabled=dtype is not None):
+        loss = make_loss(model.cfg.contrastive)(model(images, ids), None)
+    (loss * scale).backward()
+    if args.device == 'cuda': torch.cuda.synchronize()
+    found = {n: p.grad / scale for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def difference(found, exact, names):
+    "Return the norm of the difference of gradients over the norm of the exact ones, over these parameters."
+    def norm(grads): return torch.stack([g.norm() for g in grads]).norm()
+    return (norm([found[n] - exact[n] for n in names]) / norm([exact[n] for n in names])).item()
+
+
 def trainer(args, precision, images, ids):
-    ("Return a function that takes one step in a precision and one that returns its gradient (with loss scaling in "
-     "fp16, as in a fit).")
-    args, dtype = copy.copy(args), PRECISIONS[precision]
+    "Return a function that takes one step in a precision and one that returns its gradients."
+    args = copy.copy(args)
     args.precision = precision
     model, step = our_step(args, images, ids)
-    def gradient():
-        with torch.autocast(args.device, dtype, enabled=dtype is not None):
-            loss = make_loss(model.cfg.contrastive)(model(images, ids), None)
-        scale = 1024. if precision == 'fp16' else 1.
-        (loss * scale).backward()
-        if args.device == 'cuda': torch.cuda.synchronize()
-        towers = {name: torch.cat([p.grad.flatten() for n, p in model.named_parameters() if n.startswith(name)
-                                   and p.grad is not None]) / scale
-                  for name in ('', 'visual', 'text')} # the first is the whole
-        model.zero_grad()
-        return towers
-    return step, gradient
+    return step, lambda: gradients(args, model, images, ids)
 
 
 def main():
@@ -59,8 +65,8 @@ def main():
         found = gradient()
         passes[name] = time.perf_counter() - start
         exact = found if exact is None else exact
-        differences[name] = {tower: ((g - exact[tower]).norm() / exact[tower].norm()).item() for tower,
-                             g in found.items()}
+        differences[name] = {tower: difference(found, exact, [n for n in exact if n.startswith(tower)])
+                             for tower in ('', 'visual', 'text')} # the first is the whole
     turns = [name for name in steps if passes[name] <= 5 * passes['fp32']]
     # the first warms up
     rounds = [{name: seconds(args, steps[name]) for name in turns} for _ in range(args.rounds + 1)][1:]

@@ -33,6 +33,7 @@ from .distributed import Interrupts, broadcast_from_main, detect_lost_ranks, is_
 from .evaluation.validation import encode, evaluate
 from .loss import LOSSES
 from .memory import check_memory
+from .models.attention_hooks import WITHOUT_CUDNN_ATTENTION
 from .models.freeze import freeze
 from .models.pretrained import with_pretrained
 from .schema import schema_fields
@@ -131,7 +132,8 @@ class MemoryLearner(Learner):
         self.interrupted, self.diverged, self.fitting = False, None, True
         epochs = math.ceil(self.steps_of(n_epoch) / len(self.dls.train))
         try:
-            with Interrupts() as self.interrupts, detect_lost_ranks(): super().fit(epochs, *args, cbs=cbs, **kwargs)
+            with Interrupts() as self.interrupts, detect_lost_ranks(), WITHOUT_CUDNN_ATTENTION:
+                super().fit(epochs, *args, cbs=cbs, **kwargs)
         finally: # after an error fastai calls no event
             self.model, self.averaged, self.fitting = getattr(self.model, 'module', self.model), None, False
             for cb in self.cbs:

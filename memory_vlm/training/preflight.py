@@ -18,7 +18,7 @@ from ..data.tokenizer import Tokenizer, count_truncated, text_tokenizer
 from ..distributed import max_over_ranks
 from ..evaluation.validation import PRECISIONS
 from ..loss import LOSSES
-from ..models.attention_hooks import EAGER
+from ..models.attention_hooks import EAGER, WITHOUT_CUDNN_ATTENTION
 from ..models.cost import measure_cost
 from .optim import schedule_kwargs
 from pathlib import Path
@@ -72,7 +72,7 @@ def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
     def forward():
         images, ids = (t[:pairs].to(device) for t in batch[:2])
         with torch.autocast(device.type, dtype, enabled=dtype is not None): return loss(*model(images, ids))
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []), EAGER:
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []), EAGER, WITHOUT_CUDNN_ATTENTION:
         size = measure_cost(model, forward).activations / min(pairs, len(batch[0]))
         forward().backward() # the first pass also loads libraries and CUDA kernels
         while True:
