@@ -228,7 +228,7 @@ def find_module(
     "Find a module inside a model. Raises `UserError` if there is none."
     module = model if isinstance(model, nn.Module) else getattr(model, 'model', None)
     found = next(filter(matches, module.modules()), None) if isinstance(module, nn.Module) else None
-    if found is None: raise UserError(f'{type(model).__name__} holds no {needed}')
+    if found is None: raise UserError(f'{type(model).__name__} has no {needed}')
     return found
 
 def find_vit(

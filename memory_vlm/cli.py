@@ -92,8 +92,8 @@ def _find_keys(word:str)->list[str]:
     keys = schema_fields()
     found = [k for k in keys if k == word or k.startswith(f'{word}.')] or [k for k in keys if k.endswith(f'.{word}')]
     if found: return found
-    raise UserError(f"'{word}' is no configuration key{suggest(word, keys, limit=3)}; blocks are model, training and "
-                    f"project")
+    raise UserError(f"'{word}' is not a configuration key{suggest(word, keys, limit=3)}; "
+                    "blocks are model, training and project")
 
 def _explain_keys(cfg:DictConfig, keys:Sequence[str])->dict:
     "Return value, default, allowed values and help of each key."
@@ -114,7 +114,7 @@ def config_command(
     config_name:str='default', # Configuration to start from: default, training or quickstart
     json:bool=False,           # Print JSON
 )->int:
-    "Print the configuration that arguments give, or explain keys"
+    "Print the configuration that arguments compose, or explain keys"
     keys = [w for w in words if '=' not in w and not w.startswith('~')]
     cfg = compose([w for w in words if w not in keys], config_name=config_name)
     facts = _explain_keys(cfg, dict.fromkeys(k for w in keys for k in _find_keys(w)))
@@ -126,7 +126,7 @@ def config_command(
 
 # %% ../nbs/50_cli.ipynb #3f7a5fef
 def check_command(
-    data:str,               # A folder, a table, shards, ...: what training.data.train_path takes
+    data:str,               # A folder, a table or shards: any value of training.data.train_path
     split:str='train',      # 'train', 'valid' or 'test', where the data has splits
     seconds:float=60.,      # Time limit (seconds)
     sheet:str='contact_sheet.png', # File for a contact sheet; empty: none
@@ -134,8 +134,8 @@ def check_command(
     caption_key:str=None,   # Column of captions
     image_dir:str=None,     # Folder that the names in a table are relative to
     max_bad_fraction:float=.01, # Share of unusable images above which training would stop
-    tokenizer:str='clip',   # Tokenizer of the model: what model.text.tokenizer takes
-    max_len:int=77,         # Tokens of a caption that the model reads: model.text.max_len
+    tokenizer:str='clip',   # Tokenizer of the model: any value of model.text.tokenizer
+    max_len:int=77,         # Longest caption that the model reads (tokens), as model.text.max_len
     json:bool=False,        # Print JSON
 )->int:                     # 1 if training would fail
     "Report what is in a data set and what is wrong with it"
@@ -167,10 +167,10 @@ def make_shards_command(
 
 # %% ../nbs/50_cli.ipynb #a262ae28
 def eval_command(
-    models:Annotated[str, dict(nargs='+')], # Runs, checkpoints, names of open_clip such as ViT-B-32/TAG
+    models:Annotated[str, dict(nargs='+')], # Runs, checkpoints, or open_clip names such as ViT-B-32/TAG
     data:Annotated[str, dict(opt=False)],   # Images with captions, or a folder of images for each class
     classes:str=None,       # YAML file of classes and templates, or 'imagenet', for folders of images per class
-    train:str=None,         # Folders of images per class, for k-NN and a linear probe
+    train:str=None,         # Training images for k-NN and a linear probe: one folder per class
     split:str='valid',      # 'valid', 'test' or 'train', where the data has splits
     image_key:str=None,     # Column of images in a table
     caption_key:str=None,   # Column of captions
@@ -209,7 +209,7 @@ def report_command(
 
 def ablate_command(
     model:str,                # A run, or a checkpoint of one
-    leave_one_out:bool=False, # Also ablate each token alone: takes as many times longer as there are tokens
+    leave_one_out:bool=False, # Also ablate each token alone; the time is multiplied by the number of tokens
     seed:int=0,               # Seed of interventions and intervals
     json:bool=False,          # Print JSON
 )->int:
@@ -224,7 +224,7 @@ def _open_run(name:str):
     from memory_vlm.training.run_dir import open_trained
     loaded = open_trained(name)
     if loaded.cfg is not None: return loaded
-    raise UserError(f"'{name}' belongs to no run, so its evaluation data is unknown; "
+    raise UserError(f"'{name}' is not part of a run, so its evaluation data is unknown; "
                     'give a run folder or a checkpoint of a run')
 
 # %% ../nbs/50_cli.ipynb #f3ac51d4
@@ -269,11 +269,11 @@ def export_command(
 # %% ../nbs/50_cli.ipynb #75b13a56
 def search_command(
     model:str,              # A run, a checkpoint, or a pretrained model such as open_clip:ViT-B-32/TAG
-    data:str,               # A folder of images, or any data that training takes
+    data:str,               # A folder of images, or any value of training.data.train_path
     captions:Annotated[str, dict(nargs='*')], # Captions to search for; none: only build the index
     top:int=10,             # Images shown per caption
-    index:str=None,         # Index file, created if missing; None: one in the cache
-    workers:int=None,       # Processes that decode images; None: one per core, at most 8
+    index:str=None,         # Index file, created if missing; by default a file in the cache folder
+    workers:int=None,       # Processes that decode images; by default one per core, at most 8
     json:bool=False,        # Print JSON
 )->int:
     "Find the images in a folder that match captions best"
@@ -347,7 +347,7 @@ def main(
     if isinstance(sys.stdout, TextIOWrapper): # file names are bytes; ASCII and the like cannot write every character
         sys.stdout.reconfigure(errors='surrogateescape' if 'utf' in sys.stdout.encoding.lower() else 'backslashreplace')
     if name in ('-h', '--help'):
-        print('memory_vlm COMMAND ... (COMMAND --help lists its options)\n',
+        print('usage: memory_vlm COMMAND ...    (memory_vlm COMMAND --help lists the options of a command)\n',
               *(f'  {n:12} {c.help}' for n, c in COMMANDS.items()),
               '\nExample: memory_vlm fit --config-name=quickstart', sep='\n')
         return 0

@@ -14,7 +14,7 @@ from functools import partial
 from .core import UserError, missing_package, pick, suggest
 from .schema import Config, schema_fields
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,20 @@ def config_dir(
     return next(d for d in (package/'configs', package.parent/'configs') if d.is_dir())
 
 # %% ../nbs/02_config.ipynb #7383d8f0
+def _groups()->list[str]:
+    "Return the groups of presets, such as 'model/memory'."
+    return sorted({p.parent.relative_to(config_dir()).as_posix() for p in config_dir().glob('*/**/*.yaml')})
+
 def _unknown_key(key:str)->str:
     "Return the message about a key that is not in the schema."
     leaves = list(schema_fields())
     same = [k for k in leaves if k.rsplit('.', 1)[-1] == key.rsplit('.', 1)[-1]]
     block = key.rsplit('.', 1)[0] + '.' if '.' in key else ''
     inside = sorted({k[len(block):].split('.')[0] for k in leaves if k.startswith(block)})
-    hint, inside = suggest(same[0] if same else key, leaves), inside or ['model', 'training', 'project']
-    return f"'{key}' is no configuration key{hint}. Keys here: {', '.join(inside)}"
+    group = next((g for g in _groups() if g.rsplit('/', 1)[-1] == key), None) # 'memory' of model/memory
+    hint = f" (did you mean '{group}'?)" if group else suggest(same[0] if same else key, leaves)
+    inside = inside or ['model', 'training', 'project']
+    return f"'{key}' is not a configuration key{hint}. Keys here: {', '.join(inside)}"
 
 _LAUNCHERS = dict(joblib='hydra-joblib-launcher', submitit_local='hydra-submitit-launcher',
                   submitit_slurm='hydra-submitit-launcher')
@@ -49,20 +55,48 @@ def _wrong_group(text:str)->str|None:
     if group == 'hydra/launcher' and name in _LAUNCHERS:
         return str(missing_package(_LAUNCHERS[name], f'sweep with hydra/launcher={name}', 'sweep'))
     names = sorted(p.stem for p in (config_dir()/group).glob('*.yaml'))
-    if not names: return f"'{group}' is no configuration group"
+    if not names: return f"'{group}' is not a configuration group; groups: {', '.join(_groups())}"
     return f"{group or '--config-name'}={name} is unknown{suggest(name, names)}. One of: {', '.join(names)}"
 
 # %% ../nbs/02_config.ipynb #49f59181
+_TYPES = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text', int|None: 'an integer or null',
+          str|None: 'text or null', list[float]: 'a list of numbers', list[str]: 'a list of texts', # of the schema
+          dict[str, Any]: 'names with values: {name: value}'}
+
+def _wrong_type(key:str, value)->str|None:
+    "Return the message about a value that does not have the type of its key."
+    fields, single = schema_fields(), re.sub(r'\[\d+\]$', '', key) # without the position in a list
+    if f := fields.get(single):
+        if f.type not in _TYPES: return None
+        if isinstance(value, dict): return f'{key} must be {_TYPES[f.type]}, not a block of keys; write {key}=VALUE'
+        words = _TYPES[f.type] if single == key else 'a ' + _TYPES[f.type].split()[-1].removesuffix('s') # of the list
+        return f'{key}={"null" if value is None else repr(value)} must be {words}'
+    inside = sorted({k[len(key) + 1:].split('.')[0] for k in fields if k.startswith(f'{key}.')})
+    if not inside: return None
+    preset = next((g for g in (key.replace('.', '/'), key.rsplit('.', 1)[-1]) if g in _groups()), None)
+    way = f'for a preset write {preset}={value}' if preset else f'its keys: {", ".join(inside)}'
+    return f"'{key}' is a block of keys and cannot be set to {value!r}; {way}"
+
+def _not_parsed(text:str, overrides:Iterable[str]=())->str:
+    "Return our message for Hydra's message about an argument that it cannot parse, or Hydra's."
+    if 'override_grammar' not in text: return text
+    for o in overrides:
+        if '=' not in o: return f"'{o}' has no value; write KEY=VALUE, such as training.epochs=3"
+    given = f"'{overrides[0]}'" if len(overrides) == 1 else 'An argument'
+    return f'{given} cannot be read; write KEY=VALUE, and quote a value with special characters: "KEY=\'VALUE\'"'
+
 def explain_error(
-    e:Exception, # Exception of Hydra or OmegaConf
-)->UserError:    # Its message is one line
+    e:Exception,                # Exception of Hydra or OmegaConf
+    overrides:Iterable[str]=(), # Overrides that were being read
+)->UserError:                   # Its message is one line
     "Return a `UserError` that explains why a configuration could not be composed."
     chain = [e]
     while chain[-1].__cause__ is not None: chain.append(chain[-1].__cause__)
     inner = next((x for x in chain if isinstance(x, OmegaConfBaseException)), None)
-    if inner is None: return UserError(_wrong_group(str(e)) or ' '.join(str(e).split()))
+    if inner is None: return UserError(_wrong_group(str(e)) or _not_parsed(' '.join(str(e).split()), overrides))
     key, text = inner.full_key or '', str(inner).splitlines()[0]
     if 'not in' in text: return UserError(_unknown_key(key))
+    if isinstance(inner, ValidationError) and (said := _wrong_type(key, inner.value)): return UserError(said)
     return UserError(f'{key}: {text}' if key else text)
 
 # %% ../nbs/02_config.ipynb #5733a16d
@@ -202,7 +236,7 @@ def _compose_unchecked(overrides:list[str], config_name:str)->DictConfig:
     try:
         with initialize_config_dir(str(config_dir().absolute()), version_base='1.3'):
             return hydra_compose(config_name, hydra_overrides(overrides))
-    except HydraException as e: raise explain_error(e) from e
+    except HydraException as e: raise explain_error(e, overrides) from e
     finally: instance.hydra = outer
 
 def _override_error(override:str, config_name:str)->str:

@@ -49,9 +49,9 @@ def _describe_run(learn:MemoryLearner)->str:
             if memory.enabled else 'no memory')
     steps, pairs, ranks = learn.steps_of(t.epochs), t.batch_size * t.accumulate_grad_batches, world_size()
     shared = '' if ranks == 1 else f' on each of {ranks} ranks'
-    short = (f'\ntraining.max_steps={t.max_steps:,} is not reached, because training.epochs={t.epochs} has {steps:,} '
-             f'steps: the run ends there; training.epochs={ceil(t.max_steps / len(learn.dls.train))} is enough'
-             if (t.max_steps or 0) > steps else '')
+    short = (f'\ntraining.epochs={t.epochs} ends the run after {steps:,} steps, before '
+             f'training.max_steps={t.max_steps:,}; to reach it, use '
+             f'training.epochs={ceil(t.max_steps / len(learn.dls.train))}' if (t.max_steps or 0) > steps else '')
     return (f'{learn.cfg.model.name}: {millions:.1f} M parameters, {kind}\n'
             f'{len(learn.dls.train.source):,} images for training, {len(learn.dls.valid.source):,} for evaluation; '
             f'{steps:,} steps of {pairs} pairs{shared} in {learn.precision} on {learn.dls.device}{short}')
@@ -153,6 +153,6 @@ def _fit_in_group(cfg:DictConfig)->Run:
         kept = f"after step {read_manifest(newest)['step']}" if newest else 'from the beginning'
         why = (f'Interrupted after {learn.train_iter} steps'
                if learn.interrupted else f'The weights of the last step, {learn.train_iter}, could not be saved')
-        print(f'{why}; training.resume=auto resumes {kept}, in {folder}')
+        print(f'{why}. To resume {kept}, fit again with training.resume=auto (run folder: {folder})')
     metrics = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     return Run(folder, learn, metrics, learn.interrupted, learn.interrupts.caught, not lost)

@@ -43,7 +43,7 @@ def test_a_model_needs_data(run, tmp_path):
     assert (share(model, tmp_path/'exported')/'config.json').exists() # an export needs none
     for call in (memory_report, ablate, AttentionExplorer):
         with pytest.raises(UserError): call(model)
-    with pytest.raises(UserError, match='belongs to no run'): as_model(model).valid_dl
+    with pytest.raises(UserError, match='is not part of a run'): as_model(model).valid_dl
     with pytest.raises(UserError, match='int is not a model'): as_model(3)
 
 

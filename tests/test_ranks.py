@@ -210,7 +210,7 @@ def test_torchrun_fits_stops_resumes_and_reports_errors_once(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert 'DataLoader worker' not in err, err
-    step = int(re.search(r'Interrupted after (\d+) steps; training.resume=auto resumes after step \1, in', out)[1])
+    step = int(re.search(r'Interrupted after (\d+) steps. To resume after step \1, fit again with training.resume=auto', out)[1])
     assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
     process = torchrun(tmp_path/'run', *words)
     wait_until(lambda: rows(tmp_path/'run') > step + 4)

@@ -236,7 +236,7 @@ def test_sigterm_saves_and_the_run_resumes(tmp_path, workers):
     status, out, err = stop_train(tmp_path/'run', signal.SIGTERM, *words)
     assert status == 143, err
     assert 'Traceback' not in err
-    step = int(re.search(r'Interrupted after (\d+) steps; training.resume=auto resumes after step \1, in', out)[1])
+    step = int(re.search(r'Interrupted after (\d+) steps. To resume after step \1, fit again with training.resume=auto', out)[1])
     assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
     status, out, err = stop_train(tmp_path/'run', signal.SIGINT, *words)
     assert status == 130 and f'resumed after step {step}' in out, err
@@ -289,8 +289,8 @@ def test_run_without_final_weights_is_not_done(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(callbacks, 'write_checkpoint', full)
     with pytest.warns(UserWarning, match='No checkpoint at step 3'): run = fit_run(tmp_path/'run')
     assert not run.saved and not (run.folder/'DONE').exists()
-    assert (f'The weights of the last step, 3, could not be saved; training.resume=auto resumes after step 2, in '
-            f'{run.folder}') in capsys.readouterr().out
+    assert (f'The weights of the last step, 3, could not be saved. To resume after step 2, fit again with '
+            f'training.resume=auto (run folder: {run.folder})') in capsys.readouterr().out
     with mock.patch('memory_vlm.run.fit', lambda cfg: run), pytest.raises(SystemExit) as end: fit_task(run.learn.cfg)
     assert end.value.code == 1
     monkeypatch.undo()
@@ -302,7 +302,7 @@ def test_run_without_final_weights_is_not_done(tmp_path, monkeypatch, capsys):
 def test_resume_reads_the_checkpoint_from_disk(tmp_path, capsys):
     words = ['training.max_steps=5', 'training.checkpoint.save_top_k=1', 'training.checkpoint.save_last=false']
     run = fit_run(tmp_path/'run', *words, stop=3) # evaluated after 2
-    assert 'Interrupted after 3 steps; training.resume=auto resumes after step 2' in capsys.readouterr().out
+    assert 'Interrupted after 3 steps. To resume after step 2' in capsys.readouterr().out
     assert [read_manifest(p)['step'] for p in list_checkpoints(run.folder/'checkpoints')] == [2]
 
 

@@ -20,7 +20,7 @@ def train(*args, **kwargs):
 
 MISTAKES = {
     'training.epoch=3': "did you mean 'training.epochs'?",
-    'training.epochs=many': "training.epochs: Value 'many' of type 'str' could not be converted to Integer",
+    'training.epochs=many': "training.epochs='many' must be an integer",
     'model.memory.mem_alpha=2': 'model.memory.mem_alpha=2.0 must be at most 1',
     'model.num_heads=7': 'model.embed_dim=512 is not a multiple of model.num_heads=7',
     'model.image_size=225': 'model.image_size=225 is not a multiple of model.patch_size=16',

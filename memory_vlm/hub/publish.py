@@ -74,11 +74,11 @@ def share(
     private:bool=False,   # Whether `repo` is private
     look:bool=True,       # Whether the card has a section on memory, which needs the validation data
 )->Path:                  # `folder`
-    "Export a model with a model card. Raises `UserError` if the model cannot be opened or `folder` is in use."
+    "Export a model with a model card. Raises `UserError` if the model cannot be opened or `folder` is not empty."
     write, folder = pick(_TARGETS, to, 'export: to'), Path(folder)
     if private and not repo: raise UserError('private is for a repository on the hub: give repo=OWNER/NAME too')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"'{folder}' is in use; give a new folder")
+        raise UserError(f"'{folder}' is not empty; give a new or an empty folder")
     loaded = as_model(name)
     with_card = to in ('hub', 'open_clip')
     facts = _card_facts(loaded, folder, look) if with_card else {}

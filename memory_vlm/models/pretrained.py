@@ -110,9 +110,9 @@ def hub_errors(
     except (RepositoryNotFoundError, HFValidationError) as e:
         raise UserError(f"{name}: the hub has no repository {where}, or it requires a login. {local}") from e
     except (OSError, HTTPError, RuntimeError) as e:
-        raise UserError(f"{name} is not in {hub_cache_dir()} and could not be fetched from {where} "
-                        f"({type(e).__name__}): "
-                        f"check the network connection. {local}") from e
+        missing = 'is not in' if ':' in name else 'is neither a local path nor in'
+        raise UserError(f"{name} {missing} {hub_cache_dir()}, and could not be fetched from {where} "
+                        f"({type(e).__name__}); check the name and the network connection. {local}") from e
 
 def _fetch_file(place:str, *names:str)->Path|None:
     "Return the first of several files that a folder or a repository has."

@@ -108,7 +108,7 @@ def read_state(
     path = Path(folder)/'state.pt'
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"'{folder}' holds no training state: there is no state.pt in it") from None
+        raise UserError(f"'{folder}' has no training state: state.pt is missing") from None
     except pickle.UnpicklingError:
         raise UserError(f"'{path}' holds more than tensors, numbers and text, so memory_vlm did not write it; it was "
                         f"not loaded, because that could run code hidden in it") from None
@@ -171,13 +171,14 @@ def load_training_state(
 )->dict:         # Its state
     "Load a training state. Raises `UserError` if it is missing or belongs to other data or another number of ranks."
     state, batches = read_state(folder), len(learn.dls.train)
-    if 'batches' not in state: raise UserError(f"'{folder}' holds no position in a fit, so no fit can resume from it")
+    if 'batches' not in state:
+        raise UserError(f"'{folder}' has model weights but no position in a fit, so a fit cannot resume from it")
     if (were := len(state['ranks'])) != world_size():
         raise UserError(f"'{folder}' was written by {were} process(es), and this run has {world_size()}; resume it "
                         f"with as many: "
                         f'torchrun --nproc_per_node={were} train.py ...')
     if state['batches'] == batches: return state
-    raise UserError(f"'{folder}' was written with {state['batches']} batches in an epoch, and the training data now "
+    raise UserError(f"'{folder}' was written with {state['batches']} batches per epoch, but the training data now "
                     f"gives {batches}; resume it with the same data")
 
 def restore_training_state(

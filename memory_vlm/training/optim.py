@@ -30,7 +30,7 @@ def optimizer_kwargs(
     defaults = default_value(schema_fields()['training.optimizer_kwargs'])
     mine = {k: v for k, v in kwargs.items() if 'adam' in name or v != defaults.get(k)}
     allowed = ', '.join(p for p in known if p not in ('params', 'lr', 'weight_decay'))
-    unknown = [f"training.optimizer_kwargs.{k} is no argument of {name}{suggest(k, known)}. Known: {allowed}"
+    unknown = [f"training.optimizer_kwargs.{k} is not an argument of {name}{suggest(k, known)}. Known: {allowed}"
                for k in mine if k not in known]
     if unknown: raise UserError('\n'.join(unknown))
     return (dict(fused=True) if 'fused' in known else {}) | mine
@@ -107,15 +107,15 @@ class ScaledOptimizer(OptimWrapper):
     def freeze(self):
         "Freeze all layers but the last. Raises `UserError` if there is only one."
         if len(self.layers) > 1: return super().freeze()
-        raise UserError(f"freeze needs at least two layers that train, and here only '{next(iter(self.layers))}' does; "
+        raise UserError(f"freeze needs at least two trained layers, and only '{next(iter(self.layers))}' is trained; "
                         f"training.freeze froze the others")
 
     def load_state_dict(self, state:dict):
         "Load a state, also one that was saved without layers. Raises `UserError` if it is of other parameters."
         held, mine = (sum(len(g['params']) for g in gs) for gs in (state['param_groups'], self.opt.param_groups))
         if held != mine:
-            raise UserError(f'This optimizer state is of {held} parameters, and {mine} train here; use the '
-                            f'training.freeze and the memory that it was saved with')
+            raise UserError(f'This optimizer state is of {held} parameters, but {mine} are trained here; use the '
+                            f'training.freeze and the model.memory that it was saved with')
         self.opt.load_state_dict(state if 'layer' in state['param_groups'][0] else self._with_layers(state))
 
     def _with_layers(self, state:dict)->dict:
@@ -180,7 +180,8 @@ def make_schedule(
     if warmup_epochs < 0 or min_lr < 0: raise UserError(f'{warmup_epochs=} and {min_lr=} must be at least 0')
     longest = epochs / 3
     if warmup_epochs > longest:
-        notice(f'Warm-up of {warmup_epochs:g} epochs is over a third of {epochs:.3g}: cut to {longest:.3g}')
+        notice(f'A warm-up of {warmup_epochs:g} epochs is more than a third of {epochs:.3g} epochs; '
+               f'shortened to {longest:.3g}')
     return schedule(lr, min(warmup_epochs, longest) / epochs, min_lr)
 
 # %% ../../nbs/training/01_optim.ipynb #6e73041c

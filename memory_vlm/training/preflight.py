@@ -134,12 +134,12 @@ def preflight(
     needs, there = _memory_needed(learn, size), _memory_available(learn.dls.device)
     pairs = t.batch_size * t.accumulate_grad_batches
     if needs > there:
-        mistakes.append(f'training.batch_size={t.batch_size} takes about {needs / 1e9:.2g} GB, and {learn.dls.device} '
-                        f'has {there / 1e9:.2g}; '
+        mistakes.append(f'training.batch_size={t.batch_size} needs about {needs / 1e9:.2g} GB, but {learn.dls.device} '
+                        f'has {there / 1e9:.2g} GB; '
                         'training.accumulate_grad_batches splits the batch, and training.grad_checkpointing stores '
                         'fewer activations')
-    summary = [f'Before the fit: {steps:,} steps in an epoch, warm-up for {warmup:.0%} of the run; '
-               f'an image is read in {times[0]}, for evaluation in {times[1]}',
-               f'An epoch takes about {format_duration(each * pairs * steps)} on {learn.dls.device}, training about '
-               f'{needs / 1e9:.2g} GB']
+    summary = [f'Before the fit: {steps:,} steps per epoch, warm-up for {warmup:.0%} of the run; '
+               f'reading an image takes {times[0]} for training, {times[1]} for evaluation',
+               f'An epoch takes about {format_duration(each * pairs * steps)} on {learn.dls.device}; training needs '
+               f'about {needs / 1e9:.2g} GB']
     return [*summary, *(f'Look at this: {m}' for m in mistakes)]

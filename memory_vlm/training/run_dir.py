@@ -203,7 +203,7 @@ class LoadedModel:
          "missing.")
         if self.loader is not None: return self.loader
         if self.cfg is not None: return _make_valid_dl(self.cfg)
-        raise UserError(f"{self.place or 'This model'} belongs to no run, so its evaluation data is unknown: pass "
+        raise UserError(f"{self.place or 'This model'} is not part of a run, so its evaluation data is unknown; pass "
                         f"data too")
 
 def _make_valid_dl(cfg:DictConfig)->PairLoader:
@@ -234,6 +234,10 @@ def find_run(
     above = path.absolute().parents[:2] if of_run else ()
     return next((p for p in (path, *above) if (p/'config.yaml').exists()), None)
 
+def _is_run_path(name:str)->bool:
+    "Return whether a name can only be a local path: repositories of the hub are OWNER/NAME, and runs are in runs/."
+    return ':' not in name and (Path(name).is_absolute() or name.startswith(('.', '~', 'runs/')) or name.count('/') > 1)
+
 def best_checkpoint(
     run:Path,       # A run folder
     cfg:DictConfig, # Its configuration
@@ -255,6 +259,8 @@ def open_trained(
     if run is None and '/' in str(name) and Path(name).parent.is_dir(): # a typo: do not ask the hub
         if near := suggest(Path(name).name, [p.name for p in Path(name).parent.iterdir()], limit=3):
             raise UserError(f"'{name}' does not exist{near}")
+    if run is None and _is_run_path(str(name)):
+        raise UserError(f"'{name}' does not exist; give a run folder, or a checkpoint of a run")
     if run is None:
         with hub_errors(str(name), str(name)): return alone()
     try: cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
