@@ -240,6 +240,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'memory_vlm.data.base._decode_jpeg': ('data/base.html#_decode_jpeg', 'memory_vlm/data/base.py'),
                                       'memory_vlm.data.base._error_reason': ('data/base.html#_error_reason', 'memory_vlm/data/base.py'),
                                       'memory_vlm.data.base._file_size': ('data/base.html#_file_size', 'memory_vlm/data/base.py'),
+                                      'memory_vlm.data.base._orientation': ('data/base.html#_orientation', 'memory_vlm/data/base.py'),
                                       'memory_vlm.data.base._read_pixels': ('data/base.html#_read_pixels', 'memory_vlm/data/base.py'),
                                       'memory_vlm.data.base._to_rgb': ('data/base.html#_to_rgb', 'memory_vlm/data/base.py'),
                                       'memory_vlm.data.base.clean_captions': ('data/base.html#clean_captions', 'memory_vlm/data/base.py'),
