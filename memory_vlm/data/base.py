@@ -219,7 +219,12 @@ class FileSource(Source):
 
     def pixels_for(self, i, side)->np.ndarray:
         "Return image `i`; a large JPEG at a half to an eighth of its size if that is enough for `side`."
-        def decode(): return _read_pixels(self.images[i], self.label(i), side)
+        def decode():
+            try: data = self.images[i]
+            except (OSError, pa.ArrowException) as e: # the file that holds the images is gone or damaged
+                reason = _error_reason(e)
+                raise BadSample(f"{self.label(i)} cannot be read ({reason}): {' '.join(str(e).split())}", reason) from e
+            return _read_pixels(data, self.label(i), side)
         if side is None or self._cache is None: return decode()
         cache, position = self._cache
         return cache.pixels(position + 8*_ENTRY_LENGTH*int(i), side, decode)
