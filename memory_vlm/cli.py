@@ -308,7 +308,7 @@ COMMANDS = {
     'fit': _Command(fit_main, 'Train a model', 'fit --config-name=quickstart', 2),
     'config': _Command(config_command, 'Print a configuration, or explain keys',
                        'config --config-name=quickstart training.epochs=3', 2),
-    'check': _Command(check_command, 'Report what is in a data set and what is wrong with it', 'check my/images'),
+    'check': _Command(check_command, 'Report what is in a data set and what is wrong with it', 'check my/images', 2),
     'make-shards': _Command(make_shards_command, 'Write images and captions into webdataset shards',
                             'make-shards my/images my/shards'),
     'eval': _Command(eval_command, 'Evaluate models on the same data, side by side',

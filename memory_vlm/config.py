@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import isfinite
 from .core import UserError, missing_package, pick, suggest
 from .schema import Config, schema_fields
 from omegaconf import DictConfig, OmegaConf
@@ -113,6 +114,7 @@ def check_range(
               (m.get('above'), lambda v, b: v > b, 'above')]
     for bound, holds, words in bounds:
         if bound is not None and not holds(value, bound): raise UserError(f'{key}={value} must be {words} {bound}')
+    if isinstance(value, float) and not isfinite(value): raise UserError(f'{key}={value} must be a finite number')
 
 # %% ../nbs/02_config.ipynb #be526fb2
 def _check_divisible(cfg:DictConfig, whole:str, part:str):

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from ..core import UserError
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
 # %% ../../nbs/data/01_base.ipynb #9b4513cd
@@ -131,21 +131,34 @@ def _read_pixels(data:str|Path|bytes, label:str=None, side:int=None)->np.ndarray
         content = data if isinstance(data, bytes) else Path(data).read_bytes()
         with Image.open(io.BytesIO(content)) as image: # reads only the header
             least = int(side*_DECODE_MARGIN) if side else math.inf
-            if image.format == 'JPEG' and min(image.size) < 2*least and (pixels := _decode_jpeg(content)) is not None:
-                return pixels
+            if image.format == 'JPEG' and min(image.size) < 2*least:
+                pixels = _decode_jpeg(content, _orientation(image))
+                if pixels is not None: return pixels
             if side: image.draft(None, (least, least))
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_to_rgb(image))
+            image.load()
+            method = _TRANSPOSE.get(_orientation(image)) # after `load`, which turns a TIFF upright
+            return np.asarray(_to_rgb(image if method is None else image.transpose(method)))
     except Exception as e:
         reason = 'empty file' if content == b'' else _error_reason(e)
         detail = '' if isinstance(e, UnidentifiedImageError) else f': {e}' # that error contains a memory address
         raise BadSample(f'{label or data} cannot be read as an image ({reason}){detail}', reason) from e
 
-def _decode_jpeg(data): # Return upright pixels equal to Pillow's; None: Pillow reports the error
-    try:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB,
-                           apply_exif_orientation=True).permute(1, 2, 0).numpy()
+# Orientation in EXIF to the operation that turns the image upright, as in `ImageOps.exif_transpose`
+_TRANSPOSE = dict(enumerate((Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180,
+                             Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270,
+                             Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90), 2))
+
+def _orientation(image): # Return the orientation in EXIF or else in XMP, 1..8; 1 if they are damaged
+    if image.format == 'JPEG' and not image.info.keys() & {'exif', 'xmp'}: return 1
+    try: return orientation if (orientation := image.getexif().get(0x112)) in _TRANSPOSE else 1
+    except Exception: return 1 # any, from a parser of damaged bytes
+
+def _decode_jpeg(data, orientation): # Return upright pixels equal to Pillow's; None: Pillow reports the error
+    try: planes = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB) # (3,H,W)
     except RuntimeError: return None
+    if orientation > 4: planes = planes.transpose(1, 2)
+    axes = [a for a, turned in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in turned]
+    return (planes.flip(axes) if axes else planes).permute(1, 2, 0).numpy()
 
 def _file_size(path): # Return the size of a file (bytes); -1: missing
     try: return os.path.getsize(path)
@@ -206,7 +219,12 @@ class FileSource(Source):
 
     def pixels_for(self, i, side)->np.ndarray:
         "Return image `i`; a large JPEG at a half to an eighth of its size if that is enough for `side`."
-        def decode(): return _read_pixels(self.images[i], self.label(i), side)
+        def decode():
+            try: data = self.images[i]
+            except (OSError, pa.ArrowException) as e: # the file that holds the images is gone or damaged
+                reason = _error_reason(e)
+                raise BadSample(f"{self.label(i)} cannot be read ({reason}): {' '.join(str(e).split())}", reason) from e
+            return _read_pixels(data, self.label(i), side)
         if side is None or self._cache is None: return decode()
         cache, position = self._cache
         return cache.pixels(position + 8*_ENTRY_LENGTH*int(i), side, decode)

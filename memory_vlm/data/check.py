@@ -18,6 +18,7 @@ from .base import Source
 from .loaders import BadSamples, draw_image_grid
 from .mixture import hash_image
 from .sources import open_source
+from .tables import TableSource, count_lines
 from .tokenizer import Tokenizer, count_truncated, encode_caption
 from .transforms import AUGMENTATIONS
 from pathlib import Path
@@ -40,6 +41,8 @@ class DataReport:
     captions:Counter = field(default_factory=Counter) # Count of each caption
     sheet:list = field(default_factory=list)     # (image uint8 (3,112,112), caption) of some images
     attribution:str = ''     # License text to print beside the images
+    rows:int|None = None     # Rows that were read from a text table; None: the data are no such table
+    lines:int|None = None    # Lines of that table, without blank lines and the column names
 
     @property
     def problems(self)->list[str]:
@@ -57,6 +60,7 @@ class DataReport:
         width, height = np.array(self.sizes).reshape(-1, 2).T
         ranges = dict(width=width, height=height, captions=self.counts, tokens=self.tokens)
         return dict(name=self.name, images=self.total, checked=self.bad.seen, seconds=self.seconds,
+                    rows=self.rows, lines=self.lines,
                     bad=dict(self.bad.reasons), bad_samples=self.bad.named, copies=self.copies,
                     different_captions=len(self.captions), captions_cut=self.cut, captions_lost=self.lost,
                     problems=self.problems,
@@ -64,6 +68,10 @@ class DataReport:
 
     def __str__(self):
         lines = [f'{self.name}: {self.total:,} images, {self.bad.seen:,} of them checked in {self.seconds:.1f} s']
+        if self.lines is not None:
+            apart = ('; a row has several lines if a quoted cell holds line breaks or a quote is not closed'
+                     if self.rows < self.lines else '')
+            lines.append(f'rows      {self.rows:,} rows from {self.lines:,} lines{apart}')
         if self.sizes:
             shape = np.array(self.sizes)
             lines += [f'pixels    {_format_span(shape[:, 0])} wide, {_format_span(shape[:, 1])} high',
@@ -119,6 +127,8 @@ def check(
     source = data if isinstance(data, Source) else open_source(data, split, **options)
     report = DataReport(source.name, len(source), BadSamples(source.name, len(source), max_bad_fraction),
                         attribution=source.attribution, limit=tokenizer.length)
+    if isinstance(source, TableSource) and source.num_rows is not None:
+        report.rows, report.lines = source.num_rows, count_lines(source.name)
     start, seen = time.perf_counter(), {}
     for i in np.random.default_rng(0).permutation(len(source)).tolist():
         try: _inspect_sample(source, i, report, seen, tokenizer)

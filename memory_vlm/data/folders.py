@@ -72,7 +72,7 @@ def find_pairs(
     "Match images and texts of the same name. Paths are sorted and relative to `folder`."
     pairs, alone, num_texts = [], [], 0
     for path, files in walk_files(folder):
-        texts = {os.path.splitext(f)[0] for f in files if f.endswith('.txt')}
+        texts = {os.path.splitext(f)[0] for f in files if f.endswith(('.txt', '.TXT', '.Txt'))}
         relative, used = os.path.relpath(path, folder), set()
         for f in filter(is_image, files):
             stem = os.path.splitext(f)[0]
@@ -94,6 +94,9 @@ class FolderSource(FileSource):
         self.name = str(path)
         pairs, alone, texts = matched or find_pairs(path)
         if not pairs:
+            if tars := sorted(Path(path).glob('*.tar')):
+                raise UserError(f"{key}='{path}' holds {len(tars)} tar files; to read them as shards give "
+                                f"'{path}/*.tar'")
             raise UserError(f"{key}='{path}' holds no pair: {len(alone)} images ({', '.join(IMAGE_SUFFIXES)}) and "
                             f'{texts} texts, none of the same name; a pair is dog.jpg with its captions in dog.txt')
         unmatched = [(len(alone), 'images without a text'), (texts, 'texts without an image')]
@@ -103,7 +106,8 @@ class FolderSource(FileSource):
 
     def captions(self, i)->list[str]:
         "Return the lines of the text of image `i`, without empty lines and translations."
-        path = os.path.splitext(self.images[i])[0] + '.txt'
+        stem = os.path.splitext(self.images[i])[0]
+        path = next((p for s in ('.txt', '.TXT', '.Txt') if os.path.exists(p := stem + s)), f'{stem}.txt')
         try: data = Path(path).read_bytes()
         except OSError as e: raise BadSample(f'{path} cannot be read as text: {e}', 'text that cannot be read') from e
         return clean_captions([l for l in text_lines(decode_text(data, path)) if not _TRANSLATION.match(l)], path)

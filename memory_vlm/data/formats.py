@@ -11,7 +11,10 @@ import json
 import os
 import pyarrow as pa
 import re
+import warnings
 from ..core import UserError
+from .base import text_lines
+from .columns import json_captions
 from memory_vlm.data.tables import (
     SPLITS,
     TableSource,
@@ -21,6 +24,7 @@ from memory_vlm.data.tables import (
     make_table_source,
     part_of,
     read_cell,
+    read_text,
     split_rows,
 )
 from pathlib import Path
@@ -34,6 +38,11 @@ def _coco_rows(data:dict)->tuple:
             raise UserError('holds annotations without captions: COCO has its captions in captions_train2017.json and '
                             'captions_val2017.json')
         captions.setdefault(a['image_id'], []).append(a['caption'])
+    ids = {p['id'] for p in data['images']}
+    if captions and ids.isdisjoint(captions):
+        raise UserError(f'holds no caption of its images: their id is such as {json.dumps(next(iter(ids), None))}, the '
+                        f'image_id of captions such as {json.dumps(next(iter(captions)))}')
+    if lost := len(captions.keys() - ids): warnings.warn(f'{lost} images with captions are not in the list of images')
     return [p['file_name'] for p in data['images']], [captions.get(p['id'], []) for p in data['images']], None
 
 def _karpathy_rows(data)->tuple:
@@ -68,13 +77,18 @@ def open_json_annotations(
                             'JSON lines (.jsonl)')
         return _make_source(path, *read(data), split, image_dir)
     except UserError as e: raise e if str(e).startswith(path) else UserError(f'{path} {e}') from None
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f'{path} cannot be read as JSON of captions: {type(e).__name__} {e}') from e
+
+def _texts_of(name, captions): # Return captions as texts; an error names the image
+    try: return json_captions(captions)
+    except UserError as e: raise UserError(f"holds a caption of '{name}' that cannot be read: {e}") from None
 
 def _make_source(path, names, captions, parts, split, image_dir):
     rows, has_valid = split_rows(parts, split) if parts else (None, True)
-    source = make_table_source(path, pa.array(names, pa.large_string()), [pa.array(captions, pa.list_(pa.string()))],
-                               os.path.dirname(path), image_dir, rows)
+    captions = pa.array(map(_texts_of, names, captions), pa.large_list(pa.large_string()))
+    source = make_table_source(path, pa.array(names, pa.large_string()), [captions], os.path.dirname(path), image_dir,
+                               rows)
     source.has_split, source.has_valid = rows is not None, has_valid
     return source
 
@@ -105,12 +119,11 @@ def open_flickr_tokens(
 )->TableSource:
     "Open a token file of Flickr. Raises `UserError`, which names the line, for other text."
     captions = {}
-    with open(path, encoding='utf-8', errors='strict') as f:
-        for n, line in enumerate(f, 1):
-            match = _TOKEN_LINE.match(line.rstrip('\n'))
-            if match: captions.setdefault(match[1], []).append(match[2])
-            elif line.strip():
-                raise UserError(f"{path}, line {n} must be name.jpg#0, a tab and a caption: '{line.strip()[:80]}'")
+    for n, line in enumerate(text_lines(read_text(path).decode()), 1):
+        match = _TOKEN_LINE.fullmatch(line)
+        if match: captions.setdefault(match[1], []).append(match[2])
+        elif line.strip():
+            raise UserError(f"{path}, line {n} must be name.jpg#0, a tab and a caption: '{line.strip()[:80]}'")
     parts = _flickr_splits(os.path.dirname(path))
     parts = [parts.get(n) for n in captions] if parts else None
     return _make_source(path, list(captions), list(captions.values()), parts, split, image_dir)
@@ -119,9 +132,13 @@ def open_flickr_tokens(
 def _read_arrow(files:list[str])->pa.Table:
     "Return the table of several Arrow files."
     def open_file(path):
-        source = pa.memory_map(path)
-        try: return pa.ipc.open_stream(source).read_all()
-        except pa.ArrowInvalid: return pa.ipc.open_file(source).read_all()
+        try:
+            source = pa.memory_map(path)
+            try: return pa.ipc.open_stream(source).read_all()
+            except pa.ArrowInvalid: return pa.ipc.open_file(source).read_all()
+        except (pa.ArrowException, OSError) as e:
+            problem = ' '.join(str(e).split()).rstrip('.')
+            raise UserError(f'{path} cannot be read as Arrow: {problem}; write it again') from e
     return pa.concat_tables([open_file(f) for f in files])
 
 class _ArrowBytes:
@@ -155,8 +172,11 @@ def open_saved_dataset(
             raise UserError(f"{path} has no part called {' or '.join(SPLITS[split])}; its parts: {', '.join(parts)}. "
                             f"To open one of them, give its folder, such as {os.path.join(path, parts[0])}")
         path = os.path.join(path, part)
-    state = json.loads(Path(path, 'state.json').read_text(encoding='utf-8'))
-    files = [os.path.join(path, d['filename']) for d in state['_data_files']]
+    try:
+        state = json.loads(Path(path, 'state.json').read_text(encoding='utf-8'))
+        files = [os.path.join(path, d['filename']) for d in state['_data_files']]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{os.path.join(path, 'state.json')} does not list Arrow files; save the data set again") from e
     table = _read_arrow(files)
     image, = choose_columns(table.column_names, 'image', image_key, path)[:1]
     captions = [table[c] for c in choose_columns(table.column_names, 'caption', caption_key, path)]

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from ..core import UserError, require
 from .base import IMAGE_SUFFIXES, BadSample, FileSource, Source, clean_captions, decode_text, text_lines
+from .columns import json_captions
 from .folders import is_hidden
 from .scenes import scenes_cache_dir
 from .tables import COLUMN_NAMES
@@ -50,14 +51,25 @@ def _tar_files(path:str)->Iterator[tuple]:
                 long = None
         yield None, at, 0
 
+_MISSING = 0, 0 # Place of a file that a sample lacks
+
+def _match_files(files:dict)->list:
+    "Return the places of (image, text, JSON) of each sample among files of one key, by inner name and suffix."
+    def places(by_suffix):
+        image = next((by_suffix[s] for s in by_suffix if s in IMAGE_SUFFIXES), None)
+        return image, by_suffix.get('.txt'), by_suffix.get('.json')
+    found = [places(files[inner]) for inner in sorted(files, key=len)] # 1.jpg before 1.mask.jpg
+    pairs = [(image, text, fields) for image, text, fields in found if image and (text or fields)]
+    if len(pairs) > 1 or not found: return pairs
+    return [[next(filter(None, place), None) for place in zip(*found)]]
+
 def _index_shard(path:str)->tuple:
-    "Return the offsets and sizes of the images and texts of a shard, and the problems found."
+    "Return the places of the image, text and JSON of each sample of a shard, and the problems found."
     samples, problems, now, key = [], [], {}, None
     def close():
-        texts = [now[s] for s in ('.txt', '.json') if s in now]
-        image = next((now[s] for s in now if s in IMAGE_SUFFIXES), None)
-        if image and texts: samples.append((*image, *(texts[0] if '.txt' in now else (-texts[0][0], texts[0][1]))))
-        elif now: problems.append('no image' if texts else 'image without text' if image else 'no pair')
+        for image, text, fields in _match_files(now):
+            if image and (text or fields): samples.append((*image, *(text or _MISSING), *(fields or _MISSING)))
+            else: problems.append('no image' if text or fields else 'image without text' if image else 'no pair')
     for name, offset, size in _tar_files(path):
         if name is None:
             problems.append('shard cut short')
@@ -68,14 +80,17 @@ def _index_shard(path:str)->tuple:
         if (folder, stem) != key:
             close()
             now, key = {}, (folder, stem)
-        suffix = os.path.splitext('x.' + suffix.lower())[1]
-        if suffix in now: problems.append('two files of the same name')
-        else: now[suffix] = offset, size
+        inner, suffix = os.path.splitext('x.' + suffix.lower())
+        files = now.setdefault(inner, {})
+        if suffix in files: problems.append('two files of the same name')
+        elif suffix in IMAGE_SUFFIXES and files.keys() & {*IMAGE_SUFFIXES}: problems.append('second image of a sample')
+        else: files[suffix] = offset, size
     close()
-    return np.array(samples, np.int64).reshape(-1, 4), problems
+    return np.array(samples, np.int64).reshape(-1, 6), problems
+
 
 # %% ../../nbs/data/06_shards.ipynb #6fb45e23
-_INDEX_VERSION = 2 # changes with what `_index_shard` gives for a file
+_INDEX_VERSION = 3 # changes with what `_index_shard` gives for a file
 
 def _load_index(path)->tuple:
     "Return the index of a shard, from the cache if the file has not changed."
@@ -137,8 +152,12 @@ def fetch_shard(
 # %% ../../nbs/data/06_shards.ipynb #e7468f4f
 _SHUFFLE_WINDOW = 8 # Shards whose images are shuffled together
 
-def _starts_with(path, prefix):
-    with open(path, 'rb') as f: return f.read(len(prefix)) == prefix
+# First bytes of a compressed file to the program that unpacks it
+_PACKED = {b'\x1f\x8b': 'gunzip', b'BZh': 'bunzip2', b'\xfd7zXZ': 'unxz', b'\x28\xb5\x2f\xfd': 'unzstd'}
+
+def _unpacker(path)->str|None: # Return the program that unpacks a compressed file; None: it is not compressed
+    with open(path, 'rb') as f: head = f.read(5)
+    return next((program for mark, program in _PACKED.items() if head.startswith(mark)), None)
 
 class ShardSource(FileSource):
     "Pairs of images and captions in tar files."
@@ -154,10 +173,10 @@ class ShardSource(FileSource):
         if missing or not shards:
             raise UserError(f"{key}='{text}': {len(missing)} of {len(shards)} shards are missing, such as "
                             f'{missing[0] if missing else text}')
-        packed = next((s for s in self.shards if _starts_with(s, b'\x1f\x8b')), None)
+        packed = next((s for s in self.shards if _unpacker(s)), None)
         if packed:
             raise UserError(f"{key}='{text}': {packed} is compressed, so images cannot be read by position: "
-                            'gunzip it first')
+                            f'{_unpacker(packed)} it first')
         parts = [_load_index(s) for s in self.shards]
         self.index = np.concatenate([p for p, _ in parts])
         self.starts = np.cumsum([0, *(len(p) for p, _ in parts)])
@@ -179,20 +198,44 @@ class ShardSource(FileSource):
 
     def label(self, i)->str:
         "Return the shard and file name of image `i`."
-        name = self._read(i, self.index[i, 0] - 512, 100).split(b'\0')[0].decode(errors='replace')
+        try: name = self._read(i, self.index[i, 0] - 512, 100).split(b'\0')[0].decode(errors='replace')
+        except OSError: name = f'image {i}' # the shard is gone
         return f'{self.shards[int(np.searchsorted(self.starts, i, "right")) - 1]}/{name}'
 
     def captions(self, i)->list[str]:
-        "Return the captions of image `i`: lines of its text, or a field of its JSON."
-        offset, size = self.index[i, 2:]
-        text = decode_text(self._read(i, abs(offset), size), self.label(i))
-        if offset > 0: return clean_captions(text_lines(text), self.label(i))
+        """Return the captions of image `i`: each line of its text, or a field of its JSON. Several lines are one
+        caption if the JSON says so."""
+        label, has_text, has_fields = self.label(i), *self.index[i, [2, 4]]
+        try:
+            if not has_text or self.caption_key and has_fields: return clean_captions(self._field(i, label), label)
+            text = decode_text(self._read(i, *self.index[i, 2:4]), label)
+            lines = text_lines(text.strip())
+            is_one = len(lines) > 1 and has_fields and self._is_caption(i, text)
+        except OSError as e: raise BadSample(f'{label} cannot be read as text: {e}', 'text that cannot be read') from e
+        return clean_captions([text] if is_one else lines, label)
+
+    def _is_caption(self, i, text)->bool: # Return whether the JSON of an image holds its text as one caption
+        try: found = self._field(i, '')
+        except BadSample: return False
+        return len(found) == 1 and (found[0] or '').split() == text.split()
+
+    def _field(self, i, label)->list:
+        "Return the captions in the JSON of image `i`."
+        text = decode_text(self._read(i, *self.index[i, 4:]), label)
         try: fields = json.loads(text)
-        except ValueError as e:
-            raise BadSample(f'{self.label(i)}: the JSON cannot be read: {e}', 'invalid JSON') from e
+        except (ValueError, RecursionError) as e:
+            raise BadSample(f'{label}: the JSON cannot be read: {e}', 'invalid JSON') from e
+        if not isinstance(fields, dict):
+            raise BadSample(f'{label}: the JSON must be an object such as {{"caption": "a dog"}}', 'invalid JSON')
+        if not self.caption_key: fields = {k.strip().lower(): v for k, v in fields.items()}
         names = [self.caption_key] if self.caption_key else COLUMN_NAMES['caption']
-        captions = next((fields[n] for n in names if n in fields), []) if isinstance(fields, dict) else []
-        return clean_captions([captions] if isinstance(captions, str) else captions or [], self.label(i))
+        name = next((n for n in names if n in fields), None)
+        if name is None:
+            raise BadSample(f'{label}: the JSON has no field of captions with a usual name: set '
+                            f"training.data.caption_key; its fields: {', '.join(fields)}", 'no caption')
+        try: return json_captions(fields[name])
+        except UserError as e: raise BadSample(f"{label}: field '{name}' of the JSON: {e}; give another field as "
+                                            'training.data.caption_key', 'invalid JSON') from None
 
     def order(self, rng):
         "Return a random order of shards, with the images of `_SHUFFLE_WINDOW` shards shuffled together."

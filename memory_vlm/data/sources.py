@@ -130,7 +130,7 @@ _FORMATS = {
     'a built-in data set': _Format(lambda p: p.startswith('builtin:'), _open_built_in),
     'a mixture such as a*2 + b': _Format(_is_mixture, _open_mixture, (*_COLUMNS, 'templates')),
     'shards such as x-{0000..0099}.tar': _Format(
-        lambda p: re.search(r'\.(tar|tgz|tar\.gz)$', p) or is_remote(p),
+        lambda p: re.search(r'(?i)\.(tar|tgz|tar\.(gz|bz2|xz|zst))$', p) or is_remote(p),
         lambda p, o: ShardSource(p, o.caption_key, o.key), ('caption_key',)),
     'a table or captions (.csv, .tsv, .json, .jsonl, .parquet, .token, .txt)': _Format(
         lambda p: os.path.isfile(p) and os.path.splitext(p)[1].lower() in (*READERS, '.json', '.token'), _open_file,

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMN_NAMES', 'SPLITS', 'READERS', 'choose_columns', 'TableSource', 'part_of', 'split_rows', 'make_table_source',
-           'holds_bytes', 'read_cell', 'cell_sizes', 'open_table']
+           'holds_bytes', 'read_cell', 'cell_sizes', 'read_text', 'count_lines', 'open_table']
 
 # %% ../../nbs/data/03_tables.ipynb #a26e9677
-import ast
 import csv
 import json
 import numpy as np
@@ -19,6 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from ..core import UserError, suggest
 from .base import IMAGE_SUFFIXES, FileSource, PathList, clean_captions, text_lines
+from .columns import caption_column, flatten_captions, group_rows, image_names, json_captions
 from pathlib import Path
 
 # %% ../../nbs/data/03_tables.ipynb #0ce94ef5
@@ -57,41 +57,6 @@ def choose_columns(
         fail('images but URLs of images: download them first, for example with img2dataset')
     return usual or numbered or fail(f'column of {kind}s with a usual name: set training.data.{kind}_key')
 
-# %% ../../nbs/data/03_tables.ipynb #808fa76f
-def _flatten_captions(columns:list)->tuple:
-    "Return the captions of several columns, row by row, and where those of each row start."
-    parts = []
-    for c in columns:
-        c = c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c
-        if isinstance(c, pa.ChunkedArray): c = pa.concat_arrays(c.chunks)
-        first = next((v for v in c[:100].to_pylist() if v), None)
-        if isinstance(first, str) and first.startswith('["'):
-            c = pa.array([json.loads(v) if v else [] for v in c.to_pylist()])
-        if pa.types.is_list(c.type) or pa.types.is_large_list(c.type):
-            parts.append((c.flatten().cast(pa.large_string()),
-                          pc.list_value_length(c).fill_null(0).to_numpy(zero_copy_only=False)))
-        else: parts.append((c.cast(pa.large_string()), np.ones(len(c), int)))
-    counts = np.stack([n for _, n in parts], 1) # (rows, columns)
-    starts = np.concatenate([[0], counts.ravel().cumsum()])
-    if len(parts) == 1: return parts[0][0], starts
-    before = np.cumsum([0, *(len(values) for values, _ in parts)])
-    first = before[:-1] + np.cumsum(counts, 0) - counts # start of each cell in the concatenated columns
-    captions = pa.concat_arrays([values for values, _ in parts])
-    return captions.take(_concat_ranges(first.ravel(), counts.ravel())), starts[::len(parts)]
-
-def _concat_ranges(first, counts): # first [3, 10], counts [3, 2] give 3, 4, 5, 10, 11
-    return np.repeat(first - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
-
-def _group_rows(files:pa.Array, captions:pa.Array, starts:np.ndarray)->tuple:
-    "Group rows of the same image, at the position of the first."
-    index = files.dictionary_encode()
-    if len(index.dictionary) == len(files): return files, captions, starts
-    image, counts = index.indices.to_numpy(), np.diff(starts)
-    order = np.argsort(image, kind='stable')
-    per_image = np.bincount(image, counts, len(index.dictionary)).astype(np.int64)
-    captions = captions.take(_concat_ranges(starts[:-1][order], counts[order]))
-    return index.dictionary, captions, np.concatenate([[0], per_image.cumsum()])
-
 # %% ../../nbs/data/03_tables.ipynb #bc15ec9a
 _IMAGE_FOLDERS = ('images', 'Images', 'img', 'train2017', 'val2017', 'train2014', 'val2014', 'flickr30k-images',
                   'flickr30k_images', 'Flicker8k_Dataset', 'Flickr8k_Dataset')
@@ -110,6 +75,8 @@ def _find_root(files:Sequence[str], beside:str, given:str|None, table:str)->str:
 # %% ../../nbs/data/03_tables.ipynb #84f297d7
 class TableSource(FileSource):
     "Images and captions of a table."
+    num_rows = None # Rows of the file, of all its parts; None: it is not a table
+
     def __init__(self,
         name:str,                # Name in messages
         images,                  # By index a path or the bytes of an image file, with `label`
@@ -165,20 +132,33 @@ def make_table_source(
     images=None,            # By index the bytes of an image file, if there are no names
 )->TableSource:
     "Make a source of columns. Raises `UserError` if there is no row or no image is found."
-    captions, starts = _flatten_captions([c if rows is None else c.filter(pa.array(rows)) for c in columns])
+    first = int(not name.lower().endswith('.parquet')) # rows count from 1 where they are lines
+    columns = [caption_column(c, f'{name}, column of captions', first) for c in columns]
+    if files is not None:
+        files = image_names(files, f'{name}, column of images', first)
+        rows = _named_rows(files, rows, name, first)
+    chosen = None if rows is None else pa.array(rows)
+    captions, starts = flatten_captions([c if rows is None else c.filter(chosen) for c in columns])
+    if len(starts) == 1: raise UserError(f'{name} holds no row')
     if files is None:
         return TableSource(name, images if rows is None else _Rows(images, np.flatnonzero(rows)), captions, starts)
-    if isinstance(files, pa.ChunkedArray):
-        files = pa.concat_arrays(files.chunks) if files.num_chunks else pa.array([], files.type)
-    files = files.cast(pa.large_string()).fill_null('')
-    files, captions, starts = _group_rows(files if rows is None else files.filter(pa.array(rows)), captions, starts)
-    if not len(files): raise UserError(f'{name} holds no row')
+    files, captions, starts = group_rows(files if rows is None else files.filter(chosen), captions, starts)
     some = files.take(np.linspace(0, len(files) - 1, min(20, len(files))).astype(int)).to_pylist()
     if not any('/' in f for f in some) and any('\\' in f for f in some): # written on Windows
         files = pc.replace_substring(files, '\\', '/')
         some = [f.replace('\\', '/') for f in some]
     return TableSource(name, PathList(files.cast(pa.large_binary()), _find_root(some, beside, image_dir, name)),
                        captions, starts)
+
+def _named_rows(files:pa.Array, rows:np.ndarray|None, name:str, first:int)->np.ndarray|None:
+    "Return the rows to use that name an image. Raises `UserError` if over 1 % do not."
+    named = pc.match_substring_regex(files, r'\S').to_numpy(zero_copy_only=False)
+    used = np.ones(len(files), bool) if rows is None else rows
+    if not (missing := np.flatnonzero(used & ~named)).size: return rows
+    message = f'{name}: {len(missing)} of {used.sum()} rows name no image, such as row {missing[0] + first}'
+    if missing.size > used.sum()/100: raise UserError(f'{message}; fill in or delete these rows')
+    warnings.warn(f'{message}. These rows are left out')
+    return used & named
 
 class _Rows:
     "Images of some rows of a table."
@@ -192,8 +172,10 @@ class _Rows:
 def holds_bytes(
     kind:pa.DataType, # Type of a column
 )->bool:
-    "Return whether a column holds image files and not their names."
-    return pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    "Return whether a column holds image files and not only their names."
+    if pa.types.is_struct(kind): return any(f.name == 'bytes' and holds_bytes(f.type) for f in kind)
+    if pa.types.is_dictionary(kind): kind = kind.value_type
+    return bool(re.match('(large_|fixed_size_)?binary', str(kind))) # also views, which older versions do not know
 
 def read_cell(
     value,         # Content of a cell: `{bytes, path}`, or bytes
@@ -208,7 +190,7 @@ def cell_sizes(
 )->np.ndarray:             # int64 (rows), bytes; -1 for an empty cell
     "Return the sizes of the images of a column, without reading them."
     if pa.types.is_struct(cells.type): cells = pc.struct_field(cells, 'bytes')
-    return pc.binary_length(cells).fill_null(-1).to_numpy()
+    return pc.binary_length(cells.cast(pa.large_binary())).fill_null(-1).to_numpy()
 
 class _ParquetBytes:
     "Images in a column of a Parquet file. An item is the bytes of an image file."
@@ -236,15 +218,29 @@ class _ParquetBytes:
         return read_cell(self._group[1][int(i - self.starts[g])].as_py(), os.path.dirname(self.path))
 
 # %% ../../nbs/data/03_tables.ipynb #2cec689a
-def _read_text(path:str)->bytes:
+def read_text(
+    path:str, # Text file
+)->bytes:     # UTF-8
     "Read a text file; UTF-16, as spreadsheets save it, is converted. Raises `UserError` for other encodings."
     data = Path(path).read_bytes()
-    if data[:2] in (b'\xff\xfe', b'\xfe\xff'): return data.decode('utf-16').encode()
+    if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
+        try: data = data.decode('utf-16').encode()
+        except UnicodeDecodeError as e: raise UserError(f'{path} is cut short: {e.reason} in UTF-16') from None
+    if b'\0' in data[:100].split(b'\n')[0]:
+        raise UserError(f'{path} is not UTF-8; to convert it: iconv -f utf-16le -t utf8 OLD > NEW')
     try: data.decode()
     except UnicodeDecodeError as e:
         line = data[:e.start].count(b'\n') + 1
         raise UserError(f'{path}, line {line} is not UTF-8; to convert it: iconv -f latin1 -t utf8 OLD > NEW') from None
     return data.removeprefix(b'\xef\xbb\xbf')
+
+def count_lines(
+    path:str, # File with a suffix in `READERS`
+)->int|None:  # None: not a text file
+    "Return the number of lines of a table, without blank lines and the column names."
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in READERS or suffix == '.parquet': return None
+    return sum(bool(line.strip()) for line in re.split(rb'\r\n|\n|\r', read_text(path))) - (suffix != '.jsonl')
 
 def _check_quotes(table:pa.Table, names:list, delimiter:str, path:str):
     "Raise `UserError` if a cell holds further rows of the file, as after a quote that is not closed."
@@ -258,39 +254,30 @@ def _check_quotes(table:pa.Table, names:list, delimiter:str, path:str):
             raise UserError(f"{path}, row {number + 1}: the cell that starts with '{first[:60]}' holds the following "
                             'rows, because its quote is not closed; close it, or write a quote in a cell as ""')
 
-def _read_lists(table:pa.Table, names:list)->pa.Table:
-    "Turn columns in which every cell is a Python or JSON list of texts, as pandas writes it, into lists."
-    for name in names:
-        if name not in table.column_names: continue
-        form, some = (pc.match_substring_regex(table[name], r) for r in (r'(?s)^\s*(\[.*\])?\s*$', r'\S'))
-        if not (pc.all(form).as_py() and pc.any(some).as_py()): continue
-        try: lists = [ast.literal_eval(c.strip() or '[]') for c in table[name].to_pylist()]
-        except (ValueError, SyntaxError): continue
-        if not all(isinstance(t, str) for several in lists for t in several): continue
-        table = table.set_column(table.column_names.index(name), name, pa.array(lists, pa.list_(pa.large_string())))
-    return table
+_BACKSLASHED = re.compile(rb'(?:^|[,;\t|])"[^"\n]*\\"[^",;\t|\r\n]', re.M) # "a \"b\" c", which is no CSV
 
 def _read_csv(path:str, choose:Callable)->pa.Table:
     """Read columns of a CSV file. Raises `UserError` if over 1 % of the lines do not have as many cells as the first,
-    for a quote that is not closed, and for two columns of one name."""
+    and for a quote that is not closed."""
     import pyarrow.csv as pcsv
-    data, bad = _read_text(path), []
+    data, bad = read_text(path).lstrip(b'\r\n'), []
+    if not data.strip(): raise UserError(f'{path} is empty')
     if b'\n' not in data: data = data.replace(b'\r', b'\n')
     first = data.split(b'\n', 1)[0].decode().rstrip('\r')
     delimiter = '\t' if path.endswith('.tsv') else max(',;\t|',
                                                        key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
     names = next(csv.reader([first], delimiter=delimiter), [])
     columns = choose(names)
-    if twice := [c for c in columns if names.count(c) > 1]:
-        raise UserError(f"{path} has {names.count(twice[0])} columns called '{twice[0]}'; rename all but one")
     if not data[len(first.encode()):].strip(): raise UserError(f'{path} has no line after the column names')
+    if escaped := _BACKSLASHED.search(data):
+        number = data[:escaped.end()].count(b'\n') + 1
+        raise UserError(f'{path}, line {number}: a quote in a cell is written as \\"; write it as ""')
     table = pcsv.read_csv(
         pa.BufferReader(data), pcsv.ReadOptions(column_names=names, skip_rows=1, block_size=2**24, use_threads=False),
         pcsv.ParseOptions(delimiter=delimiter, newlines_in_values=True,
                           invalid_row_handler=lambda row: bad.append(row.text) or 'skip'),
         pcsv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(names, pa.large_string())))
     _check_quotes(table, names, delimiter, path)
-    table = _read_lists(table, columns[1:])
     if not bad: return table
     total = len(bad) + len(table)
     message = (f"{path}: {len(bad)} of {total} lines do not have {len(names)} cells, such as '{bad[0][:80]}'; "
@@ -302,7 +289,7 @@ def _read_csv(path:str, choose:Callable)->pa.Table:
 def _read_jsonl(path:str, choose:Callable)->pa.Table:
     "Read fields of JSON lines. Raises `UserError`, which names the line, if one is not a JSON object."
     import pyarrow.json as pjson
-    data = _read_text(path)
+    data = read_text(path)
     if not data.strip(): raise UserError(f'{path} is empty')
     try: table = pjson.read_json(pa.BufferReader(data), pjson.ReadOptions(block_size=2**24))
     except pa.ArrowInvalid: table = None
@@ -317,32 +304,40 @@ def _is_text(kind)->bool:
 
 def _parse_json_line(line, path, number):
     try: row = json.loads(line)
-    except ValueError: row = None
+    except (ValueError, RecursionError): row = None
     if not isinstance(row, dict): raise UserError(f"{path}, line {number} is not a JSON object: '{line[:80].decode()}'")
     return row
 
 def _from_rows(rows:dict, choose:Callable, path:str)->pa.Table:
     """Return fields of objects by line number, in which a field may be one text or a list of texts. Raises `UserError`
     for another object than {"path": ...}."""
-    def plain(v, number): # a text, or a list of texts
-        if isinstance(v, list): return [plain(t, number) for t in v]
-        if isinstance(v, dict) and not isinstance(v.get('path'), str):
-            raise UserError(f"{path}, line {number}: {json.dumps(v)[:80]} is neither a text nor a list of texts, nor "
-                            'an object with a path')
-        if isinstance(v, dict): return v['path']
-        return v if v is None or isinstance(v, str) else json.dumps(v)
+    def texts(v, number):
+        if isinstance(v, dict) and isinstance(v.get('path'), str): v = v['path']
+        try: return json_captions(v)
+        except UserError as e:
+            also = ', nor an object with a path' if isinstance(v, dict) else ''
+            raise UserError(f'{path}, line {number}: {e}{also}') from None
     def column(name):
-        values = [plain(r.get(name), number) for number, r in rows.items()]
-        several = any(isinstance(v, list) for v in values)
-        return pa.array([v if isinstance(v, list) or v is None else [v] for v in values] if several else values)
+        values = [texts(r.get(name), number) for number, r in rows.items()]
+        if any(len(v) != 1 for v in values): return pa.array(values, pa.large_list(pa.large_string()))
+        return pa.array([v[0] for v in values], pa.large_string())
     return pa.table({c: column(c) for c in choose(list(dict.fromkeys(k for r in rows.values() for k in r)))})
 
 def _read_parquet(path:str, choose:Callable)->pa.Table:
-    "Read columns of a Parquet file."
+    "Read columns of a Parquet file, without image files in them. Raises `UserError` for a damaged file."
     import pyarrow.parquet as pq
-    schema = pq.read_schema(path)
-    return pq.read_table(path, columns=[c for c in choose(schema.names) if not holds_bytes(schema.field(c).type)],
-                         use_threads=False)
+    try:
+        file = pq.ParquetFile(path)
+        image, *others = choose(file.schema_arrow.names)
+        if not holds_bytes(file.schema_arrow.field(image).type) or _are_names(file, image): others = [image, *others]
+        return file.read(others, use_threads=False)
+    except (pa.ArrowException, OSError) as e:
+        problem = ' '.join(str(e).split()).rstrip('.')
+        raise UserError(f'{path} cannot be read as Parquet: {problem}; write it again') from e
+
+def _are_names(file, column)->bool: # Some programs write texts as bytes without saying so
+    cell = next((b.column(0)[0].as_py() for b in file.iter_batches(1, columns=[column], use_threads=False)), None)
+    return isinstance(cell, bytes) and cell[-5:].lower().endswith(tuple(map(str.encode, IMAGE_SUFFIXES)))
 
 READERS = {'.csv': _read_csv, '.tsv': _read_csv, '.txt': _read_csv, '.jsonl': _read_jsonl, '.parquet': _read_parquet}
 
@@ -360,12 +355,15 @@ def open_table(
         chosen['image'], = choose_columns(names, 'image', image_key, path)[:1]
         chosen['captions'] = choose_columns(names, 'caption', caption_key, path)
         chosen['split'] = next((n for n in names if _normalize_name(n) == 'split'), None)
-        return list(dict.fromkeys(c for c in (chosen['image'], *chosen['captions'], chosen['split']) if c))
+        columns = list(dict.fromkeys(c for c in (chosen['image'], *chosen['captions'], chosen['split']) if c))
+        if twice := [c for c in columns if names.count(c) > 1]:
+            raise UserError(f"{path} has {names.count(twice[0])} columns called '{twice[0]}'; rename all but one")
+        return columns
     table = READERS[os.path.splitext(path)[1].lower()](path, choose)
     rows, has_valid = split_rows(table[chosen['split']], split) if chosen['split'] else (None, True)
     inside = chosen['image'] not in table.column_names
     source = make_table_source(path, None if inside else table[chosen['image']],
                                [table[c] for c in chosen['captions']], os.path.dirname(path), image_dir, rows,
                                _ParquetBytes(path, chosen['image']) if inside else None)
-    source.has_split, source.has_valid = rows is not None, has_valid
+    source.has_split, source.has_valid, source.num_rows = rows is not None, has_valid, len(table)
     return source
