@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from math import isfinite
 from .core import UserError, missing_package, pick, suggest
-from .schema import Config, schema_fields
+from .schema import Config, choice_values, schema_fields
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 from pathlib import Path
@@ -106,10 +106,12 @@ def check_range(
     value,     # Its value
     f,         # Its dataclass field
 ):
-    "Raise `UserError` if `value` is not in the range or the allowed names of its field."
+    "Raise `UserError` if `value` is not in the range or the allowed values of its field."
     m = f.metadata
+    if choices := choice_values(f):
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        pick(choices, 'null' if value is None else text, key)
     if value is None: return
-    if 'choices' in m: pick(m['choices'], value, key)
     bounds = [(m.get('low'), lambda v, b: v >= b, 'at least'), (m.get('high'), lambda v, b: v <= b, 'at most'),
               (m.get('above'), lambda v, b: v > b, 'above')]
     for bound, holds, words in bounds:

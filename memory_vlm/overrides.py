@@ -12,7 +12,7 @@ from dataclasses import is_dataclass
 from fastcore.docments import docments
 from functools import lru_cache
 from .config import compose, config_dir
-from .schema import Config, schema_fields
+from .schema import Config, choice_values, schema_fields
 from omegaconf import DictConfig, OmegaConf
 from typing import Any
 
@@ -36,7 +36,7 @@ def allowed_values(
     f,    # Dataclass field of a key
 )->str:   # Such as 'float from 0 to 1'
     "Return the allowed values of a key in words."
-    if 'choices' in f.metadata: return ', '.join(f.metadata['choices'])
+    if choices := choice_values(f): return ', '.join(choices)
     words = dict(low='from', above='above', high='to')
     bounds = [f'{word} {bound}' for k, word in words.items() if (bound := f.metadata.get(k)) is not None]
     return ' '.join([_KINDS.get(f.type) or f.type.__name__, *bounds])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MemoryConfig', 'TextConfig', 'ContrastiveConfig', 'ModelConfig', 'DataConfig', 'LoggingConfig', 'CheckpointConfig',
-           'TrainingConfig', 'ProjectConfig', 'Config', 'schema_fields', 'default_value', 'add_choice']
+           'TrainingConfig', 'ProjectConfig', 'Config', 'schema_fields', 'choice_values', 'default_value', 'add_choice']
 
 # %% ../nbs/01_schema.ipynb #c48ca0c3
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -16,8 +16,8 @@ def _number_field(default, low=None, high=None, above=None):
     "A numeric field with its range."
     return field(default=default, metadata=dict(low=low, high=high, above=above))
 
-def _choice_field(default:str, *choices:str):
-    "A field that takes one of a few names."
+def _choice_field(default, *choices):
+    "A field that takes one of a few values."
     return field(default=default, metadata=dict(choices=[default, *choices]))
 
 def _kwargs_field(**default):
@@ -201,7 +201,9 @@ class TrainingConfig:
     # `auto`: resume the newest unfinished run with this name and configuration; a path: resume that run; null: start
     # a new run
     resume:str|None = None
-    preflight:bool = True # Check a sample of the data and the schedule before training, and report common mistakes
+    # Check a sample of the data, the schedule and memory before training. true: report common mistakes, and stop if
+    # memory does not suffice; warn: only report; false: no check
+    preflight:Any = _choice_field(True, 'warn', False)
     grad_checkpointing:bool = False # Recompute activations in the backward pass: less memory, more time
     compile:bool = False # Compile the blocks with torch.compile; the first steps take long
     # Decay of an exponential moving average of the weights, which is evaluated and saved; 0 = off
@@ -243,6 +245,13 @@ def schema_fields(
         key = f'{prefix}{f.name}'
         out |= schema_fields(f.type, f'{key}.') if is_dataclass(f.type) else {key: f}
     return out
+
+def choice_values(
+    f,       # Dataclass field
+)->dict|None:# The allowed values by their text in YAML, such as 'true'; None: not a field of a few values
+    "Return the values that a field allows."
+    if 'choices' not in f.metadata: return None
+    return {str(c).lower() if isinstance(c, bool) else c: c for c in f.metadata['choices']}
 
 def default_value(
     f, # Dataclass field

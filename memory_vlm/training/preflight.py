@@ -7,8 +7,9 @@ __all__ = ['preflight']
 
 # %% ../../nbs/training/06_preflight.ipynb #941d43d1
 import numpy as np
-import os
 import platform
+import psutil
+import re
 import time
 import torch
 from copy import deepcopy
@@ -22,6 +23,7 @@ from ..models.attention_hooks import EAGER, WITHOUT_CUDNN_ATTENTION
 from ..models.cost import measure_cost
 from .optim import schedule_kwargs
 from pathlib import Path
+from statistics import median
 
 # %% ../../nbs/training/06_preflight.ipynb #c8b3b8bc
 def _sample_images(source:Source, most:int=32, seconds:float=3.)->tuple:
@@ -72,28 +74,51 @@ def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
     def forward():
         images, ids = (t[:pairs].to(device) for t in batch[:2])
         with torch.autocast(device.type, dtype, enabled=dtype is not None): return loss(*model(images, ids))
+    def timed():
+        start = time.perf_counter()
+        forward().backward()
+        if device.type == 'cuda': torch.cuda.synchronize()
+        return max_over_ranks(time.perf_counter() - start)
     with torch.random.fork_rng([device] if device.type == 'cuda' else []), EAGER, WITHOUT_CUDNN_ATTENTION:
         size = measure_cost(model, forward).activations / min(pairs, len(batch[0]))
         forward().backward() # the first pass also loads libraries and CUDA kernels
-        while True:
-            start = time.perf_counter()
-            forward().backward()
-            if device.type == 'cuda': torch.cuda.synchronize()
-            took = max_over_ranks(time.perf_counter() - start)
-            if took > seconds or pairs >= most: break
-            pairs *= 4
+        while (took := timed()) < seconds and pairs < most: pairs *= 4
+        took = median([took, *(timed() for _ in range(2))])
     return took / min(pairs, len(batch[0])), size
 
-def _memory_needed(learn, bytes_of_pair:float)->float:
-    "Return the approximate memory of training: weights, gradients, two moments, and the activations of a batch."
+def _memory_of_weights(learn)->float:
+    "Return the memory of weights, gradients and two moments (bytes)."
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in learn.model.parameters()]
-    return sum(size * (4 if trains else 1) for size, trains in sizes) + bytes_of_pair * learn.cfg.training.batch_size
+    return sum(size * (4 if trains else 1) for size, trains in sizes)
 
-def _memory_available(device:torch.device)->float:
-    "Return the total memory of a device (bytes)."
-    if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
-    try: return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    except (AttributeError, ValueError, OSError): return float('inf')
+_CGROUPS = ('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')
+
+def _memory_free(device:torch.device, cgroup:Path=Path('/sys/fs/cgroup'))->float:
+    "Return the memory that is free on a device, or in a container (bytes)."
+    if device.type == 'cuda': # what torch keeps for itself is free too
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = psutil.virtual_memory().available
+    for names in _CGROUPS: # 'max' without a limit
+        try: limit, used = (int((cgroup/name).read_text(encoding='utf-8')) for name in names)
+        except (OSError, ValueError): continue
+        stat = (cgroup/names[0]).with_name('memory.stat').read_text(encoding='utf-8')
+        cache = re.search(r'^(?:total_)?inactive_file (\d+)', stat, re.M)
+        free = min(free, limit - used + int(cache[1] if cache else 0))
+    return free
+
+def _memory_problem(learn, weights:float, of_pair:float, free:float)->str|None:
+    "Return the line that says what to set if memory does not suffice."
+    t, needs = learn.cfg.training, weights + of_pair * learn.cfg.training.batch_size
+    if needs <= free: return None
+    most = int((0.9 * free - weights) / of_pair)
+    fits = next((b for b in range(most, 1, -1) if t.batch_size % b == 0), None)
+    batches = fits and t.batch_size // fits * t.accumulate_grad_batches
+    smaller = (f'training.batch_size={fits} training.accumulate_grad_batches={batches} has the same loss and fits; '
+               if fits else '')
+    return (f'training.batch_size={t.batch_size} needs about {needs / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free on '
+            f'{learn.dls.device}; {smaller}training.grad_checkpointing=true stores fewer activations, and '
+            '--config-name=quickstart has a small model')
 
 def _native_bf16()->bool:
     "Return whether this CPU has instructions for bf16."
@@ -116,7 +141,8 @@ def _precision_problems(precision:str, device:torch.device)->list[str]:
 def preflight(
     learn,         # A Learner of `make_learner`
 )->list[str]:      # Two lines that describe the fit, then one line per problem
-    "Check data, schedule, time and memory before a fit. Raises `UserError` for data that cannot be read."
+    """Check data, schedule, time and memory before a fit. Raises `UserError` for data that cannot be read, and for too
+    little memory unless `training.preflight` is 'warn'."""
     t, steps = learn.cfg.training, len(learn.dls.train)
     epochs = learn.steps_of(t.epochs) / steps
     warmup = min(schedule_kwargs(t.scheduler_kwargs).get('warmup_epochs', 0) / epochs, 1 / 3)
@@ -131,13 +157,11 @@ def preflight(
     if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing is learned')
     mistakes += _precision_problems(learn.precision, learn.dls.device)
     each, size = _try_step(learn)
-    needs, there = _memory_needed(learn, size), _memory_available(learn.dls.device)
-    pairs = t.batch_size * t.accumulate_grad_batches
-    if needs > there:
-        mistakes.append(f'training.batch_size={t.batch_size} needs about {needs / 1e9:.2g} GB, but {learn.dls.device} '
-                        f'has {there / 1e9:.2g} GB; '
-                        'training.accumulate_grad_batches splits the batch, and training.grad_checkpointing stores '
-                        'fewer activations')
+    weights, pairs = _memory_of_weights(learn), t.batch_size * t.accumulate_grad_batches
+    needs = weights + size * t.batch_size
+    if problem := _memory_problem(learn, weights, size, _memory_free(learn.dls.device)):
+        if t.preflight != 'warn': raise UserError(f'{problem}. training.preflight=warn starts anyway')
+        mistakes.append(problem)
     summary = [f'Before the fit: {steps:,} steps per epoch, warm-up for {warmup:.0%} of the run; '
                f'reading an image takes {times[0]} for training, {times[1]} for evaluation',
                f'An epoch takes about {format_duration(each * pairs * steps)} on {learn.dls.device}; training needs '

@@ -20,7 +20,7 @@ from ..data.sources import BUILT_IN
 from ..learner import CONFIG_CHECKS, check_model
 from ..models.cost import cost_lines, model_cost
 from ..overrides import allowed_values, base_values, changed_keys, command_line, help_texts, written_values
-from ..schema import Config, schema_fields
+from ..schema import Config, choice_values, schema_fields
 from ..viz.html import save_html, section
 from .base import Panel, asset
 from omegaconf import DictConfig, OmegaConf
@@ -146,7 +146,7 @@ class ConfigEditor(Panel):
         try:
             for key, value in written_values(cfg).items():
                 field = self.fields[key]
-                field.value = value if isinstance(field, W.Checkbox) else _field_text(value)
+                field.value = value if isinstance(field, (W.Checkbox, W.Dropdown)) else _field_text(value)
         finally: self.filling = False
         self._refresh()
 
@@ -163,7 +163,7 @@ def _make_field(key:str, value, **kwargs):
     "Make the field for a key."
     f = schema_fields()[key]
     if f.type is bool: return W.Checkbox(value, indent=False, **kwargs)
-    if 'choices' in f.metadata: return W.Dropdown(options=f.metadata['choices'], value=value, **kwargs)
+    if choices := choice_values(f): return W.Dropdown(options=list(choices.items()), value=value, **kwargs)
     known = {'training.optimizer': list_optimizers(), 'training.data.train_path': list(BUILT_IN),
              'training.data.val_path': list(BUILT_IN)}
     if key in known: return W.Combobox(value=_field_text(value), options=known[key], **kwargs)
