@@ -269,7 +269,7 @@ def _read_csv(path:str, choose:Callable)->pa.Table:
     names = next(csv.reader([first], delimiter=delimiter), [])
     columns = choose(names)
     if not data[len(first.encode()):].strip(): raise UserError(f'{path} has no line after the column names')
-    if escaped := _BACKSLASHED.search(data):
+    if b'\\"' in data and (escaped := _BACKSLASHED.search(data)): # the first is a hundred times as fast
         number = data[:escaped.end()].count(b'\n') + 1
         raise UserError(f'{path}, line {number}: a quote in a cell is written as \\"; write it as ""')
     table = pcsv.read_csv(
