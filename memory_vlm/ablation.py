@@ -26,7 +26,7 @@ from memory_vlm.evaluation.intervals import (
     share_interval,
 )
 from .evaluation.retrieval import chance_recall, hits_per_image
-from .evaluation.validation import encode, evaluation_mode
+from .evaluation.validation import encode, evaluation_mode, triples
 from .interp.intervene import KINDS, MemoryStates, checked_tokens, intervene, memory_positions, record_states
 from .overrides import command_words, restore_references
 from .training.run_dir import as_model
@@ -231,11 +231,12 @@ def _inapplicable_kinds(vit:nn.Module, states:MemoryStates, layers:list)->dict:
 
 class _FirstImages:
     "The first images of a loader; `is_all` tells after a pass whether these were all."
-    def __init__(self, dl:Iterable, num:int): self.dl, self.num, self.is_all = dl, num, True
+    def __init__(self, dl:Iterable, num:int, model:nn.Module):
+        self.dl, self.num, self.model, self.is_all = dl, num, model, True
 
     def __iter__(self)->Iterator[tuple]:
         left = self.num
-        for images, ids, index in self.dl:
+        for images, ids, index in triples(self.dl, self.model):
             if left < len(images): self.is_all = False
             if left <= 0: return
             row = index.unique_consecutive(return_inverse=True)[1]
@@ -256,7 +257,7 @@ def ablate(
     loaded = as_model(model, dl)
     model, vit = find_clip(loaded.model), find_memory_vit(loaded.model)
     if loaded.loader is None and loaded.cfg is None: raise UserError('got a model without data; call ablate(model, dl)')
-    dl = loaded.valid_dl if num_images is None else _FirstImages(loaded.valid_dl, num_images)
+    dl = loaded.valid_dl if num_images is None else _FirstImages(loaded.valid_dl, num_images, model)
     layers = checked_tokens(layers, len(vit.blocks), 'layer')
     kinds = [pick(KINDS, kind, 'kinds') for kind in kinds]
     with record_states(model) as states: images, texts, image_index, captions = encode(model, dl)

@@ -186,7 +186,7 @@ def eval_command(
                         image_key=image_key, caption_key=caption_key, image_dir=image_dir)
     print(dumps(found.to_dict(), indent=1) if json else found)
     if out: found.save(out)
-    return 0
+    return int(bool(found.not_opened))
 
 # %% ../nbs/50_cli.ipynb #e9f99a9a
 def report_command(

@@ -40,6 +40,10 @@ class Run:
     signal:int|None=None  # Signal that stopped it: SIGINT (Ctrl-C) or SIGTERM; None: no signal
     saved:bool=True       # Whether the last weights are saved, or need not be
 
+    def __repr__(self):
+        scores = ', '.join(f'{k} {v:.4g}' for k, v in self.metrics.items()) or 'no evaluation'
+        return f'{_describe_run(self.learn)}\n{scores}\nRun folder: {self.folder}'
+
 # %% ../nbs/40_run.ipynb #3a6ce712
 def _describe_run(learn:MemoryLearner)->str:
     "Return what will be trained, as text."

@@ -13,9 +13,10 @@ import platform
 import torch
 import torch.nn.functional as F
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
+from ..attention import find_clip
 from ..clip import MemoryCLIP
 from ..core import UserError, pick
 from ..data.base import Source
@@ -36,7 +37,7 @@ from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
 from .retrieval import chance_recall, retrieval_ranks
 from .validation import encode, evaluation_mode
 from ..interp.features import memory_features
-from ..training.run_dir import as_model
+from ..training.run_dir import LoadedModel, as_model
 from pathlib import Path
 from torch import Tensor
 
@@ -115,6 +116,7 @@ class Comparison:
     data:str                                     # Name of the data
     scores:dict                                  # `_Score` by name, for each model
     about:dict = field(default_factory=dict)     # Number of images and texts, date, machine, versions
+    not_opened:dict = field(default_factory=dict)# Reason why a model could not be opened, by its name
 
     def differences(self)->dict: # (mean, low, high) by score, for each model
         "Return each model after the first minus the first, image by image."
@@ -127,7 +129,7 @@ class Comparison:
         differences = self.differences()
         models = [dict(name=n, scores={k: plain(s) for k, s in scores.items()}, minus_first=differences.get(n, {}))
                   for n, scores in self.scores.items()]
-        return dict(data=self.data, **self.about, models=models)
+        return dict(data=self.data, **self.about, models=models, not_opened=self.not_opened)
 
     def __str__(self):
         names, differences = list(self.scores), self.differences()
@@ -146,7 +148,8 @@ class Comparison:
         facts = ', '.join(f"{v:,} {k.replace('_', ' ')}" if isinstance(v, int) else str(v) for k, v in about.items())
         over = 'images, of t2i over caption groups' if 'caption_groups' in about else 'images'
         table = '\n'.join(f"| {' | '.join(r)} |" for r in rows)
-        return f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.\n\n{table}'
+        missing = ''.join(f'\n\nNot opened: {name}: {why}' for name, why in self.not_opened.items())
+        return f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.\n\n{table}{missing}'
     _repr_markdown_ = __repr__ = __str__
 
     def save(
@@ -160,8 +163,17 @@ class Comparison:
         return path
 
 # %% ../../nbs/evaluation/06_compare.ipynb #768d58e1
-def _open_eval_model(name:str|Path)->EvalModel:
+def _live_eval_model(trained:LoadedModel)->EvalModel:
+    "Return an object for evaluation, called by its run or its configuration."
+    run = None if trained.cfg is None else trained.cfg.training.logging.name
+    found = memory_clip_eval_model(find_clip(trained.model), str(trained.place or run or ''))
+    return found if trained.cfg is None else replace(found, trained_on=_training_data(trained.cfg))
+
+def _training_data(cfg)->str: return join_paths(cfg.training.data.train_path, COLUMN_KEYS['train'])
+
+def _open_eval_model(name)->EvalModel:
     "Open a model for evaluation. Raises `UserError` for one that cannot be found."
+    if not isinstance(name, (str, Path)): return _live_eval_model(as_model(name))
     text = str(name)
     if text.startswith(('local-dir:', 'hf-hub:')): return open_clip_eval_model(text)
     if text.startswith('open_clip:'): return open_clip_eval_model(text.removeprefix('open_clip:'))
@@ -169,8 +181,7 @@ def _open_eval_model(name:str|Path)->EvalModel:
     if not Path(text).exists() and text.partition('/')[0] in open_clip.list_models(): return open_clip_eval_model(text)
     trained = as_model(name)
     found = memory_clip_eval_model(trained.model, text)
-    if trained.cfg is not None:
-        found.trained_on = join_paths(trained.cfg.training.data.train_path, COLUMN_KEYS['train'])
+    if trained.cfg is not None: found.trained_on = _training_data(trained.cfg)
     return found
 
 def _was_trained_on(trained_on:str, data)->bool:
@@ -228,7 +239,7 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
     return scores, len(images), len(texts)
 
 def eval_models(
-    names:Sequence,          # Runs, checkpoints, names of open_clip models, or `EvalModel`s
+    names:Sequence,          # Runs, checkpoints, names of open_clip models, models and learners, or `EvalModel`s
     data:str|Path,           # Images with captions, as training takes them, or folders of images per class
     classes:str|Path|Prompts|None=None, # YAML file of classes and templates, or 'imagenet'; None: the names in the data
     train:str|Path|None=None,# Folders of images per class, for k-NN and a linear probe
@@ -239,7 +250,8 @@ def eval_models(
     device:str|None=None,    # Device of the models; None: a GPU if there is one
     **options,               # Arguments of `open_source`: image_key, caption_key, image_dir
 )->Comparison:
-    "Evaluate models on the same data. Raises `UserError` for a model or data that cannot be opened."
+    """Evaluate models on the same data; models that cannot be opened are listed with the reason. Raises `UserError` for
+    data that cannot be opened, and if no model can be."""
     prompts = classes if classes is None or isinstance(classes, Prompts) else read_prompts(classes)
     pick(COLUMN_KEYS, split, 'split')
     folder = labeled_folder(data, split)
@@ -252,11 +264,17 @@ def eval_models(
         different = sorted(set(train_images.classes) ^ set(labeled.classes))[:5]
         raise UserError(f"'{train}' and '{data}' have different classes: {different}")
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    found, counts, seen = {}, (0, 0), []
+    found, counts, seen, missing = {}, (0, 0), [], {}
     how = batch_size, num_workers, max_bad_fraction
     for name in names:
-        one = name if isinstance(name, EvalModel) else _open_eval_model(name)
-        if one.name in found: raise UserError(f"two models are called '{one.name}'; give each a different name")
+        try: one = name if isinstance(name, EvalModel) else _open_eval_model(name)
+        except UserError as e:
+            missing[str(name)] = str(e)
+            continue
+        if one.name in found:
+            if isinstance(name, (str, Path, EvalModel)):
+                raise UserError(f"two models are called '{one.name}'; give each a different name")
+            one = replace(one, name=f'{one.name} ({len(found) + 1})')
         source = labeled or open_source(data, split, one.image_size, key='data', **options)
         if prompts and not labeled and not _has_object_boxes(source):
             raise UserError(f"classes needs folders of images per class, which '{data}' has not")
@@ -265,6 +283,7 @@ def eval_models(
         one.model.to(device)
         found[one.name], *counts = _score_model(one, source, prompts, train_images, how)
         one.model.cpu() # free memory for the next
+    if not found: raise UserError('\n'.join(missing.values()))
     groups = {k: int(s[k].unit.max()) + 1 for s in found.values() for k in ('t2i/R@1',) if k in s}
     shared = {} if groups.get('t2i/R@1', counts[0]) == counts[0] else dict(caption_groups=groups['t2i/R@1'])
     versions = {p: version(p) for p in ('torch', 'timm', 'open_clip_torch')}
@@ -273,4 +292,4 @@ def eval_models(
     if seen:
         which = ', '.join(seen)
         about['seen'] = f'{which} was trained on this data: `memory_vlm report` evaluates the held-out part'
-    return Comparison(str(data), found, about)
+    return Comparison(str(data), found, about, missing)

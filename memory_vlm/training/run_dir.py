@@ -197,6 +197,12 @@ class LoadedModel:
     @property
     def device(self)->torch.device: return next(self.model.parameters()).device
 
+    def __repr__(self):
+        name = getattr(getattr(self.model, 'cfg', None), 'name', type(self.model).__name__)
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        facts = [f'{millions:.4g} M parameters', *([str(self.place)] if self.place else [])]
+        return ', '.join([name, *facts, *(f'{k} {v:.4g}' for k, v in self.metrics.items())])
+
     @cached_property
     def valid_dl(self)->PairLoader:
         ("Return the evaluation loader. Raises `UserError` without a configuration, or if its validation data is "
