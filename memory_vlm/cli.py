@@ -104,7 +104,7 @@ def fit_main(
 def _find_keys(word:str)->list[str]:
     "Return the dotted keys that a key, its last part or a block names. Raises `UserError` if there are none."
     keys = schema_fields()
-    found = [k for k in keys if k == word or k.startswith(f'{word}.')] or [k for k in keys if k.endswith(f'.{word}')]
+    found = [k for k in keys if k == word or k.startswith(f'{word}.')] or [k for k in keys if f'.{word}.' in f'{k}.']
     if found: return found
     raise UserError(f"'{word}' is not a configuration key{suggest(word, keys, limit=3)}; "
                     "blocks are model, training and project")
