@@ -98,6 +98,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'memory_vlm.attention.find_vit': ('attention.html#find_vit', 'memory_vlm/attention.py')},
             'memory_vlm.cli': { 'memory_vlm.cli._Command': ('cli.html#_command', 'memory_vlm/cli.py'),
                                 'memory_vlm.cli._arguments': ('cli.html#_arguments', 'memory_vlm/cli.py'),
+                                'memory_vlm.cli._check_flags': ('cli.html#_check_flags', 'memory_vlm/cli.py'),
                                 'memory_vlm.cli._configuration_text': ('cli.html#_configuration_text', 'memory_vlm/cli.py'),
                                 'memory_vlm.cli._exit_with': ('cli.html#_exit_with', 'memory_vlm/cli.py'),
                                 'memory_vlm.cli._explain_keys': ('cli.html#_explain_keys', 'memory_vlm/cli.py'),

@@ -70,6 +70,17 @@ def _arguments(words:Sequence[str])->Iterator[None]:
     try: yield
     finally: sys.argv[1:] = before
 
+def _check_flags(words:Sequence[str]):
+    "Raise `UserError` for a setting that is written as an option, such as `--epochs=3`."
+    for word in words:
+        name, equals, value = word.removeprefix('--').partition('=')
+        key = name.replace('-', '_')
+        found = [k for k in schema_fields() if k == key or k.endswith(f'.{key}')]
+        if word.startswith('--') and key not in _HYDRA_FLAGS and found:
+            raise UserError(f"'{word}' is not an option; write {found[0]}={value if equals else 'VALUE'}")
+
+_HYDRA_FLAGS = ('version', 'run', 'info', 'package')
+
 def fit_main(
     words:Sequence[str]=None, # Hydra's arguments; None: those of the shell
 ):
@@ -78,6 +89,8 @@ def fit_main(
     from hydra.errors import HydraException
     words = sys.argv[1:] if words is None else list(words)
     if {'-h', '--help'} & set(words): return print(_FIT_HELP)
+    try: _check_flags(words)
+    except UserError as e: _exit_with(e)
     os.environ['HYDRA_FULL_ERROR'] = '1' # otherwise Hydra handles errors and exits by itself
     register_schema()
     try:
@@ -90,7 +103,7 @@ def fit_main(
 def _find_keys(word:str)->list[str]:
     "Return the dotted keys that a key, its last part or a block names. Raises `UserError` if there are none."
     keys = schema_fields()
-    found = [k for k in keys if k == word or k.startswith(f'{word}.')] or [k for k in keys if k.endswith(f'.{word}')]
+    found = [k for k in keys if k == word or k.startswith(f'{word}.')] or [k for k in keys if f'.{word}.' in f'{k}.']
     if found: return found
     raise UserError(f"'{word}' is not a configuration key{suggest(word, keys, limit=3)}; "
                     "blocks are model, training and project")

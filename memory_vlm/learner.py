@@ -333,7 +333,7 @@ def _check_negatives(cfg:DictConfig):
     ways = ['training.batch_size=2 or more', 'model.contrastive.loss_type=siglip']
     if t.accumulate_grad_batches > 1: ways.insert(1, 'training.accumulate_mode=contrastive')
     if world_size() > 1: ways.insert(1, 'model.contrastive.gather_distributed=true')
-    raise UserError(f'training.batch_size={t.batch_size} gives each pair no other pair to be told from, so that the '
+    raise UserError(f'training.batch_size={t.batch_size} leaves no other pair to compare with, so the '
                     f"clip loss is always 0 and nothing is learned; use {', or '.join(ways)}")
 
 # run after those of `validate` itself
@@ -348,7 +348,7 @@ def _make_trained_model(cfg:DictConfig, device:torch.device)->MemoryCLIP:
     if t.compile: model.compile_blocks()
     model.num_parts = t.accumulate_grad_batches
     if t.accumulate_mode == 'plain' and model.num_parts == 1:
-        print('Without effect, because of training.accumulate_grad_batches=1: training.accumulate_mode=plain',
+        print('No effect because of training.accumulate_grad_batches=1: training.accumulate_mode=plain',
               file=sys.stderr)
     return model
 

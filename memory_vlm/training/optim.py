@@ -180,8 +180,8 @@ def make_schedule(
     if warmup_epochs < 0 or min_lr < 0: raise UserError(f'{warmup_epochs=} and {min_lr=} must be at least 0')
     longest = epochs / 3
     if warmup_epochs > longest:
-        notice(f'A warm-up of {warmup_epochs:g} epochs is more than a third of {epochs:.3g} epochs; '
-               f'shortened to {longest:.3g}')
+        notice(f'A warm-up of {warmup_epochs:g} epochs is more than a third of the run; '
+               f'shortened to {longest:.3g} epochs')
     return schedule(lr, min(warmup_epochs, longest) / epochs, min_lr)
 
 # %% ../../nbs/training/01_optim.ipynb #6e73041c

@@ -166,4 +166,4 @@ def preflight(
                f'reading an image takes {times[0]} for training, {times[1]} for evaluation',
                f'An epoch takes about {format_duration(each * pairs * steps)} on {learn.dls.device}; training needs '
                f'about {needs / 1e9:.2g} GB']
-    return [*summary, *(f'Look at this: {m}' for m in mistakes)]
+    return [*summary, *(f'Warning: {m}' for m in mistakes)]

@@ -242,5 +242,5 @@ def make_resets(
     default = {k: default_value(schema_fields()[f'model.memory.{k}']) for k in keys}
     idle = [f'model.memory.{k}={m[k]}' for k in keys if m[k] != default[k] and m[k] != 0]
     why = 'mem_reinit_steps=0' if not m.mem_reinit_steps else 'memory_init=frozen' if m.enabled else 'enabled=false'
-    if idle: print(f'Without effect, because of model.memory.{why}: {", ".join(idle)}', file=sys.stderr)
+    if idle: print(f'No effect because of model.memory.{why}: {", ".join(idle)}', file=sys.stderr)
     return []
