@@ -143,7 +143,7 @@ class Ablation:
                     'need it.')
         spoiling = [k for k in ('zero', 'noise', 'reinit') if self.hurts(k)]
         if self.verdict not in ('unused', 'undecided') or not spoiling: return ''
-        return (f" What {' and '.join(spoiling)} cost{'s' * (len(spoiling) == 1)} is no sign of use: such tokens are "
+        return (f" What {' and '.join(spoiling)} cost{'s' * (len(spoiling) == 1)} does not show use: such tokens are "
                 'unlike those of the training.')
 
     def bars(

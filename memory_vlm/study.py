@@ -33,7 +33,7 @@ def _read_run(folder:Path)->dict:
     "Return seed, steps, cost and last evaluation of a run. Raises `UserError` if it was never evaluated."
     cfg, log = OmegaConf.load(folder/'config.yaml'), read_metrics(folder)
     scores = [c for c in log if c == 'val_loss' or '/' in c]
-    if not scores: raise UserError(f"'{folder}' holds no evaluation; leave this run out of the study, or fit it again")
+    if not scores: raise UserError(f"'{folder}' contains no evaluation; leave this run out, or fit it again")
     training, cost = cfg.training, model_cost(cfg.model)['model']
     speed = log['samples_per_second'].median() if 'samples_per_second' in log else np.nan
     batch = training.batch_size
@@ -131,7 +131,7 @@ def table_suffix(
 )->Path:           # `path`
     "Check the suffix of a table. Raises `UserError` for another than .md, .tex and .csv."
     if Path(path).suffix in ('.md', '.tex', '.csv'): return Path(path)
-    raise UserError(f"'{path}' is no file for a table: give .md, .tex or .csv")
+    raise UserError(f"'{path}' is not a table file; give .md, .tex or .csv")
 
 def save_table(
     table:pd.DataFrame, # Such as `study_table` returns

@@ -157,7 +157,7 @@ COLUMNS = {
     'images as lists of numbers': (pa.array([list(f) for f in FILES], pa.list_(pa.uint8())), WORDS, 'an image must be'),
     'a null among images': (pa.array([FILES[0], None, FILES[2]]), WORDS, 'row 1 cannot be read .* .empty file'),
     'a null among names': (pa.array([NAMES[0], None, NAMES[2]]), WORDS, 'rows name no image, such as row 1'),
-    'no row': (pa.array([], pa.binary()), pa.array([], pa.string()), 'holds no row'),
+    'no row': (pa.array([], pa.binary()), pa.array([], pa.string()), 'contains no row'),
 }
 
 
@@ -166,7 +166,7 @@ def read_all(source):
     def read(i):
         try: return [word for c in source.captions(i) for word in c.split()]
         except BadSample as e:
-            assert 'holds no caption' in str(e)
+            assert 'contains no caption' in str(e)
     for i in range(len(source)): source.pixels(i)
     assert source.sizes().min() > 0
     return [read(i) for i in range(len(source))]
@@ -235,7 +235,7 @@ SHARDS = {
     'an empty image': ([('0.png', b''), ('0.txt', b'a')], 'a.tar/0.png cannot be read .* .empty file', None),
     'images and texts apart': ([('0.png', FILES[0]), ('1.png', FILES[1]), ('0.txt', b'a'), ('1.txt', b'b')],
                                'adjacent in the tar', 'image without text'),
-    'no file': ([], 'holds no pair', '0 pairs'),
+    'no file': ([], 'contains no pair', '0 pairs'),
 }
 
 
@@ -282,7 +282,7 @@ def test_lines_of_a_shard_are_captions_unless_its_json_says_otherwise(at):
 
 
 @pytest.mark.parametrize('name, data, part', [
-    ('a.tar', b'not a tar'*100, 'holds no pair'), ('a.tar.gz', b'\x1f\x8b words', 'gunzip it first'),
+    ('a.tar', b'not a tar'*100, 'contains no pair'), ('a.tar.gz', b'\x1f\x8b words', 'gunzip it first'),
     ('a.tar.bz2', b'BZh9 words', 'bunzip2 it first'), ('b.tar', None, 'shards are missing')])
 def test_file_that_is_no_shard_is_refused_in_one_line(at, name, data, part):
     if data: Path(name).write_bytes(data)
@@ -377,7 +377,7 @@ FOLDERS = {
     'a byte order mark': ([A, ('a.txt', '\ufeffone'.encode())], [['one']], None),
     'a text of blanks': ([A, ('a.txt', b' \n\t'), B, ('b.txt', b'b')], [None, ['b']], None),
     'a text that is not UTF-8': ([A, ('a.txt', b'caf\xe9')], 'a.txt .* is not UTF-8', None),
-    'a text that is a folder': ([A, ('a.txt', None)], 'holds no pair', None),
+    'a text that is a folder': ([A, ('a.txt', None)], 'contains no pair', None),
     'a text that is a broken link': ([A, ('a.txt', '-> gone.txt')], 'a.txt cannot be read as text', None),
     'an image without a text': ([A, ('a.txt', b'one'), B], [['one']], '1 images without a text'),
     'a text without an image': ([A, ('a.txt', b'one'), ('b.txt', b'two')], [['one']], '1 texts without an image'),
@@ -385,11 +385,11 @@ FOLDERS = {
     'folders in folders': ([('1/2/a.png', FILES[0]), ('1/2/a.txt', b'one')], [['one']], None),
     'folders in a circle': ([A, ('a.txt', b'one'), ('again', '-> .')], [['one']], None),
     'an image in a folder of its suffix': ([('x.png/a.png', FILES[0]), ('x.png/a.txt', b'one')], [['one']], None),
-    'no file': ([], 'holds no pair: 0 images', None),
-    'one image': ([A], 'holds no pair: 1 images', None),
-    'only texts': ([('a.txt', b'one')], 'holds no pair: 0 images', None),
-    'images of an unknown kind': ([('a.heic', b'x'), ('a.txt', b'one')], 'holds no pair: 0 images', None),
-    'one class': ([('cat/a.png', FILES[0]), ('cat/b.png', FILES[1])], 'holds no pair: 2 images', None),
+    'no file': ([], 'contains no pair: 0 images', None),
+    'one image': ([A], 'contains no pair: 1 images', None),
+    'only texts': ([('a.txt', b'one')], 'contains no pair: 0 images', None),
+    'images of an unknown kind': ([('a.heic', b'x'), ('a.txt', b'one')], 'contains no pair: 0 images', None),
+    'one class': ([('cat/a.png', FILES[0]), ('cat/b.png', FILES[1])], 'contains no pair: 2 images', None),
     'class folders': ([('cat/a.png', FILES[0]), ('2_big-dog/b.png', FILES[1])],
                       [['a', 'photo', 'of', 'a', 'big', 'dog'], ['a', 'photo', 'of', 'a', 'cat']], None),
     'a table without its images': ([('metadata.csv', b'file_name,text\na.png,one\n')], 'none of 1 images was found', None),
@@ -440,8 +440,8 @@ def put_pairs(count, caption='{}'):
 
 
 @pytest.mark.parametrize('data, part', [
-    ('gone', 'is not there'), ('x', 'holds no pair'), ('a.csv', 'is empty'), ('a.parquet', 'write it again'),
-    ('a.tar', 'holds no pair'), ('a.md', 'unknown data format'), ('x + gone', 'holds no pair'), ('builtin:scene', 'scenes'),
+    ('gone', 'does not exist'), ('x', 'contains no pair'), ('a.csv', 'is empty'), ('a.parquet', 'write it again'),
+    ('a.tar', 'contains no pair'), ('a.md', 'unknown data format'), ('x + gone', 'contains no pair'), ('builtin:scene', 'scenes'),
     ('x*0', 'weights must be above 0'), ('a-{0..3}.tar', '4 of 4 shards are missing'), ('', 'unknown|not there|must')])
 def test_check_of_data_that_cannot_be_opened_exits_with_status_2(at, capsys, data, part):
     Path('x').mkdir()
@@ -500,13 +500,13 @@ def test_configuration_is_refused_in_one_line(name):
 FITS = {
     'an unknown key': ('training.epoch=3', "did you mean 'training.epochs'"),
     'an unknown configuration': ('--config-name=quick', 'quickstart'),
-    'data that are not there': ('training.data.train_path=gone', "'gone' is not there"),
-    'an empty folder': ('training.data.train_path=empty', "'empty' holds no pair"),
+    'data that do not exist': ('training.data.train_path=gone', "'gone' does not exist"),
+    'an empty folder': ('training.data.train_path=empty', "'empty' contains no pair"),
     'a folder of one image': ('training.data.train_path=one', 'one'),
     'captions that are all empty': ('training.data.train_path=blank', 'no caption'),
     'a template without a place': ('training.data.train_path=classes training.data.templates=[photo]', 'must hold {}'),
     'a table of no rows': ('training.data.train_path=a.csv', 'a.csv has no line after the column names'),
-    'a column that is not there': ('training.data.train_path=b.csv training.data.caption_key=words', "no column 'words'"),
+    'a column that does not exist': ('training.data.train_path=b.csv training.data.caption_key=words', "no column 'words'"),
     'a damaged Parquet file': ('training.data.train_path=a.parquet', 'a.parquet cannot be read as Parquet'),
     'a missing shard': ('training.data.train_path="x-{0..3}.tar"', 'shards are missing'),
 }

@@ -352,7 +352,7 @@ def test_empty_captions_are_skipped(caption, tmp_path):
         ids = make_loader(source, image_size=32, batch_size=1, train=True).one_batch()[1]
         assert 3 <= ids.shape[1] <= 77 and ids[0, -1] == 49407
     else:
-        with pytest.raises(UserError, match='x.jpg holds no caption'):
+        with pytest.raises(UserError, match='x.jpg contains no caption'):
             make_loader(source, image_size=32, batch_size=1, train=True).one_batch()
 
 

@@ -171,7 +171,7 @@ def clean_captions(
 )->list[str]:          # At least one, stripped of surrounding blanks
     "Return the captions that have a visible character. Raises `BadSample` if there is none."
     cleaned = [c.strip() for c in captions if c and any(x.isprintable() and not x.isspace() for x in c)]
-    if not cleaned: raise BadSample(f'{label} holds no caption', 'no caption')
+    if not cleaned: raise BadSample(f'{label} contains no caption', 'no caption')
     return cleaned
 
 def text_lines(

@@ -97,7 +97,7 @@ class FolderSource(FileSource):
             if tars := sorted(Path(path).glob('*.tar')):
                 raise UserError(f"{key}='{path}' holds {len(tars)} tar files; to read them as shards give "
                                 f"'{path}/*.tar'")
-            raise UserError(f"{key}='{path}' holds no pair: {len(alone)} images ({', '.join(IMAGE_SUFFIXES)}) and "
+            raise UserError(f"{key}='{path}' contains no pair: {len(alone)} images ({', '.join(IMAGE_SUFFIXES)}) and "
                             f'{texts} texts, none of the same name; a pair is dog.jpg with its captions in dog.txt')
         unmatched = [(len(alone), 'images without a text'), (texts, 'texts without an image')]
         if any(count for count, _ in unmatched):

@@ -40,8 +40,8 @@ def _coco_rows(data:dict)->tuple:
         captions.setdefault(a['image_id'], []).append(a['caption'])
     ids = {p['id'] for p in data['images']}
     if captions and ids.isdisjoint(captions):
-        raise UserError(f'holds no caption of its images: their id is such as {json.dumps(next(iter(ids), None))}, the '
-                        f'image_id of captions such as {json.dumps(next(iter(captions)))}')
+        raise UserError(f'contains no caption of its images: their id is such as {json.dumps(next(iter(ids), None))}, '
+                        f'the image_id of captions such as {json.dumps(next(iter(captions)))}')
     if lost := len(captions.keys() - ids): warnings.warn(f'{lost} images with captions are not in the list of images')
     return [p['file_name'] for p in data['images']], [captions.get(p['id'], []) for p in data['images']], None
 

@@ -185,8 +185,8 @@ class ShardSource(FileSource):
                 warnings.warn(f"{shard}: {len(samples)} pairs"
                               + ''.join(f'; {problems.count(p)} x {p}' for p in dict.fromkeys(problems)))
         if not len(self.index):
-            raise UserError(f"{key}='{text}' holds no pair: a pair is 0001.jpg and 0001.txt or 0001.json, adjacent in "
-                            'the tar')
+            raise UserError(f"{key}='{text}' contains no pair: a pair is 0001.jpg and 0001.txt or 0001.json, adjacent "
+                            'in the tar')
 
     def __len__(self): return len(self.index)
     def _read(self, i, offset, size):

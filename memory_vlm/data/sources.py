@@ -71,7 +71,7 @@ def _open_split_folder(path, o:_OpenOptions)->Source:
     "Open a part of a folder that holds `train` and `val`."
     parts = _part_folders(path)
     if o.split not in parts:
-        raise UserError(f"'{path}' holds no folder {' or '.join(SPLITS[o.split])}, but {', '.join(parts)}")
+        raise UserError(f"'{path}' contains no folder {' or '.join(SPLITS[o.split])}, but {', '.join(parts)}")
     inside = 'valid' if o.split == 'test' else o.split # the folder itself has no parts
     source = open_source(parts[o.split], **vars(o) | dict(split=inside))
     source.has_split, source.has_valid = True, 'valid' in parts
@@ -191,7 +191,7 @@ def open_source(
                "'scenes'")
     if data_format is None:
         hint = suggest(path.split(':')[0], BUILT_IN)
-        problem = 'has an unknown data format' if os.path.exists(path) else 'is not there'
+        problem = 'has an unknown data format' if os.path.exists(path) else 'does not exist' if path else 'is empty'
         part = (', or nothing (training.data.val_path=) to hold out a part of the training data'
                 if key == COLUMN_KEYS['valid'] else '')
         start = ', or try --config-name=quickstart, which needs no data' if key.startswith('training.') else ''

@@ -139,7 +139,7 @@ def make_table_source(
         rows = _named_rows(files, rows, name, first)
     chosen = None if rows is None else pa.array(rows)
     captions, starts = flatten_captions([c if rows is None else c.filter(chosen) for c in columns])
-    if len(starts) == 1: raise UserError(f'{name} holds no row')
+    if len(starts) == 1: raise UserError(f'{name} contains no row')
     if files is None:
         return TableSource(name, images if rows is None else _Rows(images, np.flatnonzero(rows)), captions, starts)
     files, captions, starts = group_rows(files if rows is None else files.filter(chosen), captions, starts)

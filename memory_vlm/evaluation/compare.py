@@ -104,7 +104,7 @@ def check_table_path(
 )->Path:           # `path`, in a folder that exists
     "Check that a table can be written. Raises `UserError` for another suffix or a file that cannot be written."
     path = Path(path)
-    if path.suffix not in ('.json', '.md'): raise UserError(f"'{path}' is no file for a table: give .json or .md")
+    if path.suffix not in ('.json', '.md'): raise UserError(f"'{path}' is not a table file; give .json or .md")
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise UserError(f"'{path}' cannot be written: {e.strerror}") from e
     if os.access(path if path.exists() else path.parent, os.W_OK): return path

@@ -267,6 +267,9 @@ def open_trained(
             raise UserError(f"'{name}' does not exist{near}")
     if run is None and _is_run_path(str(name)):
         raise UserError(f"'{name}' does not exist; give a run folder, or a checkpoint of a run")
+    if run is None and not {'/', ':'} & set(str(name)): # no name of the hub
+        raise UserError(f"'{name}' does not exist; give a run folder, a checkpoint, OWNER/NAME on the hub, or a "
+                        'pretrained model such as open_clip:ViT-B-32/TAG')
     if run is None:
         with hub_errors(str(name), str(name)): return alone()
     try: cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
