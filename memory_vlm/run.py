@@ -7,6 +7,7 @@ __all__ = ['Run', 'run_training', 'fit']
 
 # %% ../nbs/40_run.ipynb #3189bc69
 import numpy as np
+import re
 import signal
 import time
 import torch
@@ -16,11 +17,15 @@ from dataclasses import dataclass
 from fastai.callback.core import Callback
 from io import BytesIO
 from math import ceil
+from .clip import MemoryCLIP
+from .core import UserError
 from .distributed import LostRankError, broadcast_from_main, is_main, process_group, world_size
 from .learner import MemoryLearner, make_learner
+from .models.pretrained import find_pretrained
 from .training.callbacks import CheckpointCallback, DivergedError, LogCallback, ResumeCallback, is_probing
 from .training.checkpoint import checkpoint_folder, newest_checkpoint, read_manifest
 from .training.logging import MetricLog
+from .training.optim import schedule_kwargs
 from .training.preflight import preflight
 from .training.run_dir import choose_run, make_run_dir, run_lock
 from .viz.html import memory_figures, write_report_page
@@ -41,20 +46,59 @@ class Run:
     saved:bool=True       # Whether the last weights are saved, or need not be
 
 # %% ../nbs/40_run.ipynb #3a6ce712
+def _format_count(n:int)->str:
+    "Format a number of parameters with three digits, such as '1.31 M'."
+    unit, size = next((u, s) for u, s in ((' M', 1e6), (' k', 1e3), ('', 1)) if n >= .9995 * s or s == 1)
+    return f'{n / size:.3g}{unit}'
+
+_PARTS = dict(trunk='vision', memory='memory', text='text', heads='heads') # Name in the text, by layer of a model
+
+def _describe_trained(model:MemoryCLIP)->str:
+    "Return how many parameters of each part of a model are trained."
+    counts, layers = {}, model.parameter_layers()
+    for name, p in model.named_parameters():
+        trained, every = counts.get(layers[name], (0, 0))
+        counts[layers[name]] = trained + p.numel() * p.requires_grad, every + p.numel()
+    def share(trained, every): return f'{_format_count(trained)} of ' * (trained != every) + _format_count(every)
+    parts = [f'{word} {share(*counts[k])}' for k, word in _PARTS.items() if k in counts]
+    trained, every = map(sum, zip(*counts.values()))
+    return f"{'all ' * (trained == every)}{share(trained, every)} parameters are trained: {', '.join(parts)}"
+
+def _describe_schedule(learn:MemoryLearner)->str:
+    "Return the learning rate of a fit, as text."
+    t, steps, of_epoch = learn.cfg.training, learn.steps_of(learn.cfg.training.epochs), len(learn.dls.train)
+    kwargs = schedule_kwargs(t.scheduler_kwargs)
+    warmup = round(min(kwargs.get('warmup_epochs', 0) * of_epoch, steps / 3))
+    end = '' if t.scheduler == 'constant' else f", {kwargs.get('min_lr', 0):g} at the end"
+    scales = [f'{k}={t[k]:g}' for k in ('layer_decay', 'memory_lr_scale') if t[k] != 1]
+    return ', '.join([f'Learning rate {t.learning_rate:g} ({t.scheduler}), warm-up of {warmup:,} steps{end}', *scales])
+
 def _describe_run(learn:MemoryLearner)->str:
     "Return what will be trained, as text."
-    m, t, memory = learn.model, learn.cfg.training, learn.cfg.model.memory
-    millions = sum(p.numel() for p in m.parameters()) / 1e6
-    kind = (f'{memory.num_memory_tokens} memory tokens ({memory.memory_update}, {memory.memory_position})'
-            if memory.enabled else 'no memory')
+    t, memory = learn.cfg.training, learn.cfg.model.memory
+    kind = (f' with {memory.num_memory_tokens} memory tokens ({memory.memory_update}, {memory.memory_position})'
+            if memory.enabled else '')
     steps, pairs, ranks = learn.steps_of(t.epochs), t.batch_size * t.accumulate_grad_batches, world_size()
     shared = '' if ranks == 1 else f' on each of {ranks} ranks'
     short = (f'\ntraining.epochs={t.epochs} ends the run after {steps:,} steps, before '
              f'training.max_steps={t.max_steps:,}; to reach it, use '
              f'training.epochs={ceil(t.max_steps / len(learn.dls.train))}' if (t.max_steps or 0) > steps else '')
-    return (f'{learn.cfg.model.name}: {millions:.1f} M parameters, {kind}\n'
+    return (f'{learn.cfg.model.name}{kind}: {_describe_trained(learn.model)}\n'
             f'{len(learn.dls.train.source):,} images for training, {len(learn.dls.valid.source):,} for evaluation; '
-            f'{steps:,} steps of {pairs} pairs{shared} in {learn.precision} on {learn.dls.device}{short}')
+            f'{steps:,} steps of {pairs} pairs{shared} in {learn.precision} on {learn.dls.device}\n'
+            f'{_describe_schedule(learn)}{short}')
+
+def _check_frozen_text(learn:MemoryLearner):
+    "Raise `UserError` if a text tower with random weights is frozen by the name of a part."
+    model, what, layers = learn.cfg.model, learn.cfg.training.freeze, learn.model.parameter_layers()
+    if any(p.requires_grad for n, p in learn.model.named_parameters() if layers[n] == 'text'): return
+    if re.search(r'(^|[+])text[.]', what): return # asked for by a pattern of names
+    if model.pretrained and 'text.' not in find_pretrained(model.pretrained).fresh: return
+    why = f'model.pretrained={model.pretrained} has none' if model.pretrained else 'model.pretrained is not set'
+    train, keep = ('none', 'text.*') if what == 'text' else (f'{what}-text', f'{what}+text.*')
+    raise UserError(f'training.freeze={what} would freeze a text tower with random weights, because {why}; set '
+                    f'model.pretrained to a model with a text tower, or train the tower: training.freeze={train}. '
+                    f"To freeze random weights on purpose, name them by a pattern: 'training.freeze={keep}'")
 
 def _write_bad_samples(folder:Path, learn:MemoryLearner):
     "Write `bad_samples.txt` if there were unusable samples."
@@ -134,8 +178,9 @@ def _fit_in_group(cfg:DictConfig)->Run:
     "Train a configuration in an open process group."
     learn = make_learner(cfg)
     cfg = learn.cfg # with the sizes of `model.pretrained`
-    found = preflight(learn) if cfg.training.preflight else []
     run = broadcast_from_main(choose_run, cfg)
+    if run is None: _check_frozen_text(learn)
+    found = preflight(learn) if cfg.training.preflight else []
     folder = run or broadcast_from_main(make_run_dir, cfg)
     with ExitStack() as stack:
         broadcast_from_main(lambda: stack.enter_context(run_lock(folder)))
