@@ -149,6 +149,12 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         "Return the names of the parameters that match any of the patterns."
         return {n for n, _ in self.named_parameters() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
 
+    def parameter_layers(self)->dict:
+        "Return the layer of each parameter by name: 'trunk' (of the vision tower), 'text', 'memory' or 'heads'."
+        layers = {n: 'text' if n.startswith('text.') else 'trunk' for n, _ in self.named_parameters()}
+        return (layers | dict.fromkeys(self.matching(MEMORY_NAMES), 'memory')
+                | dict.fromkeys(self.matching(('visual.head.*', 'text.text_projection*', 'logit_*')), 'heads'))
+
     def no_weight_decay(self)->set:
         "Return the names of the parameters without weight decay."
         towers = dict(visual=self.visual, text=self.text)

@@ -53,6 +53,7 @@ from memory_vlm.training.callbacks import (
 from .training.checkpoint import check_monitor, check_name
 from .training.optim import StepScheduler, make_optimizer, make_schedule, optimizer_kwargs, schedule_kwargs
 from .training.resets import make_resets
+from .training.run_dir import with_run_weights
 from omegaconf import DictConfig, OmegaConf
 
 # %% ../nbs/20_learner.ipynb #0d51ed45
@@ -374,7 +375,7 @@ def make_learner(
     device:torch.device=None,     # None: fastai's default device
 )->MemoryLearner:
     "Make the Learner of a configuration. Raises `UserError` for every mistake in it."
-    cfg = with_pretrained(validate(cfg, CONFIG_CHECKS))
+    cfg = with_pretrained(validate(with_run_weights(cfg), CONFIG_CHECKS))
     t, device = cfg.training, device or default_device()
     dls = dls or make_dls(cfg, device)
     seed_everything(t.seed)

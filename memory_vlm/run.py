@@ -7,6 +7,8 @@ __all__ = ['Run', 'run_training', 'fit']
 
 # %% ../nbs/40_run.ipynb #3189bc69
 import numpy as np
+import re
+import shutil
 import signal
 import time
 import torch
@@ -16,16 +18,20 @@ from dataclasses import dataclass
 from fastai.callback.core import Callback
 from io import BytesIO
 from math import ceil
+from .clip import MemoryCLIP
+from .core import UserError
 from .distributed import LostRankError, broadcast_from_main, is_main, process_group, world_size
 from .learner import MemoryLearner, make_learner
+from .models.pretrained import find_pretrained
 from .training.callbacks import CheckpointCallback, DivergedError, LogCallback, ResumeCallback, is_probing
 from .training.checkpoint import checkpoint_folder, newest_checkpoint, read_manifest
-from .training.logging import MetricLog
+from .training.logging import MetricLog, read_metrics
+from .training.optim import make_schedule, schedule_kwargs
 from .training.preflight import preflight
 from .training.run_dir import choose_run, make_run_dir, run_lock
 from .viz.html import memory_figures, write_report_page
 from .viz.style import to_png
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from PIL import Image
 
@@ -45,20 +51,93 @@ class Run:
         return f'{_describe_run(self.learn)}\n{scores}\nRun folder: {self.folder}'
 
 # %% ../nbs/40_run.ipynb #3a6ce712
+def _format_count(n:int)->str:
+    "Format a number of parameters with three digits, such as '1.31 M'."
+    unit, size = next((u, s) for u, s in ((' M', 1e6), (' k', 1e3), ('', 1)) if n >= .9995 * s or s == 1)
+    return f'{n / size:.3g}{unit}'
+
+_PARTS = dict(trunk='vision', memory='memory', text='text', heads='heads') # Name in the text, by layer of a model
+
+def _describe_trained(model:MemoryCLIP)->str:
+    "Return how many parameters of each part of a model are trained."
+    counts, layers = {}, model.parameter_layers()
+    for name, p in model.named_parameters():
+        trained, every = counts.get(layers[name], (0, 0))
+        counts[layers[name]] = trained + p.numel() * p.requires_grad, every + p.numel()
+    def share(trained, every): return f'{_format_count(trained)} of ' * (trained != every) + _format_count(every)
+    parts = [f'{word} {share(*counts[k])}' for k, word in _PARTS.items() if k in counts]
+    trained, every = map(sum, zip(*counts.values()))
+    return f"{'all ' * (trained == every)}{share(trained, every)} parameters are trained: {', '.join(parts)}"
+
+def _describe_schedule(learn:MemoryLearner)->str:
+    "Return the learning rate of a fit, as text."
+    t, steps, of_epoch = learn.cfg.training, learn.steps_of(learn.cfg.training.epochs), len(learn.dls.train)
+    kwargs = schedule_kwargs(t.scheduler_kwargs)
+    warmup = round(min(kwargs.get('warmup_epochs', 0) * of_epoch, steps / 3))
+    end = '' if t.scheduler == 'constant' else f", {kwargs.get('min_lr', 0):g} at the end"
+    scales = [f'{k}={t[k]:g}' for k in ('layer_decay', 'memory_lr_scale') if t[k] != 1]
+    rate = f'Learning rate {t.learning_rate:g} ({t.scheduler}), warm-up for {warmup:,} of {steps:,} steps{end}'
+    return ', '.join([rate, *scales])
+
 def _describe_run(learn:MemoryLearner)->str:
     "Return what will be trained, as text."
-    m, t, memory = learn.model, learn.cfg.training, learn.cfg.model.memory
-    millions = sum(p.numel() for p in m.parameters()) / 1e6
-    kind = (f'{memory.num_memory_tokens} memory tokens ({memory.memory_update}, {memory.memory_position})'
-            if memory.enabled else 'no memory')
+    t, memory = learn.cfg.training, learn.cfg.model.memory
+    kind = (f' with {memory.num_memory_tokens} memory tokens ({memory.memory_update}, {memory.memory_position})'
+            if memory.enabled else '')
     steps, pairs, ranks = learn.steps_of(t.epochs), t.batch_size * t.accumulate_grad_batches, world_size()
     shared = '' if ranks == 1 else f' on each of {ranks} ranks'
+    start = f'\nStarts from the weights of {learn.cfg.model.pretrained}' * bool(learn.cfg.model.pretrained)
     short = (f'\ntraining.epochs={t.epochs} ends the run after {steps:,} steps, before '
              f'training.max_steps={t.max_steps:,}; to reach it, use '
              f'training.epochs={ceil(t.max_steps / len(learn.dls.train))}' if (t.max_steps or 0) > steps else '')
-    return (f'{learn.cfg.model.name}: {millions:.1f} M parameters, {kind}\n'
+    return (f'{learn.cfg.model.name}{kind}: {_describe_trained(learn.model)}{start}\n'
             f'{len(learn.dls.train.source):,} images for training, {len(learn.dls.valid.source):,} for evaluation; '
-            f'{steps:,} steps of {pairs} pairs{shared} in {learn.precision} on {learn.dls.device}{short}')
+            f'{steps:,} steps of {pairs} pairs{shared} in {learn.precision} on {learn.dls.device}\n'
+            f'{_describe_schedule(learn)}{short}')
+
+def _check_frozen_text(learn:MemoryLearner):
+    "Raise `UserError` if a text tower with random weights is frozen by the name of a part."
+    model, what, layers = learn.cfg.model, learn.cfg.training.freeze, learn.model.parameter_layers()
+    if any(p.requires_grad for n, p in learn.model.named_parameters() if layers[n] == 'text'): return
+    if re.search(r'(^|[+])text[.]', what): return # asked for by a pattern of names
+    if model.pretrained and 'text.' not in find_pretrained(model.pretrained).fresh: return
+    why = f'model.pretrained={model.pretrained} has none' if model.pretrained else 'model.pretrained is not set'
+    train, keep = ('none', 'text.*') if what == 'text' else (f'{what}-text', f'{what}+text.*')
+    raise UserError(f'training.freeze={what} would freeze a text tower with random weights, because {why}; set '
+                    f'model.pretrained to a model with a text tower, or train the tower: training.freeze={train}. '
+                    f"To freeze random weights on purpose, name them by a pattern: 'training.freeze={keep}'")
+
+def _check_longer(learn:MemoryLearner, folder:Path):
+    "Raise `UserError` unless the configuration has more steps than a finished run."
+    t, steps, ended = learn.cfg.training, learn.steps_of(learn.cfg.training.epochs), _last_step(folder)
+    if steps > ended: return
+    limit = f' and training.max_steps={t.max_steps}' if t.max_steps else ''
+    raise UserError(f"training.resume='{folder}': this run has finished after {ended:,} steps, and a fit with "
+                    f'training.epochs={t.epochs}{limit} ends after {steps:,}; to extend the run, set more')
+
+def _last_step(folder:Path)->int:
+    "Return the last step that a run has logged; 0 without a log."
+    return int(read_metrics(folder).step.max()) if (folder/'metrics.csv').exists() else 0
+
+def _extend_run(learn:MemoryLearner, folder:Path, resume:ResumeCallback|None)->str:
+    "Make a finished run unfinished, with more steps; return what becomes of its learning rate, as text."
+    t, steps, ended = learn.cfg.training, learn.steps_of(learn.cfg.training.epochs), _last_step(folder)
+    step = resume.state['step'] if resume else 0
+    if not step or step < ended:
+        raise UserError(f"training.resume='{folder}': the run ended at step {ended:,}, and its newest intact "
+                        f'checkpoint is of step {step:,}, so it cannot be extended; to start a new run from its '
+                        f'weights: model.pretrained={folder} training.resume=null')
+    place, aside, kept = (folder/n for n in ('config.yaml', '.config.yaml', f'config-until-step-{step}.yaml'))
+    if not kept.exists(): shutil.copyfile(place, kept)
+    longer = OmegaConf.merge(OmegaConf.load(place), dict(training=dict(epochs=t.epochs, max_steps=t.max_steps)))
+    aside.write_text(OmegaConf.to_yaml(longer), encoding='utf-8')
+    aside.rename(place) # before DONE is removed: after a kill in between, the same command works
+    (folder/'DONE').unlink()
+    lr_at = make_schedule(t.scheduler, t.learning_rate, steps / len(learn.dls.train), notice=lambda _: None,
+                          **schedule_kwargs(t.scheduler_kwargs))
+    return (f'Extended from {step:,} to {steps:,} steps: the learning rate continues at step {step:,} of the schedule '
+            f"for {steps:,} steps, without a new warm-up; it was {resume.state['recorded']['lrs'][-1]:.3g} and is now "
+            f'{float(lr_at(step / steps)):.3g}')
 
 def _write_bad_samples(folder:Path, learn:MemoryLearner):
     "Write `bad_samples.txt` if there were unusable samples."
@@ -138,8 +217,11 @@ def _fit_in_group(cfg:DictConfig)->Run:
     "Train a configuration in an open process group."
     learn = make_learner(cfg)
     cfg = learn.cfg # with the sizes of `model.pretrained`
-    found = preflight(learn) if cfg.training.preflight else []
     run = broadcast_from_main(choose_run, cfg)
+    finished = broadcast_from_main(lambda: bool(run) and (run/'DONE').exists())
+    if run is None: _check_frozen_text(learn)
+    if finished: _check_longer(learn, run)
+    found = preflight(learn) if cfg.training.preflight else []
     folder = run or broadcast_from_main(make_run_dir, cfg)
     with ExitStack() as stack:
         broadcast_from_main(lambda: stack.enter_context(run_lock(folder)))
@@ -148,6 +230,9 @@ def _fit_in_group(cfg:DictConfig)->Run:
         step = read_manifest(checkpoint)['step'] if checkpoint else 0 if run else None
         resume = ResumeCallback(checkpoint, learn) if checkpoint else None
         place = f'Run folder: {folder}' + (f', resumed after step {step}' if run else '')
+        if finished:
+            found.insert(0, broadcast_from_main(_extend_run, learn, folder, resume))
+            resume.extend(learn.steps_of(cfg.training.epochs))
         if is_main(): print(_describe_run(learn), place, *found, sep='\n')
         newest, lost = run_training(learn, folder, resume, step)
         # the sender of SIGTERM kills the process soon

@@ -81,8 +81,8 @@ class ModelConfig:
     "The dual encoder."
     # Name of the model, saved in checkpoints and model cards; `training.logging.name` is the name of the run
     name:str = 'memory_clip_vit_b_16'
-    # A pretrained model, such as `open_clip:ViT-B-16/laion2b_s34b_b88k`; sizes that are at their defaults then follow
-    # it. null: random weights
+    # A pretrained model, such as `open_clip:ViT-B-16/laion2b_s34b_b88k`, or a run, `runs/NAME`, whose best checkpoint
+    # is used; sizes that are at their defaults then follow it. null: random weights
     pretrained:str|None = None
     image_size:int = _number_field(224, 1)        # Side of the square input image (pixels); a multiple of `patch_size`
     patch_size:int = _number_field(16, 1)         # Side of a patch (pixels)
@@ -198,8 +198,8 @@ class TrainingConfig:
     # Stop after this number of optimizer steps, which is also the length of the schedule; null: all epochs
     max_steps:int|None = _number_field(None, 1)
     run_dir:str|None = None # Folder of the run; null: `runs/<name>/<time>-<hash>`
-    # `auto`: resume the newest unfinished run with this name and configuration; a path: resume that run; null: start
-    # a new run
+    # `auto`: resume the newest unfinished run with this name and configuration; a path: resume that run, or extend it
+    # if it has finished and `epochs` or `max_steps` are larger now; null: start a new run
     resume:str|None = None
     # Check a sample of the data, the schedule and memory before training. true: report common mistakes, and stop if
     # memory does not suffice; warn: only report; false: no check

@@ -155,6 +155,63 @@ def test_resumed_run_keeps_its_precision(tmp_path, capsys):
     assert run.learn.mixed_precision.dtype == torch.bfloat16 and capsys.readouterr().out.count('pairs in bf16 on') == 2
 
 
+def extend_run(folder, steps, *words, **kwargs):
+    "Extend a finished run of `fit_run`."
+    return fit_run(folder, f'training.max_steps={steps}', *words, f'training.resume={folder}', 'training.run_dir=null',
+                   **kwargs)
+
+
+@pytest.mark.parametrize('words', [('training.epochs=3',), ('training.batch_size=60', 'training.epochs=2',
+                                                           'training.ema_decay=0.9')])
+def test_extended_run_equals_a_long_one_if_the_learning_rate_is_constant(tmp_path, words):
+    "From the middle of an epoch, and from its end: scenes:tiny has 242 images."
+    words = [*words, 'training.scheduler=constant', 'training.scheduler_kwargs.warmup_epochs=0',
+             'training.logging.log_interval=2', 'model.memory.mem_reinit_steps=0']
+    straight = fit_run(tmp_path/'straight', *words, 'training.max_steps=6')
+    fit_run(tmp_path/'run', *words, 'training.max_steps=4')
+    extended = extend_run(tmp_path/'run', 6, *words)
+    assert torch.stack(extended.learn.recorder.losses).tolist() == torch.stack(straight.learn.recorder.losses).tolist()
+    weights = straight.learn.model.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in extended.learn.model.state_dict().items())
+    assert extended.metrics == straight.metrics
+    columns = ['step', 'train_loss', 'val_loss', 'lr']
+    tables = [pd.read_csv(r.folder/'metrics.csv')[columns].drop_duplicates() for r in (straight, extended)]
+    pd.testing.assert_frame_equal(*(t.reset_index(drop=True) for t in tables))
+
+
+def test_extension_keeps_the_run_and_can_be_interrupted(tmp_path, capsys):
+    folder, words = tmp_path/'run', ['training.checkpoint.save_top_k=1', 'training.checkpoint.monitor=t2i/R@1']
+    fit_run(folder, *words)
+    extend_run(folder, 6, *words, stop=5)
+    assert not (folder/'DONE').exists() and pd.read_csv(folder/'metrics.csv').step.max() == 5
+    with pytest.raises(ValueError, match='training.max_steps=6 there and 3 here'): fit_run(folder, *words)
+    capsys.readouterr()
+    run = fit_run(folder, *words, 'training.max_steps=6')
+    said = capsys.readouterr().out
+    assert 'resumed after step 5' in said and 'Extended' not in said and (folder/'DONE').exists()
+    table = pd.read_csv(folder/'metrics.csv')
+    assert table.step.is_monotonic_increasing and table.train_loss.notna().sum() == 6
+    saved = table['t2i/R@1'].dropna().max()
+    best = read_manifest(best_checkpoints(folder/'checkpoints', 't2i/R@1')[0])['metrics']['t2i/R@1']
+    assert best == pytest.approx(saved, abs=1e-5) and read_manifest(list_checkpoints(folder/'checkpoints')[-1])['step'] == 6
+    assert len(run.learn.evaluations) == table.val_loss.notna().sum()
+
+
+def test_killed_extension_starts_again(tmp_path, monkeypatch):
+    "Between the new config.yaml and the removal of DONE, and with a checkpoint that is damaged."
+    folder = tmp_path/'run'
+    fit_run(folder)
+    with mock.patch.object(Path, 'unlink', side_effect=SystemExit), pytest.raises(SystemExit): extend_run(folder, 4)
+    assert (folder/'DONE').exists() and 'max_steps: 4' in (folder/'config.yaml').read_text()
+    extend_run(folder, 4)
+    assert (folder/'DONE').exists() and 'max_steps: 3' in (folder/'config-until-step-3.yaml').read_text()
+    before = (folder/'config.yaml').read_text(), (folder/'metrics.csv').read_text()
+    with (list_checkpoints(folder/'checkpoints')[-1]/'state.pt').open('ab') as f: f.write(b'damage')
+    with pytest.raises(ValueError, match='the run ended at step 4, and its newest intact checkpoint is of step [123],'):
+        extend_run(folder, 5)
+    assert (folder/'DONE').exists() and before == ((folder/'config.yaml').read_text(), (folder/'metrics.csv').read_text())
+
+
 COLUMNS = '''step epoch train_loss val_loss lr grad_norm temperature samples_per_second data_wait i2t/R@1 i2t/R@5 i2t/R@10 t2i/R@1 t2i/R@5
 t2i/R@10 memory/least_usage memory/resets memory/reset_tokens memory/reset_usage'''
 

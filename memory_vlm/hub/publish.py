@@ -28,7 +28,7 @@ def _card_facts(loaded:LoadedModel, folder:Path, look:bool=True)->dict:
     train = join_paths(d.train_path, COLUMN_KEYS['train']) if d.train_path else ''
     valid = join_paths(d.val_path, COLUMN_KEYS['valid']) if d.val_path else f'{train}, held out'
     facts = dict(project=OmegaConf.to_container(cfg.project), data=f'`{train}`', tested_on=valid,
-                 metrics=loaded.metrics, command=command_line(cfg))
+                 start=cfg.model.pretrained or '', metrics=loaded.metrics, command=command_line(cfg))
     if not look: return facts
     try: return facts | _memory_facts(loaded, folder)
     except UserError as e:

@@ -61,6 +61,7 @@ def model_card(
     use:str=_USAGE,          # Example code; may contain `{place}` and `{size}`
     project:Mapping={},      # `cfg.project`
     data:str='',             # Description of the training data
+    start:str='',            # Name of the model or checkpoint from whose weights training started
     tested_on:str='',        # Description of the evaluation data
     metrics:Mapping={},      # Value by name
     chance:Mapping={},       # Chance level by name
@@ -82,7 +83,9 @@ def model_card(
                          tags=sorted({'clip', 'memory-tokens', *project.get('tags', [])}))
     parts = [f"# {cfg['name']}", _model_summary(cfg), size, shown,
              _section('Use', use.format(place=place or 'OWNER/NAME', size=cfg['image_size'])),
-             _section('Training', data and f'Trained on {data}.', command and f'```sh\n{command}\n```'),
+             _section('Training', data and f'Trained on {data}.',
+                      start and f'Training started from the weights of `{start}`.',
+                      command and f'```sh\n{command}\n```'),
              _section('Evaluation', tested_on and metrics and f'On {tested_on}:',
                       metrics and _metric_table(metrics, chance, intervals)),
              _section('What its memory does', *memory),

@@ -294,7 +294,7 @@ class CheckpointCallback(Callback):
 
 # %% ../../nbs/training/03_callbacks.ipynb #2f68ea92
 class ResumeCallback(Callback):
-    "Resume from a checkpoint, in a fit of the same length. Raises `UserError` if it cannot be read."
+    "Resume from a checkpoint, in a fit of the same length or after `extend`. Raises `UserError` if it cannot be read."
     order = 99
     reason = 'after all others have prepared the fit, so that they do not overwrite what it restores'
     def __init__(self,
@@ -303,6 +303,14 @@ class ResumeCallback(Callback):
     ): # reads the state here, because fastai changes the message of an error in a fit
         self.folder, self.state = folder, load_training_state(folder, learn)
         if learn.cfg.training.precision == 'auto': set_precision(learn, self.state.get('precision', learn.precision))
+
+    def extend(self,
+        num_steps:int, # Optimizer steps of the longer fit, from its beginning
+    ):
+        "Continue a finished fit in a longer one, which may be in the middle of an epoch."
+        step, batches = self.state['step'], self.state['batches']
+        whole = math.ceil(num_steps / batches) * batches
+        self.state |= dict(epoch=step // batches, pct_train=step / whole)
 
     def before_fit(self):
         restore_training_state(self.learn, self.state, self.folder)

@@ -47,15 +47,9 @@ def _lr_scales(model:MemoryCLIP, layer_decay:float=1., memory_lr_scale:float=1.)
 
 _LAYERS = 'trunk', 'text', 'memory', 'heads' # from the first that fastai freezes to the last
 
-def _layer_of(model:MemoryCLIP)->dict:
-    "Return the layer of each parameter by name."
-    layers = {n: 'text' if n.startswith('text.') else 'trunk' for n, _ in model.named_parameters()}
-    return (layers | dict.fromkeys(model.matching(MEMORY_NAMES), 'memory')
-            | dict.fromkeys(model.matching(('visual.head.*', 'text.text_projection*', 'logit_*')), 'heads'))
-
 def _parameter_groups(model:MemoryCLIP, weight_decay:float, **scales)->list:
     "Return torch's parameter groups of everything that trains, sorted by layer; in a layer scale 1 comes last."
-    groups, scales, layers, spared = {}, _lr_scales(model, **scales), _layer_of(model), model.no_weight_decay()
+    groups, scales, layers, spared = {}, _lr_scales(model, **scales), model.parameter_layers(), model.no_weight_decay()
     for name, p in model.named_parameters():
         decays = not (p.ndim <= 1 or name.endswith('.bias') or name in spared)
         if p.requires_grad: groups.setdefault((_LAYERS.index(layers[name]), scales[name], decays), []).append(p)

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['make_run_dir', 'run_lock', 'is_locked', 'config_differences', 'unfinished_runs', 'choose_run', 'LoadedModel',
-           'find_run', 'best_checkpoint', 'open_trained', 'as_model']
+           'find_run', 'best_checkpoint', 'with_run_weights', 'open_trained', 'as_model']
 
 # %% ../../nbs/training/07_run_dir.ipynb #d08d0552
 import hashlib
+import os
 import time
 import torch
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ..clip import MemoryCLIP
+from ..config import config_dir
 from ..core import UserError, suggest
 from ..data.loaders import PairLoader, make_loader
 from ..data.sources import has_own_validation, open_source, open_sources, source_options
@@ -59,8 +61,10 @@ def make_run_dir(
     if cfg.training.run_dir:
         folder = Path(cfg.training.run_dir)
         if (folder/'config.yaml').exists():
-            raise UserError(f"training.run_dir='{folder}' already holds a run; choose another folder, or leave it out"
-                            + ('' if (folder/'DONE').exists() else ', or resume it: training.resume=auto'))
+            go_on = (f'train it further: training.resume={folder} and a larger training.epochs'
+                     if (folder/'DONE').exists() else 'resume it: training.resume=auto')
+            raise UserError(f"training.run_dir='{folder}' already holds a run; choose another folder, or leave it out, "
+                            f'or {go_on}')
     else:
         stem = _list_runs(cfg)/f'{time.strftime("%Y%m%d-%H%M%S")}-{_config_hash(cfg)}'
         folder = next(f for i in range(1000)
@@ -124,16 +128,20 @@ def config_differences(
     here, there = _compared_settings(cfg), _compared_settings(OmegaConf.load(folder/'config.yaml'))
     return {k: (there[k], here[k]) for k in here if there[k] != here[k]}
 
+def _describe_differences(found:dict, most:int=3)->str:
+    "Return what `config_differences` found, as text."
+    shown = [f'{k}={there} there and {here} here' for k, (there, here) in list(found.items())[:most]]
+    return ', '.join(shown) + (f', and {len(found) - most} more' if len(found) > most else '')
+
 def _raise_config_mismatch(cfg:DictConfig, folder:Path):
     "Raise `UserError` with the differences and the command that started the run."
     found = config_differences(cfg, folder)
-    what = ', '.join(f'{k}={there} there and {here} here' for k, (there, here) in list(found.items())[:3])
     why = ('epochs and steps determine the learning rate of the whole run'
            if set(found) <= _SCHEDULE_KEYS else 'a run can be resumed only with its own configuration')
     was = cfg.copy()
     for k, (there, _) in found.items(): OmegaConf.update(was, k, there, merge=False)
     words = [w for w in command_words(was) if not w.startswith(('training.resume', 'training.run_dir'))]
-    raise UserError(f"'{folder}' cannot be resumed: {what}; {why}. It was started with: "
+    raise UserError(f"'{folder}' cannot be resumed: {_describe_differences(found)}; {why}. It was started with: "
                     f"{' '.join(['python train.py', *words])}. "
                     'For a new run: training.resume=null training.run_dir=null')
 
@@ -156,7 +164,6 @@ def _read_run_dir(path:Path)->Path:
     if not path.exists(): raise UserError(f'{given} does not exist; give the folder of a run, or auto')
     run = next((p for p in (path, *path.parents) if (p/'config.yaml').exists()), None)
     if run is None: raise UserError(f'{given} is not a run folder: neither it nor a folder above it has a config.yaml')
-    if (run/'DONE').exists(): raise UserError(f"{given}: this run has finished, so there is nothing to resume")
     newest = list_checkpoints(path.parent)[-1:]
     if path != run and newest != [path]:
         raise UserError(f"{given} is not the newest checkpoint of its run, '{newest[0] if newest else None}'; "
@@ -165,13 +172,14 @@ def _read_run_dir(path:Path)->Path:
 
 def choose_run(
     cfg:DictConfig, # The configuration
-)->Path|None:       # Folder of the run to resume; None: a new run
+)->Path|None:       # Folder of the run to resume, or of a finished run to extend; None: a new run
     "Return the run that `training.resume` selects. Raises `UserError` if it cannot be resumed."
     asked, place = cfg.training.resume, cfg.training.run_dir and Path(cfg.training.run_dir)
     if asked is None: return None
     if asked != 'auto' or place and _is_unfinished(place):
         run = place if asked == 'auto' else _read_run_dir(Path(asked))
-        if config_differences(cfg, run): _raise_config_mismatch(cfg, run)
+        found = config_differences(cfg, run).keys()
+        if found - (_SCHEDULE_KEYS if (run/'DONE').exists() else ()): _raise_config_mismatch(cfg, run)
         return run # `run_lock` raises if another process trains it
     runs = [] if place else unfinished_runs(cfg)
     same = [r for r in runs if not config_differences(cfg, r)]
@@ -179,7 +187,9 @@ def choose_run(
     if not same and longer: _raise_config_mismatch(cfg, longer[0])
     done = place and (place/'DONE').exists() # `make_run_dir` raises for it
     if not same and not done:
-        print(f'No unfinished run of this configuration in {place or _list_runs(cfg)}: a new run starts')
+        near = (f"; the newest unfinished run, '{runs[0]}', has "
+                f'{_describe_differences(config_differences(cfg, runs[0]))}' if runs else '')
+        print(f'No unfinished run of this configuration in {place or _list_runs(cfg)}: a new run starts{near}')
     return same[0] if same else None
 
 # %% ../../nbs/training/07_run_dir.ipynb #76157da9
@@ -229,10 +239,16 @@ def _read_resets(checkpoint:Path)->ResetHistory|None:
     saved = (state.get('callbacks', {}) | ranks[0].get('callbacks', {})).get('memory_reset')
     return saved and ResetHistory(*(saved[k] for k in ('window_steps', 'usages', 'was_reset')))
 
+def _from_root(name:str|Path)->str|Path:
+    "Return a path that exists only beside `configs/`, as in a notebook of a subfolder, from there."
+    there = config_dir().parent/name
+    return name if ':' in str(name) or Path(name).exists() or not there.is_dir() else there
+
 def find_run(
     path:Path, # A run folder, the folder of all runs of a name, a checkpoint or the folder of a run's checkpoints
 )->Path|None:  # The run folder; None: not a run
     "Return the run that a path belongs to; of several runs, the newest finished one."
+    path = Path(_from_root(path))
     if not path.is_dir(): return None
     done = sorted(path.glob('*/DONE'))
     if done and not (path/'config.yaml').exists(): return done[-1].parent
@@ -255,26 +271,46 @@ def best_checkpoint(
     if not found: raise UserError(f"'{run}' has no checkpoint yet")
     return found[0]
 
+def _read_config(run:Path)->DictConfig:
+    "Return the configuration of a run. Raises `UserError` if it is not one."
+    try: return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
+    except (OmegaConfBaseException, YAMLError, ValueError) as e:
+        raise UserError(f"'{run/'config.yaml'}' is not the configuration of a run: {str(e).splitlines()[0]}") from e
+
+def _check_local_path(name:str):
+    "Raise `UserError` for a name that is not found and cannot be in the hub, or is a typo of a local path."
+    if '/' in name and Path(name).parent.is_dir():
+        if near := suggest(Path(name).name, [p.name for p in Path(name).parent.iterdir()], limit=3):
+            raise UserError(f"'{name}' does not exist{near}")
+    if _is_run_path(name):
+        places = ' or '.join(f"'{p}'" for p in dict.fromkeys((os.getcwd(), str(config_dir().parent))))
+        raise UserError(f"'{name}' does not exist; give a run folder, or a checkpoint of a run (looked in {places})")
+    if not {'/', ':'} & set(name):
+        raise UserError(f"'{name}' does not exist; give a run folder, a checkpoint, OWNER/NAME on the hub, or a "
+                        'pretrained model such as open_clip:ViT-B-32/TAG')
+
+def with_run_weights(
+    cfg:DictConfig, # A configuration
+)->DictConfig:      # The same, with the best checkpoint of the run if `model.pretrained` is a run
+    "Replace a run in `model.pretrained` by its best checkpoint. Raises `UserError` for a run without one, or a typo."
+    if cfg.model.pretrained is None or ':' in cfg.model.pretrained: return cfg
+    name = str(_from_root(cfg.model.pretrained))
+    run = find_run(Path(name))
+    if run is None and not Path(name).exists(): _check_local_path(name)
+    if run is None or (Path(name)/'manifest.json').exists(): return cfg
+    return OmegaConf.merge(cfg, dict(model=dict(pretrained=str(best_checkpoint(run, _read_config(run))))))
+
 def open_trained(
     name:str|Path, # A run folder, `runs/NAME`, a checkpoint, or anything that `MemoryCLIP.from_pretrained` opens
 )->LoadedModel:
     "Open a model with what its run recorded about it. Raises `UserError` for a name that cannot be opened."
+    name = _from_root(name)
     run = find_run(Path(name))
-    def alone(): return LoadedModel(MemoryCLIP.from_pretrained(name), Path(str(name)))
-    if run is None and Path(name).exists(): return alone()
-    if run is None and '/' in str(name) and Path(name).parent.is_dir(): # a typo: do not ask the hub
-        if near := suggest(Path(name).name, [p.name for p in Path(name).parent.iterdir()], limit=3):
-            raise UserError(f"'{name}' does not exist{near}")
-    if run is None and _is_run_path(str(name)):
-        raise UserError(f"'{name}' does not exist; give a run folder, or a checkpoint of a run")
-    if run is None and not {'/', ':'} & set(str(name)): # no name of the hub
-        raise UserError(f"'{name}' does not exist; give a run folder, a checkpoint, OWNER/NAME on the hub, or a "
-                        'pretrained model such as open_clip:ViT-B-32/TAG')
+    if run is None and not Path(name).exists(): _check_local_path(str(name))
     if run is None:
-        with hub_errors(str(name), str(name)): return alone()
-    try: cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run/'config.yaml'))
-    except (OmegaConfBaseException, YAMLError, ValueError) as e:
-        raise UserError(f"'{run/'config.yaml'}' is not the configuration of a run: {str(e).splitlines()[0]}") from e
+        online = nullcontext() if Path(name).exists() else hub_errors(str(name), str(name))
+        with online: return LoadedModel(MemoryCLIP.from_pretrained(name), Path(str(name)))
+    cfg = _read_config(run)
     checkpoint = Path(name) if (Path(name)/'manifest.json').exists() else best_checkpoint(run, cfg)
     manifest = read_manifest(checkpoint)
     return LoadedModel(MemoryCLIP.from_pretrained(checkpoint), checkpoint, restore_references(cfg), manifest['metrics'],
