@@ -34,7 +34,10 @@ def project(tmp_path, monkeypatch):
     (tmp_path/'settings.ini').touch()
     (tmp_path/'memory_vlm').mkdir()
     (tmp_path/'memory_vlm/__init__.py').write_text('__version__ = "0.1.0"\n')
-    write(tmp_path/'nbs/00_core.ipynb', notebook('#| default_exp core', '#| export\ndef low(): return 1', 'low()'))
+    core = notebook('#| default_exp core', '#| export\ndef low(): return 1', 'low()')
+    core['cells'][-1]['outputs'] = [dict(data={'text/plain': ['1']}, execution_count=None, metadata={},
+                                         output_type='execute_result')]
+    write(tmp_path/'nbs/00_core.ipynb', core)
     write(tmp_path/'nbs/data/10_up.ipynb',
           notebook('#| default_exp data.up', '#| export\nfrom memory_vlm.core import low'))
     write(tmp_path/'nbs/index.ipynb', notebook())
