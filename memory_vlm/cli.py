@@ -8,11 +8,14 @@ __all__ = ['COMMANDS', 'fit_task', 'fit_main', 'config_command', 'check_command'
 
 # %% ../nbs/50_cli.ipynb #217febf2
 import os
+import re
+import select
+import shlex
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.script import anno_parser
@@ -289,6 +292,8 @@ def search_command(
         return [dict(rank=r, cosine=c, path=p) for r, (c, p) in enumerate(search(clip, images, caption, top), 1)]
     found = {caption: rows(caption) for caption in captions}
     if json: print(dumps(dict(images=len(images), unreadable=bad, found=found), indent=1))
+    elif not captions: print(f'{len(images):,} images of {data} are indexed in {path}; to search, add captions: '
+                             f'memory_vlm search {shlex.quote(model)} {shlex.quote(data)} "a red car"')
     else:
         for caption, best in found.items():
             if len(found) > 1: print(caption)
@@ -329,8 +334,25 @@ def _run_command(command:_Command, words:Sequence[str])->int:
     if command.function is fit_main: return fit_main(words) or 0 # Hydra parses these
     parser = anno_parser(command.function, f'memory_vlm {command.example.split()[0]}')
     parser.epilog = f'Example: memory_vlm {command.example}'
-    options = vars(parser.parse_intermixed_args(words))
-    return command.function(**{k: v for k, v in options.items() if k not in ('pdb', 'xtra')})
+    options = {k: v for k, v in vars(parser.parse_intermixed_args(words)).items() if k not in ('pdb', 'xtra')}
+    try: return command.function(**options)
+    except UserError as e:
+        if command.function is config_command: raise
+        raise UserError(_name_flags(str(e), options)) from e
+
+def _name_flags(message:str, options:Mapping)->str:
+    "Return a message with flags of a command, such as `--image-key`, in place of keys and parameters."
+    message = re.sub('^training[.]data[.]train_path: ', '', message, flags=re.M) # the data has no flag
+    names = '|'.join(k for k in options if '_' in k)
+    if not names: return message
+    return re.sub(rf'(?<![\w.-])(?:training\.data\.)?({names})\b', lambda m: '--' + m[1].replace('_', '-'), message)
+
+def _is_stdout_closed()->bool:
+    "Return whether the reader of standard output, such as `head`, has closed the pipe."
+    if not isinstance(sys.stdout, TextIOWrapper) or not hasattr(select, 'poll'): return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 @contextmanager
 def _short_warnings()->Iterator[None]:
@@ -342,7 +364,17 @@ def _short_warnings()->Iterator[None]:
 def main(
     words:Sequence[str]=None, # Arguments after `memory_vlm`; None: those of the shell
 )->int:                       # Exit status
-    "Run a command."
+    "Run a command. If the reader of a pipe closes it, the command ends without a message."
+    try:
+        try: return _run(words)
+        finally: sys.stdout.flush() # here, because an error at the end of the interpreter cannot be caught
+    except BrokenPipeError:
+        if not _is_stdout_closed(): raise # of another pipe, such as that of a loader process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # for what is still in the buffer
+        return 128 + signal.SIGPIPE
+
+def _run(words:Sequence[str]|None)->int:
+    "Run a command. Returns the exit status."
     name, *rest = (sys.argv[1:] if words is None else list(words)) or ['--help']
     if isinstance(sys.stdout, TextIOWrapper): # file names are bytes; ASCII and the like cannot write every character
         sys.stdout.reconfigure(errors='surrogateescape' if 'utf' in sys.stdout.encoding.lower() else 'backslashreplace')
