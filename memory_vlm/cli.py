@@ -8,19 +8,22 @@ __all__ = ['COMMANDS', 'fit_task', 'fit_main', 'config_command', 'check_command'
 
 # %% ../nbs/50_cli.ipynb #217febf2
 import os
+import re
+import select
+import shlex
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.script import anno_parser
 from io import TextIOWrapper
 from json import dumps
 from .config import compose, config_dir, explain_arguments, hydra_overrides, register_schema
-from .core import Progress, UserError, pick, suggest
-from .overrides import allowed_values, base_values, help_texts, written_values
+from .core import Progress, UserError, pick
+from .overrides import explain_keys, find_keys
 from .schema import schema_fields
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
@@ -100,23 +103,6 @@ def fit_main(
         _exit_with(explain_arguments(words, e))
 
 # %% ../nbs/50_cli.ipynb #e2cfacb2
-def _find_keys(word:str)->list[str]:
-    "Return the dotted keys that a key, its last part or a block names. Raises `UserError` if there are none."
-    keys = schema_fields()
-    found = [k for k in keys if k == word or k.startswith(f'{word}.')] or [k for k in keys if f'.{word}.' in f'{k}.']
-    if found: return found
-    raise UserError(f"'{word}' is not a configuration key{suggest(word, keys, limit=3)}; "
-                    "blocks are model, training and project")
-
-def _explain_keys(cfg:DictConfig, keys:Sequence[str])->dict:
-    "Return value, default, allowed values and help of each key."
-    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    written, helps, fields, defaults = written_values(cfg), help_texts(), schema_fields(), base_values('default')
-    def facts(k):
-        value = OmegaConf.select(resolved, k) if isinstance(written[k], str) else written[k]
-        return dict(value=value, default=defaults[k], allowed=allowed_values(fields[k]), help=helps[k])
-    return {k: facts(k) for k in keys}
-
 def _configuration_text(cfg:DictConfig, json:bool)->str:
     "Return a whole configuration as YAML or JSON."
     if json: return dumps(OmegaConf.to_container(cfg, resolve=True), indent=1)
@@ -130,7 +116,7 @@ def config_command(
     "Print the configuration that arguments compose, or explain keys"
     keys = [w for w in words if '=' not in w and not w.startswith('~')]
     cfg = compose([w for w in words if w not in keys], config_name=config_name)
-    facts = _explain_keys(cfg, dict.fromkeys(k for w in keys for k in _find_keys(w)))
+    facts = explain_keys(cfg, dict.fromkeys(k for w in keys for k in find_keys(w)))
     def text(k, f):
         return f"{k}={dumps(f['value'])}\n    {f['help']}\n    {f['allowed']}; default {dumps(f['default'])}"
     if not keys: print(_configuration_text(cfg, json))
@@ -302,6 +288,8 @@ def search_command(
         return [dict(rank=r, cosine=c, path=p) for r, (c, p) in enumerate(search(clip, images, caption, top), 1)]
     found = {caption: rows(caption) for caption in captions}
     if json: print(dumps(dict(images=len(images), unreadable=bad, found=found), indent=1))
+    elif not captions: print(f'{len(images):,} images of {data} are indexed in {path}; to search, add captions: '
+                             f'memory_vlm search {shlex.quote(model)} {shlex.quote(data)} "a red car"')
     else:
         for caption, best in found.items():
             if len(found) > 1: print(caption)
@@ -342,8 +330,25 @@ def _run_command(command:_Command, words:Sequence[str])->int:
     if command.function is fit_main: return fit_main(words) or 0 # Hydra parses these
     parser = anno_parser(command.function, f'memory_vlm {command.example.split()[0]}')
     parser.epilog = f'Example: memory_vlm {command.example}'
-    options = vars(parser.parse_intermixed_args(words))
-    return command.function(**{k: v for k, v in options.items() if k not in ('pdb', 'xtra')})
+    options = {k: v for k, v in vars(parser.parse_intermixed_args(words)).items() if k not in ('pdb', 'xtra')}
+    try: return command.function(**options)
+    except UserError as e:
+        if command.function is config_command: raise
+        raise UserError(_name_flags(str(e), options)) from e
+
+def _name_flags(message:str, options:Mapping)->str:
+    "Return a message with flags of a command, such as `--image-key`, in place of keys and parameters."
+    message = re.sub('^training[.]data[.]train_path: ', '', message, flags=re.M) # the data has no flag
+    names = '|'.join(k for k in options if '_' in k)
+    if not names: return message
+    return re.sub(rf'(?<![\w.-])(?:training\.data\.)?({names})\b', lambda m: '--' + m[1].replace('_', '-'), message)
+
+def _is_stdout_closed()->bool:
+    "Return whether the reader of standard output, such as `head`, has closed the pipe."
+    if not isinstance(sys.stdout, TextIOWrapper) or not hasattr(select, 'poll'): return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 @contextmanager
 def _short_warnings()->Iterator[None]:
@@ -355,7 +360,17 @@ def _short_warnings()->Iterator[None]:
 def main(
     words:Sequence[str]=None, # Arguments after `memory_vlm`; None: those of the shell
 )->int:                       # Exit status
-    "Run a command."
+    "Run a command. If the reader of a pipe closes it, the command ends without a message."
+    try:
+        try: return _run(words)
+        finally: sys.stdout.flush() # here, because an error at the end of the interpreter cannot be caught
+    except BrokenPipeError:
+        if not _is_stdout_closed(): raise # of another pipe, such as that of a loader process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # for what is still in the buffer
+        return 128 + signal.SIGPIPE
+
+def _run(words:Sequence[str]|None)->int:
+    "Run a command. Returns the exit status."
     name, *rest = (sys.argv[1:] if words is None else list(words)) or ['--help']
     if isinstance(sys.stdout, TextIOWrapper): # file names are bytes; ASCII and the like cannot write every character
         sys.stdout.reconfigure(errors='surrogateescape' if 'utf' in sys.stdout.encoding.lower() else 'backslashreplace')

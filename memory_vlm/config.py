@@ -39,7 +39,9 @@ def _unknown_key(key:str)->str:
     block = key.rsplit('.', 1)[0] + '.' if '.' in key else ''
     inside = sorted({k[len(block):].split('.')[0] for k in leaves if k.startswith(block)})
     group = next((g for g in _groups() if g.rsplit('/', 1)[-1] == key), None) # 'memory' of model/memory
-    hint = f" (did you mean '{group}'?)" if group else suggest(same[0] if same else key, leaves)
+    blocks = {k.rsplit('.', i)[0] for k in leaves for i in (1, 2) if k.count('.') >= i}
+    near = suggest(key, same) or suggest(same[0] if same else key, [*leaves, *sorted(blocks)])
+    hint = f" (did you mean '{group}'?)" if group else near
     inside = inside or ['model', 'training', 'project']
     return f"'{key}' is not a configuration key{hint}. Keys here: {', '.join(inside)}"
 
@@ -96,7 +98,9 @@ def explain_error(
     inner = next((x for x in chain if isinstance(x, OmegaConfBaseException)), None)
     if inner is None: return UserError(_wrong_group(str(e)) or _not_parsed(' '.join(str(e).split()), overrides))
     key, text = inner.full_key or '', str(inner).splitlines()[0]
-    if 'not in' in text: return UserError(_unknown_key(key))
+    if 'not in' in text: # the message ends at the first part of a key that is unknown
+        given = (o.lstrip('+~').partition('=')[0] for o in overrides)
+        return UserError(_unknown_key(next((k for k in given if k.startswith(f'{key}.')), key)))
     if isinstance(inner, ValidationError) and (said := _wrong_type(key, inner.value)): return UserError(said)
     return UserError(f'{key}: {text}' if key else text)
 

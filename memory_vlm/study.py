@@ -122,7 +122,8 @@ def study_table(
         cells = [_points(row, m, '+') for row in found[['difference', 'low', 'high']].to_numpy()]
         shown = [f'{d} [{low}, {high}], p {p:.2g}' if p == p else f'{d} (one pair)' for (d, low, high), p in
                  zip(cells, found.p)]
-        table[f'{m} minus {baseline}'] = pd.Series(shown, index=found.index).reindex(table.index, fill_value='')
+        column = pd.Series(shown, index=found.index).reindex(table.index, fill_value='')
+        table[f'{m}, difference from {baseline}'] = column
     return table.assign(parameters=[f'{p / 1e6:.3g} M' for p in summary.params],
                         step=[f'{ms:.3g} ms' if ms == ms else '' for ms in summary.step_ms])
 

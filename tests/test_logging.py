@@ -74,11 +74,24 @@ def test_run_of_the_user_stays_open(tmp_path, monkeypatch):
     own.finish()
 
 
-def test_reason_for_offline_is_printed(tmp_path, monkeypatch, capsys):
+def said(folder, monkeypatch, capsys, **settings):
+    "Open and close a log with these environment variables; return what it prints."
     monkeypatch.setenv('NETRC', os.devnull)
-    for name in ('WANDB_MODE', 'WANDB_API_KEY'): monkeypatch.delenv(name, raising=False)
-    MetricLog(tmp_path, compose(ONLY_WANDB)).close()
-    assert 'W&B is offline: there is no API key' in capsys.readouterr().out
+    for name in ('WANDB_MODE', 'WANDB_API_KEY', 'WANDB_DISABLED'): monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items(): monkeypatch.setenv(name, value)
+    MetricLog(folder, compose(ONLY_WANDB)).close()
+    return capsys.readouterr().out
+
+
+def test_offline_run_says_why_and_which_folder_to_sync(tmp_path, monkeypatch, capsys):
+    expected = f'W&B is offline: there is no API key; `wandb sync {tmp_path}/wandb/*run-*` uploads it later\n'
+    assert said(tmp_path, monkeypatch, capsys) == expected
+    assert list(tmp_path.glob('wandb/*run-*'))
+
+
+def test_wandb_is_disabled_by_its_own_variable(tmp_path, monkeypatch, capsys):
+    assert said(tmp_path, monkeypatch, capsys, WANDB_DISABLED='true') == 'W&B is disabled: WANDB_DISABLED=true\n'
+    assert not list(tmp_path.glob('wandb/*run-*'))
 
 
 def test_run_finished_by_the_user(tmp_path, monkeypatch):

@@ -133,14 +133,16 @@ class Comparison:
 
     def __str__(self):
         names, differences = list(self.scores), self.differences()
-        rows = [['', *(f'{n} | minus {names[0]}' if i else n for i, n in enumerate(names)), 'chance']]
+        rows = [['', *(f'{n} | difference from {names[0]}, points' if i else n for i, n in enumerate(names)), 'chance']]
         rows.append(['---'] + ['--:'] * (2 * len(names)))
         def cell(name, k):
             s = self.scores[name].get(k)
             shown = '' if s is None else f'{s.value:.1%} ({s.low:.1%} to {s.high:.1%})'
             if name == names[0]: return shown
             d = differences[name].get(k)
-            return shown + ' | ' + ('' if d is None else f'{d[0]:+.1%} ({d[1]:+.1%} to {d[2]:+.1%})')
+            if d is None: return f'{shown} | '
+            mean, low, high = (100 * v for v in d)
+            return f'{shown} | {mean:+.1f} ({low:+.1f} to {high:+.1f})'
         for k in dict.fromkeys(k for scores in self.scores.values() for k in scores):
             chance = next((s[k].chance for s in self.scores.values() if k in s), None)
             rows.append([k, *(cell(n, k) for n in names), '' if chance is None else f'{chance:.1%}'])

@@ -51,6 +51,7 @@ def _model_facts(model:MemoryCLIP)->dict:
 def _write_onnx(encoder:_Encoder, inputs:Tensor, path:Path):
     "Write one encoder as ONNX, with weights above 1.5 GB in a second file: ONNX files are limited to 2 GB."
     for package in ('onnx', 'onnxscript', 'onnxruntime'): require(package, 'export to ONNX', extra='export')
+    path.parent.mkdir(parents=True, exist_ok=True) # not before the packages are known to be there
     size = sum(p.numel() * p.element_size() for p in encoder.parameters())
     torch.onnx.export(encoder, (inputs,), path, input_names=['inputs'], output_names=['features'], dynamo=True,
                       verbose=False, dynamic_shapes=dict(inputs={0: Dim('batch', min=1)}), external_data=size > 1.5e9)
@@ -68,6 +69,7 @@ def run_onnx(
 
 def _write_torch(encoder:_Encoder, inputs:Tensor, path:Path):
     "Write one encoder with torch.export."
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(torch.export.export(encoder, (inputs,), dynamic_shapes=({0: Dim('batch', min=1)},)), path)
 
 def _run_torch(path:Path, inputs:Tensor)->Tensor:
@@ -81,17 +83,45 @@ def _largest_difference(run:Callable, path:Path, encoder:_Encoder, *batches:Tens
     "Return the largest difference between the features of a file and of the model."
     return max((run(path, x) - encoder(x)).abs().max().item() for x in batches)
 
+_USAGE = '''`{files}` run without Memory-VLM. `export.json` describes their inputs: images are normalized by `mean` and
+`std`, and token ids come from `tokenizer`.
+
+```python
+{code}
+```'''
+
+_CODE = dict(onnx='''import json, onnxruntime
+
+facts = json.load(open('export.json'))
+encode_image, encode_text = (onnxruntime.InferenceSession(f'{kind}.onnx') for kind in ('image', 'text'))
+image_features, = encode_image.run(None, dict(inputs=images)) # float32 {image}
+text_features, = encode_text.run(None, dict(inputs=ids))      # int64 {text}
+logits = facts['logit_scale'] * image_features @ text_features.T''', torch='''import json, torch
+
+facts = json.load(open('export.json'))
+encode_image, encode_text = (torch.export.load(f'{kind}.pt2').module() for kind in ('image', 'text'))
+image_features, text_features = encode_image(images), encode_text(ids) # float32 {image}, int64 {text}
+logits = facts['logit_scale'] * image_features @ text_features.T''')
+
+def _write_card(model:MemoryCLIP, folder:Path, form:str, facts:dict):
+    "Write a card with an example that runs the files."
+    shapes = {kind: f"({', '.join(map(str, _model_facts(model)[kind]['shape']))})" for kind in ('image', 'text')}
+    code = _CODE.get(form, '').replace('{image}', shapes['image']).replace('{text}', shapes['text'])
+    files = ' and '.join(f'`{kind}{FORMATS[form][0]}`' for kind in ('image', 'text'))
+    use = _USAGE.replace('`{files}`', files).replace('{code}', code).replace('{', '{{').replace('}', '}}')
+    model.generate_model_card(use=use, **facts).save(folder/'README.md')
+
 @torch.no_grad()
 def export_encoders(
     model:MemoryCLIP,    # Model, on any device; it is moved to the CPU and back
     folder:str|Path,     # Output folder, created if missing
     form:str='onnx',     # Key of `FORMATS`
     tolerance:float=1e-4,# Largest allowed difference of a feature value
+    **facts,             # Arguments of `model_card`, such as `metrics`
 )->dict:                 # Largest difference by encoder, 'image' and 'text'
-    "Write both encoders and compare them with the model. Raises `UserError` if the features of a file differ."
+    "Write both encoders and a card, and compare them with the model. Raises `UserError` if the features differ."
     suffix, write, run = pick(FORMATS, form, 'export: the format')
     training, device, folder = model.training, next(model.parameters()).device, Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     found = {}
     try:
         model.eval().cpu()
@@ -102,6 +132,7 @@ def export_encoders(
     finally: model.to(device).train(training)
     wrong = {k: d for k, d in found.items() if not d <= tolerance}
     if wrong: raise UserError(f'The files in {folder} differ from the model by {wrong}; at most {tolerance} is allowed')
-    facts = _model_facts(model) | dict(format=form, largest_difference=found)
-    (folder/'export.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+    described = _model_facts(model) | dict(format=form, largest_difference=found)
+    (folder/'export.json').write_text(json.dumps(described, indent=1) + '\n', encoding='utf-8')
+    _write_card(model, folder, form, facts)
     return found

@@ -8,7 +8,7 @@ __all__ = ['share']
 # %% ../../nbs/hub/03_publish.ipynb #01fc96f8
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from ..core import UserError, pick
+from ..core import UserError, pick, require
 from ..data.sources import COLUMN_KEYS, join_paths
 from .onnx import FORMATS, export_encoders
 from .open_clip import save_open_clip
@@ -49,7 +49,7 @@ def _memory_facts(loaded:LoadedModel, folder:Path)->dict:
 # %% ../../nbs/hub/03_publish.ipynb #87743b3a
 def _write_hub(model, folder, facts): model.save_pretrained(folder, model_card_kwargs=facts)
 def _write_open_clip(model, folder, facts): save_open_clip(model, folder, **facts)
-def _write_encoders(form): return lambda model, folder, facts: export_encoders(model, folder, form)
+def _write_encoders(form): return lambda model, folder, facts: export_encoders(model, folder, form, **facts)
 
 _TARGETS = dict(hub=_write_hub, open_clip=_write_open_clip, **{form: _write_encoders(form) for form in FORMATS})
 
@@ -80,8 +80,8 @@ def share(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"'{folder}' is not empty; give a new or an empty folder")
     loaded = as_model(name)
-    with_card = to in ('hub', 'open_clip')
-    facts = _card_facts(loaded, folder, look) if with_card else {}
-    write(loaded.model, folder, facts | (dict(place=repo) if repo and with_card else {}))
+    if to == 'onnx': # before facts are measured and written
+        for package in ('onnx', 'onnxscript', 'onnxruntime'): require(package, 'export to ONNX', extra='export')
+    write(loaded.model, folder, _card_facts(loaded, folder, look) | (dict(place=repo) if repo else {}))
     if repo: print(_push(folder, repo, private))
     return folder

@@ -11,6 +11,7 @@ import netrc
 import os
 import pandas as pd
 import secrets
+import shlex
 import socket
 import threading
 import warnings
@@ -80,7 +81,9 @@ def _has_wandb_key(host:str)->bool:
     except (OSError, netrc.NetrcParseError): return False
 
 def _wandb_mode(timeout:float=3.)->tuple[str, str]:
-    "Return the mode and its reason. `WANDB_MODE` decides if it is set."
+    "Return the mode and its reason. `WANDB_DISABLED` and `WANDB_MODE` decide if they are set."
+    off = os.environ.get('WANDB_DISABLED', '')
+    if off.lower() in ('true', '1', 'yes', 'on'): return 'disabled', f'WANDB_DISABLED={off}'
     if mode := os.environ.get('WANDB_MODE'): return mode, '' if mode == 'online' else f'WANDB_MODE={mode}'
     server = urlsplit(os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai'))
     if not _has_wandb_key(server.hostname): return 'offline', 'there is no API key'
@@ -104,12 +107,17 @@ def _call_within(seconds:float, f:Callable, *args, **kwargs):
     return found['value']
 
 # %% ../../nbs/training/05_logging.ipynb #a0abcad7
+def _sync_command(folder:Path)->str:
+    "Return the command that uploads the W&B runs of a run folder."
+    return f'`wandb sync {shlex.quote(str(folder))}/wandb/*run-*`'
+
 class WandbWriter:
     "A W&B run, offline without a key or a network. The folder of a resumed run continues its W&B run."
     def __init__(self, folder:Path, cfg):
         wandb = require('wandb', 'log to Weights & Biases (or set training.logging.wandb=false)')
         mode, why = _wandb_mode()
-        if why: print(f'W&B is {mode}: {why}' + ('; `wandb sync` uploads it later' if mode == 'offline' else ''))
+        later = f'; {_sync_command(folder)} uploads it later' * (mode == 'offline')
+        if why: print(f'W&B is {mode}: {why}{later}')
         log, id_file = cfg.training.logging, Path(folder)/'wandb'/'run_id'
         id_file.parent.mkdir(exist_ok=True)
         if not id_file.exists(): id_file.write_text(secrets.token_hex(4), encoding='utf-8')
@@ -137,7 +145,7 @@ class MetricLog:
         step:int=None, # Resume after this step; None: a new run
     ):
         log = cfg.training.logging
-        self.writers, self.failed = [], set()
+        self.writers, self.failed, self.folder = [], set(), folder
         self._open(CSVWriter, folder, step)
         if log.tensorboard: self._open(TensorBoardWriter, folder, step)
         if log.wandb: self._open(WandbWriter, folder, cfg)
@@ -150,7 +158,7 @@ class MetricLog:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         later = kind is WandbWriter and not isinstance(e, ImportError)
         warnings.warn(f'{kind.__name__} could not write: {reason}. Training continues'
-                      + ('; `wandb sync` may upload its folder later' if later else ''))
+                      + ('; {_sync_command(self.folder)} may upload it later' if later else ''))
 
     def _each(self, act): # A log that cannot be written must not end a fit
         for w in self.writers:
