@@ -20,13 +20,21 @@ PRESETS = ('off', 'registers', 'learnable_memory', 'learnable_memory_protected',
 @pytest.mark.slow
 # ONNX uses torch.export too
 @pytest.mark.parametrize('form,preset', [*(('onnx', p) for p in PRESETS), ('torch', 'registers')])
-def test_encoders_give_the_features_of_the_model(form, preset, tmp_path):
+def test_encoders_give_the_features_of_the_model(form, preset, tmp_path, monkeypatch):
     if form == 'onnx': pytest.importorskip('onnxruntime', reason="pip install 'memory-vlm[export]'")
     model = MemoryCLIP.from_config(compose([*SMALL, f'model/memory={preset}']).model)
     found = export_encoders(model, tmp_path, form) # compares batches of 1, 2 and 5
     assert set(found) == {'image', 'text'} and max(found.values()) < 1e-5
     facts = json.loads((tmp_path/'export.json').read_text())
     assert facts['largest_difference'] == found and facts['image']['shape'] == ['batch', 3, 64, 64]
+    monkeypatch.chdir(tmp_path)
+    images, ids = example_input(model, 'image', 9), example_input(model, 'text', 9)
+    given = (images, ids) if form == 'torch' else (images.numpy(), ids.numpy())
+    ran = dict(zip(('images', 'ids'), given))
+    exec((tmp_path/'README.md').read_text().split('```python')[1].split('```')[0], ran) # the example in the card
+    with torch.no_grad():
+        logits = model.logit_scale.exp() * model.encode_image(images, True) @ model.encode_text(ids, True).T
+    assert torch.allclose(torch.as_tensor(ran['logits']), logits, atol=1e-3)
     if form == 'onnx': assert run_onnx(tmp_path/'image.onnx', example_input(model, 'image', 9)).shape == (9, 128)
 
 
