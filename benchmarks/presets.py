@@ -16,7 +16,7 @@ from results import store
 from study import SMALL
 
 PRESETS = sorted(p.stem for p in (config_dir()/'model'/'memory').glob('*.yaml'))
-BASE = [*SMALL, 'training.scheduler_kwargs.warmup_epochs=0.3', 'training.max_steps=150']
+BASE = [*SMALL, 'training.scheduler_kwargs.warmup_epochs=0.55', 'training.max_steps=150'] # a third of the steps
 WIDTHS = 4 # standard deviations over seeds, to each side
 
 
