@@ -218,7 +218,7 @@ def checked_before(cfg):
     "Whether a fit checks its data first."
     from memory_vlm import run
     class Stop(Exception): pass
-    with patch.object(run, 'preflight', return_value=[]) as check, patch.object(run, 'choose_run', side_effect=Stop):
+    with patch.object(run, 'preflight', return_value=[]) as check, patch.object(run, 'make_run_dir', side_effect=Stop):
         with pytest.raises(Stop), redirect_stderr(StringIO()): run.fit(cfg)
     return check.called
 
