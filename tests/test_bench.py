@@ -68,9 +68,8 @@ def test_tutorial_shows_all_study_results():
     cells = read_nb(BENCHMARKS.parent/'nbs'/'tutorials'/'5_a_study.ipynb').cells
     call, = [c.source for c in cells if '    study({' in c.source]
     quoted = call[call.index('base=['):call.index("'],\n          folder")].split("'")[1::2]
-    # of the rows in the file
-    stored = [w.replace(f'warmup_epochs={study.WARMUP}', 'warmup_epochs=0.3') for w in study.SMALL]
-    assert sorted(quoted) == sorted([*stored, 'model.memory.mem_reinit_steps=0', 'training.max_steps=500'])
+    assert sorted(quoted) == sorted(study.base(1760))
+    for name, words in study.HEADLINE.items(): assert all(f"'{w}'" in call for w in (name, *words)), name
 
 
 @pytest.mark.parametrize('part', suite.PARTS, ids=lambda p: p.name)
