@@ -115,6 +115,7 @@ def test_wandb_hangs(tmp_path, monkeypatch):
         log.writers[-1].run = Hung()
     with patch.dict(_WANDB_SECONDS, log=0.1, finish=0.1): steps, found = log_steps(tmp_path, spoil=hang)
     assert (steps, len(found)) == ([1, 2, 3], 1) and 'no answer within 0.1 seconds' in found[0]
+    assert f'`wandb sync {tmp_path}/wandb/*run-*` may upload it later' in found[0]
 
 
 def test_full_disk(tmp_path):

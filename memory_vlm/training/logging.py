@@ -158,7 +158,7 @@ class MetricLog:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         later = kind is WandbWriter and not isinstance(e, ImportError)
         warnings.warn(f'{kind.__name__} could not write: {reason}. Training continues'
-                      + ('; {_sync_command(self.folder)} may upload it later' if later else ''))
+                      + (f'; {_sync_command(self.folder)} may upload it later' if later else ''))
 
     def _each(self, act): # A log that cannot be written must not end a fit
         for w in self.writers:
