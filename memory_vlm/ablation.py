@@ -120,7 +120,8 @@ class Ablation:
         "The verdict in words, with the decisive numbers."
         rows = self.changes[_DECISIVE].xs('all', level='token').iterrows()
         changes = ', '.join(f"{kind} {_points(row)}{self._mark(kind, 'all')}" for kind, row in rows)
-        groups = '' if self.num_groups in (None, self.num_images) else f' with {self.num_groups} different captions'
+        shared = self.num_groups not in (None, self.num_images)
+        groups = f' in {self.num_groups} groups that share captions' if shared else ''
         score = f'{100 * self.scores[_DECISIVE]:.1f} % over {self.num_images} images{groups}'
         return (f'{self.summary} R@1, the mean of both directions, is {score}; change in points [95 % CI], * '
                 f"significant after Holm's correction: {changes}.")
