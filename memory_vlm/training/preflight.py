@@ -86,10 +86,10 @@ def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
         took = median([took, *(timed() for _ in range(2))])
     return took / min(pairs, len(batch[0])), size
 
-def _memory_of_weights(learn)->float:
-    "Return the memory of weights, gradients and two moments (bytes)."
+def _memory_of_weights(learn)->tuple:
+    "Return the memory of the weights, and of weights, gradients and two moments (bytes)."
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in learn.model.parameters()]
-    return sum(size * (4 if trains else 1) for size, trains in sizes)
+    return sum(size for size, _ in sizes), sum(size * (4 if trains else 1) for size, trains in sizes)
 
 _CGROUPS = ('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')
 
@@ -115,7 +115,7 @@ def _memory_problem(learn, weights:float, of_pair:float, free:float)->str|None:
     fits = next((b for b in range(most, 1, -1) if t.batch_size % b == 0), None)
     batches = fits and t.batch_size // fits * t.accumulate_grad_batches
     smaller = (f'training.batch_size={fits} training.accumulate_grad_batches={batches} has the same loss and fits; '
-               if fits else '')
+               if fits and t.accumulate_mode == 'contrastive' else '')
     return (f'training.batch_size={t.batch_size} needs about {needs / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free on '
             f'{learn.dls.device}; {smaller}training.grad_checkpointing=true stores fewer activations, and '
             '--config-name=quickstart has a small model')
@@ -157,9 +157,10 @@ def preflight(
     if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing is learned')
     mistakes += _precision_problems(learn.precision, learn.dls.device)
     each, size = _try_step(learn)
-    weights, pairs = _memory_of_weights(learn), t.batch_size * t.accumulate_grad_batches
+    (held, weights), pairs = _memory_of_weights(learn), t.batch_size * t.accumulate_grad_batches
     needs = weights + size * t.batch_size
-    if problem := _memory_problem(learn, weights, size, _memory_free(learn.dls.device)):
+    free = held - max_over_ranks(-_memory_free(learn.dls.device)) # the least of all ranks, so that all decide alike
+    if problem := _memory_problem(learn, weights, size, free):
         if t.preflight != 'warn': raise UserError(f'{problem}. training.preflight=warn starts anyway')
         mistakes.append(problem)
     summary = [f'Before the fit: {steps:,} steps per epoch, warm-up for {warmup:.0%} of the run; '
