@@ -44,7 +44,7 @@ def _memory_facts(loaded:LoadedModel, folder:Path)->dict:
     (folder/'images').mkdir(parents=True, exist_ok=True)
     figure.savefig(folder/'images'/'memory.png', dpi=110)
     caption = f"Where memory tokens look. {getattr(loaded.valid_dl.source, 'attribution', '')}".strip()
-    return found | dict(memory=sentences, pictures=[('images/memory.png', caption)])
+    return found | dict(memory=sentences, images=[('images/memory.png', caption)])
 
 # %% ../../nbs/hub/03_publish.ipynb #87743b3a
 def _write_hub(model, folder, facts): model.save_pretrained(folder, model_card_kwargs=facts)

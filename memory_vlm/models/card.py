@@ -67,12 +67,12 @@ def model_card(
     chance:Mapping={},       # Chance level by name
     intervals:Mapping={},    # 95 % CI (low, high) by name
     memory:Sequence[str]=(), # Sentences of a memory report
-    pictures:Sequence=(),    # Images: (path relative to the card, caption)
+    images:Sequence=(),      # Images: (path relative to the card, caption)
     command:str='',          # Training command
     parameters:int=0,        # Number of parameters; 0: omitted
 )->ModelCard:                # With `content` and `save`
     "Return the card of a model. Facts that are not given are omitted."
-    shown = '\n\n'.join(f'![{words}]({file})\n\n*{words}*' for file, words in pictures)
+    shown = '\n\n'.join(f'![{words}]({file})\n\n*{words}*' for file, words in images)
     size = f'{parameters / 1e6:.1f} million parameters.' if parameters else ''
     dataset = tested_on or 'unnamed'
     results = [EvalResult('zero-shot-retrieval', dataset, dataset, name, round(value, 5))
