@@ -235,12 +235,14 @@ def study_command(
     json:bool=False,        # Print JSON
 )->int:
     "Train variants with several seeds, or read finished runs, and compare them in a table"
-    from memory_vlm.study import collect, read_spec, save_table, study, study_table, table_suffix
-    if out: table_suffix(out) # before hours of work
+    from memory_vlm.evaluation.compare import check_table_path
+    from memory_vlm.study import TABLE_SUFFIXES, collect, read_spec, save_table, study, study_table
+    if out: check_table_path(out, TABLE_SUFFIXES) # before hours of work
     spec = dict(baseline=None, metrics=['i2t/R@1', 't2i/R@1'])
     if Path(source).is_dir(): runs = collect(source)
     else:
         spec = read_spec(source)
+        if baseline: pick(spec['variants'], baseline, '--baseline')
         fits = (spec[k] for k in ('variants', 'seeds', 'base', 'config_name'))
         runs = study(*fits, folder or f'runs/{Path(source).stem}')
     table = study_table(runs, baseline or spec['baseline'], spec['metrics'])

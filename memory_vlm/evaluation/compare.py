@@ -100,11 +100,12 @@ def _localization_scores(model:EvalModel, source, num_images:int=256)->dict[str,
 
 # %% ../../nbs/evaluation/06_compare.ipynb #7a9631bc
 def check_table_path(
-    path:str|Path, # Output file, .json or .md
-)->Path:           # `path`, in a folder that exists
+    path:str|Path,                          # Output file
+    suffixes:Sequence[str]=('.json', '.md'),# Allowed suffixes
+)->Path:                                    # `path`, in a folder that exists
     "Check that a table can be written. Raises `UserError` for another suffix or a file that cannot be written."
     path = Path(path)
-    if path.suffix not in ('.json', '.md'): raise UserError(f"'{path}' is not a table file; give .json or .md")
+    if path.suffix not in suffixes: raise UserError(f"'{path}' is not a table file; give {' or '.join(suffixes)}")
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise UserError(f"'{path}' cannot be written: {e.strerror}") from e
     if os.access(path if path.exists() else path.parent, os.W_OK): return path
@@ -271,7 +272,7 @@ def eval_models(
     for name in names:
         try: one = name if isinstance(name, EvalModel) else _open_eval_model(name)
         except UserError as e:
-            missing[str(name)] = str(e)
+            missing[str(name) if isinstance(name, (str, Path)) else type(name).__name__] = str(e)
             continue
         if one.name in found:
             if isinstance(name, (str, Path, EvalModel)):
@@ -286,8 +287,9 @@ def eval_models(
         found[one.name], *counts = _score_model(one, source, prompts, train_images, how)
         one.model.cpu() # free memory for the next
     if not found: raise UserError('\n'.join(missing.values()))
-    groups = {k: int(s[k].unit.max()) + 1 for s in found.values() for k in ('t2i/R@1',) if k in s}
-    shared = {} if groups.get('t2i/R@1', counts[0]) == counts[0] else dict(caption_groups=groups['t2i/R@1'])
+    recall = next(iter(found.values())).get('t2i/R@1')
+    groups = counts[0] if recall is None else int(recall.unit.max()) + 1
+    shared = dict(caption_groups=groups) if groups < counts[0] else {}
     versions = {p: version(p) for p in ('torch', 'timm', 'open_clip_torch')}
     about = dict(images=counts[0], texts=counts[1], **shared, date=str(date.today()),
                  machine=f'{device}, {platform.machine()}', versions=versions)
