@@ -15,6 +15,7 @@ from ..core import UserError
 from ..memory import in_backward
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
+from torch.overrides import TorchFunctionMode
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #6dc3d2eb
 def _attention_with_lse(q:Tensor, k:Tensor, v:Tensor, dropout_p:float=0.)->tuple|None:
@@ -64,17 +65,26 @@ def explicit_attention(
     return (logits + attn_mask).softmax(-1)
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #06dbc8e3
-def _attend(q:Tensor, k:Tensor, v:Tensor, attn_mask:Tensor=None, dropout_p:float=0., is_causal:bool=False)->tuple:
+def _attend(q:Tensor, k:Tensor, v:Tensor, attn_mask:Tensor=None, dropout_p:float=0., is_causal:bool=False,
+        scale:float=None, enable_gqa:bool=False)->tuple:
     "Return the result of `F.scaled_dot_product_attention`, and a function that computes any of its weights."
     if torch.is_autocast_enabled(q.device.type): # as autocast does for torch's own call
         q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
-    fused = _attention_with_lse(q, k, v, dropout_p) if attn_mask is None and not is_causal else None
+    plain = attn_mask is None and not is_causal and scale is None and not enable_gqa
+    fused = _attention_with_lse(q, k, v, dropout_p) if plain else None
     if fused: return fused[0], partial(_weights_from_lse, q.detach(), k.detach(), fused[1])
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    q, k = q.detach(), k.detach()
+    if scale is not None: q = q.float() * (scale * q.shape[-1] ** 0.5)
+    if enable_gqa: k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    return out, _from_function(lambda: explicit_attention(q, k, attn_mask, is_causal))
+
+def _from_function(full):
+    "Return a function of rows and columns of weights, given a function that computes all weights (B,H,N,K)."
     def weights(rows=slice(None), columns=slice(None), out=None):
-        found = explicit_attention(q.detach(), k.detach(), attn_mask, is_causal)[:, :, rows, columns]
+        found = full()[:, :, rows, columns]
         return found if out is None else out.copy_(found)
-    return out, weights
+    return weights
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #9d5969c5
 @contextmanager
@@ -86,28 +96,108 @@ def eager_attention(
 
 class AttentionHooks(list):
     "A list of hooks that `MemoryAttention` calls instead of the fused kernel."
-    def __call__(self, q, k, v, **kwargs): # (B,H,N,d), (B,H,K,d), (B,H,K,d) -> (B,H,N,d)
-        out, weights = _attend(q, k, v, **kwargs)
-        if not in_backward():
-            with eager_attention(q.device.type):
-                for hook in self: hook(q.detach(), k.detach(), v.detach(), weights)
+    def __call__(self, q, k, v, *args, **kwargs): # (B,H,N,d), (B,H,K,d), (B,H,K,d) -> (B,H,N,d)
+        out, weights = _attend(q, k, v, *args, **kwargs)
+        self.report(q, k, v, weights)
         return out
+
+    def report(self, q, k, v, weights):
+        "Call all hooks, except in a backward pass."
+        if in_backward(): return
+        with eager_attention(q.device.type):
+            for hook in self: hook(q.detach(), k.detach(), v.detach(), weights)
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #0967bea7
 @contextmanager
 def attention_hooks(
-    attn:nn.Module, # A block's attention
-    hook,           # Function of q, k, v and `weights(rows, columns)`
+    attn:nn.Module, # A block's attention: `MemoryAttention`, or a module of timm, open_clip or torch
+    hook=None,      # Function of q, k, v and `weights(rows, columns)`; None: none
+    mask=None,      # Function of a number of queries and keys -> bool (N, K), True: attended; not for `MemoryAttention`
 ):
-    "Call `hook` at each attention of `attn`. Raises `UserError` if something else replaced the attention."
-    hooks = attn.__dict__.setdefault('attend', AttentionHooks())
+    """Call `hook` at each attention of `attn`, or mask its attention. Raises `UserError` if something else replaced the
+    attention, and in the forward pass if the module computes no attention that is known."""
+    name = 'attend' if hasattr(type(attn), 'attend') else '_attention_hooks'
+    hooks = attn.__dict__.get(name)
+    if hooks is None:
+        hooks = attn.__dict__[name] = AttentionHooks() if name == 'attend' else _ForwardHooks(attn)
     if not isinstance(hooks, AttentionHooks):
         raise UserError('attention is replaced by something else; undo that first')
-    hooks.append(hook)
+    used, added = (hooks, hook) if mask is None else (hooks.masks, mask)
+    used.append(added)
     try: yield
     finally:
-        hooks.remove(hook)
-        if not hooks: del attn.attend
+        used.remove(added)
+        if not hooks and not getattr(hooks, 'masks', None):
+            del attn.__dict__[name]
+            if name != 'attend': hooks.restore()
+
+# %% ../../nbs/models/07_attention_hooks.ipynb #a4909a06
+def _both(mask:Tensor|None, seen:Tensor)->Tensor:
+    "Return a mask of attention, bool or added to the logits, that also hides all but `seen`."
+    if mask is None: return seen
+    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -torch.inf)
+
+class _Intercept(TorchFunctionMode):
+    "Passes the attention that a forward pass computes to hooks."
+    def __init__(self, hooks): self.hooks, self.calls, self.softmax = hooks, 0, None
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, getattr(func, '__name__', '')
+        if func is F.scaled_dot_product_attention: return self.fused(*args, **kwargs)
+        if name == 'softmax': return self.explicit(func, *args, **kwargs)
+        if self.softmax is not None and name in ('matmul', '__matmul__', 'bmm'):
+            weights, self.softmax = self.softmax, None
+            v = args[1].reshape(*weights.shape[:2], -1, args[1].shape[-1])
+            q = v.new_zeros(*weights.shape[:3], v.shape[-1]) # known no more: only their shapes are used
+            self.hooks.report(q, v, v, _from_function(weights.float))
+        return func(*args, **kwargs)
+
+    def fused(self, q, k, v, attn_mask=None, *args, **kwargs):
+        self.calls += 1
+        for mask in self.hooks.masks: attn_mask = _both(attn_mask, mask(q.shape[-2], k.shape[-2]).to(q.device))
+        attend = self.hooks if len(self.hooks) else F.scaled_dot_product_attention
+        return attend(q, k, v, attn_mask, *args, **kwargs)
+
+    def explicit(self, func, logits, *args, **kwargs): # logits (B,H,N,K) or (B H,N,K)
+        self.calls += 1
+        for mask in self.hooks.masks:
+            logits = logits.masked_fill(~mask(*logits.shape[-2:]).to(logits.device), -torch.inf)
+        weights = func(logits, *args, **kwargs)
+        self.softmax = weights.detach().reshape(-1, self.hooks.attn.num_heads, *weights.shape[-2:])
+        return weights
+
+class _ForwardHooks(AttentionHooks):
+    "Hooks and masks of an attention module of another library, in place of its `forward`."
+    def __init__(self, attn:nn.Module):
+        self.attn, self.masks, self.before, self.forward = attn, [], attn.__dict__.get('forward'), attn.forward
+        attn.forward = self.multihead if isinstance(attn, nn.MultiheadAttention) else self.intercepted
+
+    def restore(self):
+        if self.before is None: del self.attn.forward
+        else: self.attn.forward = self.before
+
+    def intercepted(self, *args, **kwargs):
+        with _Intercept(self) as found: out = self.forward(*args, **kwargs)
+        if found.calls == 1: return out
+        raise UserError(f'the attention of {type(self.attn).__name__} is not known: it calls softmax or scaled dot '
+                        f'product attention {found.calls} times in a forward pass, and once is expected')
+
+    def multihead(self, query, key, value, **kwargs): # open_clip and torch pass the rest by name
+        attn, mask = self.attn, kwargs.get('attn_mask')
+        if mask is not None and mask.dtype == torch.bool: mask = ~mask # here True means masked
+        for hide in self.masks: mask = _both(mask, hide(query.shape[-2], key.shape[-2]).to(query.device))
+        if self.masks: kwargs['attn_mask'] = ~mask if mask.dtype == torch.bool else mask
+        out = self.forward(query, key, value, **kwargs)
+        if not len(self) or in_backward(): return out
+        if not attn.batch_first or attn.in_proj_weight is None or kwargs.get('key_padding_mask') is not None:
+            raise UserError('this nn.MultiheadAttention cannot be observed: only batch_first=True, with queries, keys '
+                            'and values of equal width and no padding mask, is known')
+        with torch.no_grad():
+            biases = attn.in_proj_bias.chunk(3) if attn.in_proj_bias is not None else (None,) * 3
+            q, k, v = (F.linear(x, w, b).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+                       for x, w, b in zip((query, key, value), attn.in_proj_weight.chunk(3), biases))
+            if mask is not None and mask.dim() == 3: mask = mask.unflatten(0, (-1, attn.num_heads))
+            self.report(q, k, v, _from_function(lambda: explicit_attention(q, k, mask)))
+        return out
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #b97ba4a8
 class _ProcessSetting:
