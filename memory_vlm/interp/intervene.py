@@ -205,7 +205,8 @@ def _reinit(tower:Tower, rows:Tensor, layers:list, seed:int):
                         'stored tokens reach all layers through the first; use layers=None')
     with ExitStack() as stack:
         if not isinstance(tower.vit, MemoryViT):
-            stack.enter_context(memory_positions(tower.vit, partial(_replace, rows, partial(_fresh_registers, tower, seed)), 0))
+            renewed = partial(_replace, rows, partial(_fresh_registers, tower, seed))
+            stack.enter_context(memory_positions(tower.vit, renewed, 0))
         stored = tower.vit.memory_tokens() if isinstance(tower.vit, MemoryViT) else []
         for i, module in enumerate(stored):
             if len(stored) > 1 and i not in layers: continue
@@ -235,8 +236,8 @@ def intervene(
     seed:int=0,   # Seed of `noise`, `shuffle` and `reinit`
     part:str='memory', # A key of `PARTS`: which tokens to replace
 ):
-    """Replace or mask the memory (or CLS, or the patches) of a model inside the `with` block. Raises `UserError` for a kind, token or layer that
-    does not exist, for missing `states`, and for a kind that would change nothing."""
+    """Replace or mask the memory (or CLS, or the patches) of a model inside the `with` block. Raises `UserError` for a
+    kind, part, token or layer that does not exist, for missing `states`, and for a kind that would change nothing."""
     tower, kind = find_tower(model), pick(KINDS, kind, 'kind')
     tokens = checked_tokens(tokens, _part_size(tower, part), 'memory token' if part == 'memory' else part)
     layers, rows = checked_tokens(layers, len(tower.blocks), 'layer'), _rows(tower.layout, tokens, part)
