@@ -13,6 +13,7 @@ from dataclasses import replace
 from fastcore.basics import patch
 from functools import partial
 from .core import UserError, pick
+from .interp.stats import mean_cosine, patch_rank
 from .memory import in_backward
 from .models.attention_hooks import EAGER, attention_hooks, eager_attention
 from .models.towers import find_module, find_tower
@@ -96,6 +97,14 @@ class AttentionMaps:
         "Attention times `value_norms`, summed over all keys, fp32 (B, L, H, N). With `values=True`."
         return self.array('value_totals')
     @property
+    def patch_rank(self)->Tensor:
+        "Effective rank of the patches after each block, fp32 (B, L), 1..min(P, D). With `patches=True`."
+        return self.array('patch_rank')
+    @property
+    def patch_similarity(self)->Tensor:
+        "Mean cosine of two patches after each block, fp32 (B, L). With `patches=True`."
+        return self.array('patch_similarity')
+    @property
     def received(self)->Tensor:
         "Attention that each key receives, mean over heads and queries, fp32 (B, L, K). With `values=True`."
         return self.array('received')
@@ -168,10 +177,10 @@ def _value_norms(v:Tensor, weight:Tensor)->Tensor:
 class _Recorder:
     "Writes attention and outputs of blocks into `AttentionMaps`."
     def __init__(self, maps:AttentionMaps, mean:tuple, dtype:torch.dtype, full:bool, norms:bool, states:bool,
-            values:bool):
+            values:bool, patches:bool):
         self.maps, self.mean, self.dtype = maps, mean, dtype
-        self.full, self.norms, self.states, self.values = full, norms, states, values
-        self.outputs = norms or states # hook the outputs of blocks, too
+        self.full, self.norms, self.states, self.values, self.patches = full, norms, states, values, patches
+        self.outputs = norms or states or patches # hook the outputs of blocks, too
 
     def attention(self, layer, attn, q, k, v, weights):
         "Record one attention call."
@@ -234,6 +243,10 @@ class _Recorder:
                 if layout.num_cls: self.put(layer, 'cls_states', x[:, layout.readout].squeeze(1))
                 self.put(layer, 'memory_states', memory)
                 self.put(layer, 'patch_mean', patches.float().mean(1))
+            if self.patches:
+                patches = layout.split(x)[2].float()
+                self.put(layer, 'patch_rank', patch_rank(patches))
+                self.put(layer, 'patch_similarity', mean_cosine(patches))
         self.finish(layer)
 
     def first_query(self, num_queries, num_keys):
@@ -276,7 +289,8 @@ def capture(
     full:bool=False,     # Also every weight (B, L, H, N, K): large
     norms:bool=False,    # Also the norm of every token after each block
     states:bool=False,   # Also CLS, memory and mean patch after each block
-    values:bool=False,   # Also ||W_O v|| of every key, and its attention-weighted sum for every query
+    values:bool=False,   # Also ||W_O v|| of every key, its attention-weighted sum, and the attention each key receives
+    patches:bool=False,  # Also effective rank and mean cosine of the patches after each block
     mean=(),             # 'heads', 'memory' or both: record only the mean over these axes (they stay, with length 1)
     dtype:torch.dtype=torch.float16, # Of the recorded attention; norms, states and values are fp32
     device='cpu',        # Device of the record; None: the device of the model
@@ -292,7 +306,7 @@ def capture(
     if isinstance(tower.attentions[0], nn.MultiheadAttention):
         warnings.warn('nn.MultiheadAttention does not give its attention, so capture computes it once more beside it: '
                       'slower, with bit-identical outputs', stacklevel=3)
-    recorder = _Recorder(maps, mean, dtype, full, norms, states, values)
+    recorder = _Recorder(maps, mean, dtype, full, norms, states, values, patches)
     with ExitStack() as stack:
         stack.enter_context(EAGER)
         if tower.grid_of: stack.callback(tower.embed.register_forward_pre_hook(partial(recorder.resize, tower)).remove)

@@ -9,9 +9,9 @@ __all__ = ['MemoryReport', 'untrained_twin', 'memory_report']
 import html
 import torch
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from .ablation import Ablation, ablate
-from .attention import find_clip, find_memory_vit
+from .attention import find_clip
 from .clip import MemoryCLIP
 from .core import UserError, pick
 from .evaluation.intervals import jackknife_values, mean_interval, share_interval
@@ -27,9 +27,9 @@ from memory_vlm.interp.stats import (
 )
 from .memory import is_dead
 from .models.pretrained import find_pretrained
+from .models.towers import find_tower
 from .tokens import TokenLayout
 from .training.run_dir import LoadedModel, as_model
-from .vision import MemoryViT
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from typing import NamedTuple
@@ -82,7 +82,7 @@ def _attention_metrics(layout:TokenLayout)->list:
 
 # %% ../nbs/31_report.ipynb #ad562681
 def _state_metrics(features:dict)->list:
-    "Return the rows about token states, norms and localization."
+    "Return the rows about token states, norms, patches and localization."
     rows = [
         _Metric('tokens', 'most similar pair', 'similarity', 'cosine; above 0.95 they are near duplicates'),
         _Metric('tokens', 'effective rank', 'rank', 'number of directions'),
@@ -94,16 +94,28 @@ def _state_metrics(features:dict)->list:
     for name in features:
         if not name.startswith('above'): continue
         rows.append(_Metric('norms', f'patch norms {name}', name, 'share of patches', largest=True, is_share=True))
+    rows += [
+        _Metric('patches', 'most attended patch', 'sink_lift', 'relative to uniform attention', uniform=1,
+                largest=True),
+        _Metric('patches', 'value of the most attended patch', 'sink_value',
+                'relative to the median; up to 0.2 a no-op, from 0.5 it broadcasts'),
+        _Metric('patches', 'effective rank of patches', 'patch_rank', 'number of directions'),
+        _Metric('patches', 'mean cosine of patches', 'patch_similarity', '1: all patches are alike', limits=(-1, 1))]
+    for name in features:
+        if not name.startswith('sinks'): continue
+        rows.append(_Metric('patches', name, name, 'share of patches', largest=True, is_share=True))
     for score in [n.removeprefix('center ') for n in features if n.startswith('center ')]:
-        note = f"mean over tokens; a center heatmap gets {features[f'center {score}'].mean():.2f}"
-        tokens = f'tokens {score}'
-        rows.append(_Metric('localization', score, tokens, note, lambda f, n=tokens: f[n].mean(-1), f'even {score}',
-                            is_share=True))
+        for name, tokens in [(score, f'tokens {score}'), (f'CLS, {score}', f'cls {score}')]:
+            who = 'last layer' if name.startswith('CLS') else 'mean over tokens'
+            note = f"{who}; a center heatmap gets {features[f'center {score}'].mean():.2f}"
+            rows.append(_Metric('localization', name, tokens, note, lambda f, n=tokens: f[n].mean(-1), f'even {score}',
+                                is_share=True))
     return rows
 
 def _metrics(layout:TokenLayout, features:dict)->list:
     "Return all metrics whose features are there."
-    return [m for m in _attention_metrics(layout) + _state_metrics(features) if m.feature in features]
+    rows = (_attention_metrics(layout) if layout.num_memory else []) + _state_metrics(features)
+    return [m for m in rows if m.feature in features]
 
 # %% ../nbs/31_report.ipynb #27f0b512
 @dataclass
@@ -128,7 +140,7 @@ def _values(metrics:list, means:dict)->list:
 
 def _image_values(metrics:list, features:dict)->list:
     "Return the jackknife's value per image of all metrics (n, L or G or 1), the average features of steps instead."
-    n, totals = len(features['hidden']), {name: x.double().sum(0) for name, x in features.items()}
+    n, totals = len(next(iter(features.values()))), {name: x.double().sum(0) for name, x in features.items()}
     smooth = [m for m in metrics if not m.is_step]
     whole = _values(smooth, {name: x[None] / n for name, x in totals.items()})
     left_out = [[] for _ in smooth] # 100 images at a time, because states are large
@@ -174,14 +186,13 @@ def _image_rows(layout:TokenLayout, features:dict, untrained:dict|None=None)->li
     return [_make_row(m, x, u, features) for m, x, u in zip(metrics, _image_values(metrics, features), new)]
 
 # %% ../nbs/31_report.ipynb #34cfdee3
-def _stored_tokens(vit:MemoryViT)->Tensor:
+def _stored_tokens(model)->Tensor:
     "Return the stored tokens as the blocks get them (G, M, D); a key and a value each for `kv_head`."
-    M = vit.layout.num_memory
-    return torch.stack([memory().detach().float().cpu().reshape(M, -1) for memory in vit.memory_tokens()])
+    with torch.no_grad(): return find_tower(model).stored().float().cpu()
 
-def _stored_rows(vit:MemoryViT, twin:MemoryViT|None=None, is_start:bool=False)->list:
+def _stored_rows(model, twin=None, is_start:bool=False)->list:
     "Return the rows about the stored tokens."
-    tokens, new = _stored_tokens(vit), None if twin is None else _stored_tokens(twin)
+    tokens, new = _stored_tokens(model), None if twin is None else _stored_tokens(twin)
     def row(name, of, note):
         untrained = None if new is None else of(new).mean().item()
         return _Row('stored', f'stored, {name}', of(tokens).mean().item(), untrained=untrained, note=note)
@@ -190,16 +201,19 @@ def _stored_rows(vit:MemoryViT, twin:MemoryViT|None=None, is_start:bool=False)->
         drift = ((tokens - new).norm(dim=-1) / new.norm(dim=-1)).mean().item()
         note = 'change in training, relative to the norm'
         rows.append(_Row('stored', 'stored, drift', drift, untrained=0., note=note))
-    if vit.layout.num_memory > 1: rows.append(row('most similar pair', largest_cosine, 'cosine'))
+    if tokens.shape[1] > 1: rows.append(row('most similar pair', largest_cosine, 'cosine'))
     return rows + [row('effective rank', effective_rank, 'number of directions')]
 
 # %% ../nbs/31_report.ipynb #39b08718
 def _usage_summary(rows:dict, use:Ablation|str)->str:
     "Return the verdict of the ablation, or the reason why there is none, and what masking does to the output."
-    effect, attention = rows['effect of masking memory'], rows['CLS to memory, lift']
+    effect = rows['effect of masking memory']
+    reader, attention = next((who, rows[f'{who} to memory, lift']) for who in ('CLS', 'patches')
+                             if f'{who} to memory, lift' in rows)
+    attends = 'CLS attends' if reader == 'CLS' else 'patches attend'
     untrained = '' if attention.untrained is None else f' ({attention.untrained:.2f} without training)'
     verdict = f'Use was not measured: {use}.' if isinstance(use, str) else use.summary
-    return (f'{verdict} Masking the tokens changes the output by {effect.value:.2g} (1 - cosine), and CLS attends to '
+    return (f'{verdict} Masking the tokens changes the output by {effect.value:.2g} (1 - cosine), and {attends} to '
             f'them {attention.value:.2f} times as much as under uniform attention{untrained}. Use is not help: only '
             'training without memory shows whether it helps.')
 
@@ -291,7 +305,7 @@ def untrained_twin(
     seed:int=0,      # Seed of its weights
 )->MemoryCLIP|None:  # On the model's device; None if the model has no configuration
     "Build the same architecture with the weights from which training with this seed starts."
-    if not hasattr(model, 'cfg'): return None
+    if not isinstance(model, MemoryCLIP): return None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return MemoryCLIP.from_config(model.cfg).to(next(model.parameters()).device)
@@ -320,21 +334,27 @@ def memory_report(
     absolute_norm:float=150., # Norm above which a patch is an outlier in any model
     ablation:Ablation=None,   # Result of `ablate`, which gives the verdict; None: measured on the same images
 )->MemoryReport:
-    """Summarize what the memory of a model does. Raises `UserError` for a model without memory, without data, and for
-    images of another size than the model."""
+    """Summarize what the memory or the registers of a model do, and what its patches are like. For a model without
+    memory, the rows that need none. Raises `UserError` for a model without data, and for images of another size than
+    the model."""
     loaded = as_model(model, dl)
-    model, vit, cfg = loaded.model, find_memory_vit(loaded.model), loaded.cfg
+    model, tower, cfg = loaded.model, find_tower(loaded.model), loaded.cfg
     if loaded.loader is None and cfg is None: raise UserError('got a model without data; call memory_report(model, dl)')
     dl = loaded.valid_dl
     twin = untrained_twin(model, cfg.training.seed if cfg else 0)
     features = memory_features(model, dl, num_images, absolute_norm)
     untrained = twin and memory_features(twin, dl, num_images, absolute_norm)
-    rows = _image_rows(vit.layout, features, untrained)
-    rows += _stored_rows(vit, twin and twin.visual, is_start=bool(cfg) and _starts_like_twin(cfg.model))
-    name, data = (getattr(x, 'name', 'unnamed') for x in (getattr(model, 'cfg', None), getattr(dl, 'source', None)))
-    title = f"Memory of {name} on {len(features['hidden'])} images of {data}"
-    if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(vit.blocks))}'
+    layout, M = tower.layout, tower.layout.num_memory
+    if 'grid' in features: layout = replace(layout, grid=tuple(features['grid'][0].int().tolist()))
+    rows = _image_rows(layout, features, untrained)
+    title = (f"{'Memory' if M else 'Patches'} of {loaded.name} on {len(features['contrast'])} images of "
+             f"{getattr(getattr(dl, 'source', None), 'name', 'unnamed')}")
+    if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(tower.blocks))}'
+    if not M:
+        note = 'This model has no memory tokens and no registers; rows and sentences that need them are left out.'
+        return MemoryReport(title, rows, [note], features)
+    rows += _stored_rows(model, twin, is_start=bool(cfg) and _starts_like_twin(cfg.model))
     by_name, use = {r.name: r for r in rows}, ablation or _measure_use(loaded, num_images)
-    sentences = [_usage_summary(by_name, use), _difference_summary(by_name, vit.layout.num_memory),
+    sentences = [_usage_summary(by_name, use), _difference_summary(by_name, M),
                  _images_summary(by_name)]
     return MemoryReport(title, rows, sentences, features, None if isinstance(use, str) else use)

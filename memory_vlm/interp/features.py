@@ -9,7 +9,8 @@ __all__ = ['map_layer', 'memory_features']
 import torch
 import torch.nn.functional as F
 from collections.abc import Iterable
-from ..attention import AttentionMaps, capture, find_vit
+from ..attention import AttentionMaps, capture
+from ..clip import MemoryCLIP, normalize_images
 from ..core import UserError
 from ..evaluation.localization import box_masks, center_prior, localization_scores
 from ..evaluation.validation import evaluation_mode
@@ -24,36 +25,50 @@ from memory_vlm.interp.stats import (
     shares,
     weighted_mass,
 )
+from ..models.towers import find_tower
 from torch import Tensor, nn
 
 # %% ../../nbs/interp/03_features.ipynb #7c0fdb8e
 def _attention_features(maps:AttentionMaps)->dict:
     "Return attention to and from memory, averaged over heads and over the tokens of a type."
     layout, to_memory = maps.layout, maps.to_memory.float() # (B,L,H,N,M)
-    cls, patches = maps.from_cls.float()[..., layout.memory], to_memory[..., layout.patches, :]
+    patches = to_memory[..., layout.patches, :]
     weighted = weighted_mass(to_memory, maps.value_norms[..., layout.memory], maps.value_totals) # (B,L,H,N)
     memory = range(layout.memory.start, layout.memory.stop) if layout.in_sequence else ()
     readers = layout.new_cls if layout.num_new_cls else [i for i in range(layout.num_tokens) if i not in memory]
     usage = to_memory[..., readers, :].mean((2, 3)) # (B,L,M)
     if layout.in_sequence: usage = usage.mean(1, keepdim=True) # (B,G,M)
-    found = dict(cls_mass=cls.sum(-1).mean(2), cls_weighted=weighted[..., layout.readout].mean((2, 3)),
-                 patch_mass=patches.sum(-1).mean((2, 3)), patch_weighted=weighted[..., layout.patches].mean((2, 3)),
+    found = dict(patch_mass=patches.sum(-1).mean((2, 3)), patch_weighted=weighted[..., layout.patches].mean((2, 3)),
                  usage=usage, shares=shares(usage), entropy=entropy(shares(usage)))
+    if layout.num_cls:
+        cls = maps.from_cls.float()[..., layout.memory] # (B,L,H,M)
+        found |= dict(cls_mass=cls.sum(-1).mean(2), cls_weighted=weighted[..., layout.readout].mean((2, 3)))
     if not layout.in_sequence: return found
     return found | dict(memory_mass=to_memory[..., layout.memory, :].sum(-1).mean((2, 3)),
                         reading=maps.from_memory.float()[..., layout.patches].sum(-1).mean((2, 3)))
 
 # %% ../../nbs/interp/03_features.ipynb #ed63a321
-def _state_features(maps:AttentionMaps, stored:Tensor, absolute_norm:float=150.)->dict:
-    "Return features of patch norms and of memory states."
-    layout, patches = maps.layout, maps.norms[..., maps.layout.patches] # (B,L,P)
-    found = dict(contrast=norm_contrast(patches), **outlier_rates(patches, absolute_norm)) # (B,L)
+def _patch_features(maps:AttentionMaps, absolute_norm:float=150.)->dict:
+    "Return features of the patches, which every ViT has: norms, attention sinks and diversity (B,L)."
+    at = maps.layout.patches
+    norms, received, values = maps.norms[..., at], maps.received[..., at], maps.value_norms[..., at].mean(2) # (B,L,P)
+    sinks = {f'sinks {n}': x for n, x in outlier_rates(received).items() if not n.startswith('above 150')}
+    top = received.argmax(-1, keepdim=True)
+    ratio = values.gather(-1, top).squeeze(-1) / median(values).clamp_min(1e-12)
+    return dict(contrast=norm_contrast(norms), **outlier_rates(norms, absolute_norm), **sinks,
+                sink_lift=received.amax(-1) * maps.layout.num_keys, sink_value=ratio,
+                patch_rank=maps.patch_rank, patch_similarity=maps.patch_similarity)
+
+def _state_features(maps:AttentionMaps, stored:Tensor)->dict:
+    "Return features of memory states."
+    layout, patches, found = maps.layout, maps.norms[..., maps.layout.patches], {} # (B,L,P)
     if not layout.in_sequence: return found
     memory = maps.memory_states # (B,L,M,D)
     last = memory[:, -1]
+    if layout.num_cls:
+        found = dict(cls_cosine=F.cosine_similarity(maps.cls_states.unsqueeze(2), memory, dim=-1).mean(-1))
     found |= dict(
         memory_norm=maps.norms[..., layout.memory].mean(-1) / median(patches).clamp_min(1e-12),
-        cls_cosine=F.cosine_similarity(maps.cls_states.unsqueeze(2), memory, dim=-1).mean(-1),
         patch_cosine=F.cosine_similarity(maps.patch_mean.unsqueeze(2), memory, dim=-1).mean(-1),
         state=last, square=last.square().sum(-1), rank=effective_rank(last),
         written=((last - stored).norm(dim=-1) / stored.norm(dim=-1).clamp_min(1e-12)).mean(-1))
@@ -84,24 +99,35 @@ def _object_masks(source, index, size:tuple)->tuple:
 
 # %% ../../nbs/interp/03_features.ipynb #31bdbb57
 def _localization_features(maps:AttentionMaps, masks:Tensor, boxes:Tensor)->dict:
-    "Return pointing, energy and IoU of each token's heatmap, of a uniform and of a center heatmap."
-    tokens, grid = _token_maps(maps).cpu(), maps.layout.grid
-    baselines = torch.stack([torch.ones(grid), center_prior(grid)]).expand(len(tokens), -1, -1, -1)
-    scores = localization_scores(torch.cat([tokens, baselines], 1), masks, boxes)
-    return {f'{kind} {name}': s for name, score in scores.items() for kind, s in
-            [('tokens', score[:, :-2]), ('even', score[:, -2:-1]), ('center', score[:, -1:])]}
+    "Return pointing, energy and IoU of the heatmap of each token and of CLS, of a uniform and of a center heatmap."
+    grid, M = maps.layout.grid, maps.layout.num_memory if not maps.layout.num_new_cls else 0
+    kinds, found = ['cls'] * maps.layout.num_cls + ['even', 'center'], []
+    if M: found.append(_token_maps(maps).cpu())
+    if maps.layout.num_cls: found.append(maps.heatmap(-1, token='cls').unsqueeze(1).cpu())
+    baselines = torch.stack([torch.ones(grid), center_prior(grid)]).expand(len(masks), -1, -1, -1)
+    scores = localization_scores(torch.cat([*found, baselines], 1), masks, boxes)
+    parts = {kind: slice(M + i, M + i + 1) for i, kind in enumerate(kinds)} | (dict(tokens=slice(0, M)) if M else {})
+    return {f'{kind} {name}': score[:, at] for name, score in scores.items() for kind, at in parts.items()}
 
 # %% ../../nbs/interp/03_features.ipynb #d01cd2be
 def _make_encoder(model:nn.Module):
-    "Return the function that encodes images."
-    return getattr(model, 'encode_image', model)
+    "Return the function that encodes images, uint8 or normalized, and leaves out the tokens that CoCa's tower returns."
+    encode, vit = getattr(model, 'encode_image', model), find_tower(model).vit
+    known = getattr(vit, 'pretrained_cfg', None) or {}
+    mean, std = (known.get(k) or getattr(vit, f'image_{k}', None) or [0.5] * 3 for k in ('mean', 'std'))
+    kind = next(model.parameters())
+    mean, std = (torch.tensor(list(x), dtype=kind.dtype, device=kind.device) for x in (mean, std))
+    def features(images):
+        out = encode(images if isinstance(model, MemoryCLIP) else normalize_images(images, mean, std))
+        return out[0] if isinstance(out, tuple) else out
+    return features
 
 def _image_batches(dl:Iterable, size:tuple, num_images:int, chunk:int=32):
     "Yield the first images of a loader and their indices, in small batches."
     count = 0
     for batch in dl:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if tuple(images.shape[-2:]) != tuple(size):
+        if size is not None and tuple(images.shape[-2:]) != tuple(size):
             given, taken = (' x '.join(map(str, s)) for s in (images.shape[-2:], size))
             raise UserError(f'got images of {given} pixels, but the model takes {taken}; load them at that size')
         known = isinstance(batch, (tuple, list)) and len(batch) > 2
@@ -115,24 +141,29 @@ def _image_batches(dl:Iterable, size:tuple, num_images:int, chunk:int=32):
 
 # %% ../../nbs/interp/03_features.ipynb #bef11d39
 def memory_features(
-    model:nn.Module,          # MemoryCLIP or MemoryViT with memory
+    model:nn.Module,          # A model that `find_tower` takes; without memory, features that need it are left out
     dl:Iterable,              # Batches of images (B, 3, height, width), or of tuples that begin with them
     num_images:int=512,       # Largest number of images (the first of the loader)
     absolute_norm:float=150., # Norm above which a patch is an outlier
 )->dict:                      # Name: fp32 (images, ...)
     """Compute the features of a report for each image, without side effects on the model. Raises `UserError` if there
     are no images, or if they have another size than the model."""
-    vit, device, source = find_vit(model), next(model.parameters()).device, getattr(dl, 'source', None)
+    tower, source = find_tower(model), getattr(dl, 'source', None)
+    device, dtype = (getattr(next(model.parameters()), a) for a in ('device', 'dtype'))
     encode, parts = _make_encoder(model), []
     with evaluation_mode(model):
-        stored = vit.memory() if vit.memory is not None else None
-        for images, index in _image_batches(dl, vit.patch_embed.img_size, num_images):
-            images = images.to(device)
-            with capture(vit, norms=True, states=True, values=True, device=None) as maps: seen = encode(images)
-            with intervene(vit, 'mask'): blind = encode(images)
-            found = _attention_features(maps) | _state_features(maps, stored, absolute_norm)
-            found['hidden'] = 1 - F.cosine_similarity(seen.float(), blind.float(), dim=-1)
-            if hasattr(source, 'objects') and not vit.layout.num_new_cls:
+        stored = tower.stored()[0].float() if tower.stored else None
+        for images, index in _image_batches(dl, None if tower.grid_of else tower.image_size, num_images):
+            images = images.to(device, dtype=dtype if images.is_floating_point() else None)
+            with capture(model, norms=True, states=True, values=True, patches=True, device=None) as maps:
+                seen = encode(images)
+            found = _patch_features(maps, absolute_norm)
+            if tower.grid_of: found['grid'] = torch.tensor(maps.layout.grid).expand(len(images), -1)
+            if stored is not None:
+                found |= _attention_features(maps) | _state_features(maps, stored)
+                with intervene(model, 'mask'): blind = encode(images)
+                found['hidden'] = 1 - F.cosine_similarity(seen.float(), blind.float(), dim=-1)
+            if hasattr(source, 'objects') and not tower.layout.num_new_cls:
                 found |= _localization_features(maps, *_object_masks(source, index, images.shape[-2:]))
             parts.append({n: x.float().cpu() for n, x in found.items()})
     return {n: torch.cat([p[n] for p in parts]) for n in parts[0]}

@@ -207,8 +207,15 @@ class LoadedModel:
     @property
     def device(self)->torch.device: return next(self.model.parameters()).device
 
+    @property
+    def name(self)->str:
+        "Name of the model: that of its configuration, of timm or open_clip, or of its class."
+        known = getattr(self.model, 'cfg', None), getattr(self.model, 'pretrained_cfg', None)
+        named = getattr(known[0], 'name', None) or (known[1] or {}).get('architecture')
+        return named or (str(self.place) if self.place else type(self.model).__name__)
+
     def __repr__(self):
-        name = getattr(getattr(self.model, 'cfg', None), 'name', type(self.model).__name__)
+        name = self.name
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
         facts = [f'{millions:.4g} M parameters', *([str(self.place)] if self.place else [])]
         return ', '.join([name, *facts, *(f'{k} {v:.4g}' for k, v in self.metrics.items())])
