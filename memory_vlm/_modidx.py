@@ -2283,6 +2283,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'memory_vlm/widgets/config.py'),
                                            'memory_vlm.widgets.config.ConfigEditor.snapshot': ( 'widgets/config.html#configeditor.snapshot',
                                                                                                 'memory_vlm/widgets/config.py'),
+                                           'memory_vlm.widgets.config._copy_config': ( 'widgets/config.html#_copy_config',
+                                                                                       'memory_vlm/widgets/config.py'),
                                            'memory_vlm.widgets.config._field_text': ( 'widgets/config.html#_field_text',
                                                                                       'memory_vlm/widgets/config.py'),
                                            'memory_vlm.widgets.config._field_value': ( 'widgets/config.html#_field_value',
