@@ -13,7 +13,7 @@ from dataclasses import replace
 from fastcore.basics import patch
 from functools import partial
 from .core import UserError, pick
-from .interp.stats import mean_cosine, patch_rank
+from .interp.stats import effective_rank, mean_cosine
 from .memory import in_backward
 from .models.attention_hooks import EAGER, attention_hooks, eager_attention
 from .models.towers import find_module, find_tower
@@ -245,7 +245,7 @@ class _Recorder:
                 self.put(layer, 'patch_mean', patches.float().mean(1))
             if self.patches:
                 patches = layout.split(x)[2].float()
-                self.put(layer, 'patch_rank', patch_rank(patches))
+                self.put(layer, 'patch_rank', effective_rank(patches))
                 self.put(layer, 'patch_similarity', mean_cosine(patches))
         self.finish(layer)
 

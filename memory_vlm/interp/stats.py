@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['lift', 'weighted_mass', 'shares', 'entropy', 'effective_number', 'inverse_simpson', 'usage_information',
-           'variance_share', 'largest_cosine', 'mean_cosine', 'effective_rank', 'patch_rank', 'median',
-           'outlier_thresholds', 'outlier_rates', 'norm_contrast']
+           'variance_share', 'largest_cosine', 'mean_cosine', 'effective_rank', 'median', 'outlier_thresholds',
+           'outlier_rates', 'norm_contrast']
 
 # %% ../../nbs/interp/01_stats.ipynb #a16883a5
 import torch
@@ -91,15 +91,9 @@ def effective_rank(
     states:Tensor, # States of the tokens (..., M, D)
 )->Tensor:         # Number of directions (...), 1..min(M, D)
     "Return the effective rank: exp of the entropy of the normalized singular values. Source: Roy and Vetterli 2007."
-    return effective_number(torch.linalg.svdvals(states))
-
-def patch_rank(
-    states:Tensor, # States of many tokens (..., P, D)
-)->Tensor:         # Number of directions (...), 1..min(P, D)
-    "Return `effective_rank` faster, by the eigenvalues of the smaller Gram matrix in double precision."
-    x = states.double()
+    x = states.double() # the eigenvalues of the smaller Gram matrix are faster than the singular values
     gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
-    return effective_number(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()).float()
+    return effective_number(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()).to(states.dtype)
 
 # %% ../../nbs/interp/01_stats.ipynb #7a37ba52
 def median(

@@ -96,6 +96,8 @@ def eager_attention(
 
 class _AttentionHooks(list):
     "A list of hooks that `MemoryAttention` calls instead of the fused kernel."
+    head_dim = None # Channels of values; a key bias appends others
+
     def __call__(self, q, k, v, *args, **kwargs): # (B,H,N,d), (B,H,K,d), (B,H,K,d) -> (B,H,N,d)
         out, weights = _attend(q, k, v, *args, **kwargs)
         self.report(q, k, v, weights)
@@ -105,7 +107,7 @@ class _AttentionHooks(list):
         "Call all hooks, except in a backward pass."
         if in_backward(): return
         with eager_attention(q.device.type):
-            for hook in self: hook(q.detach(), k.detach(), v.detach(), weights)
+            for hook in self: hook(q.detach(), k.detach(), v.detach()[..., :self.head_dim], weights)
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #0967bea7
 @contextmanager
@@ -124,6 +126,7 @@ def attention_hooks(
         raise UserError('attention is replaced by something else; undo that first')
     used, added = (hooks, hook) if mask is None else (hooks.masks, mask)
     used.append(added)
+    if name == 'attend': hooks.head_dim = getattr(attn, 'head_dim', None)
     try: yield
     finally:
         used.remove(added)
