@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from html import escape
-from .attention import find_clip, find_memory_vit
+from .attention import find_clip
 from .core import UserError, pick
 from memory_vlm.evaluation.intervals import (
     ALPHA,
@@ -26,8 +26,10 @@ from memory_vlm.evaluation.intervals import (
     share_interval,
 )
 from .evaluation.retrieval import chance_recall, hits_per_image
-from .evaluation.validation import encode, evaluation_mode, triples
+from .evaluation.validation import _caption_number, encode, evaluation_mode, triples
+from .interp.features import _make_encoder
 from .interp.intervene import KINDS, MemoryStates, checked_tokens, intervene, memory_positions, record_states
+from .models.towers import find_tower
 from .overrides import command_words, restore_references
 from .training.run_dir import as_model
 from omegaconf import DictConfig
@@ -103,6 +105,8 @@ def _points(row)->str:
     "Format change, low and high (shares of 1) as points."
     return '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100 * v for v in row))
 
+_SUBJECTS = dict(memory='memory', cls='CLS', patches='patch information')
+
 @dataclass(repr=False)
 class Ablation:
     "Result of `ablate`: scores, changes with 95 % CI, and a verdict."
@@ -114,22 +118,31 @@ class Ablation:
     cfg:DictConfig|None=None # Configuration of the run, if known
     p_values:dict=field(default_factory=dict) # p of a loss of R@1 by row, after Holm's correction
     num_groups:int=None  # Groups of images that share a caption; None: as many as images
+    part:str='memory'    # What was ablated: 'memory' (tokens or registers), 'cls' or 'patches'
+
+    @property
+    def decisive(self)->str: # A key of `scores`
+        "The score that the verdict is about."
+        return next(iter(self.scores))
 
     @property
     def sentence(self)->str:
         "The verdict in words, with the decisive numbers."
-        rows = self.changes[_DECISIVE].xs('all', level='token').iterrows()
+        rows = self.changes[self.decisive].xs('all', level='token').iterrows()
         changes = ', '.join(f"{kind} {_points(row)}{self._mark(kind, 'all')}" for kind, row in rows)
         shared = self.num_groups not in (None, self.num_images)
         groups = f' in {self.num_groups} groups that share captions' if shared else ''
-        score = f'{100 * self.scores[_DECISIVE]:.1f} % over {self.num_images} images{groups}'
-        return (f'{self.summary} R@1, the mean of both directions, is {score}; change in points [95 % CI], * '
+        score = f'{100 * self.scores[self.decisive]:.1f} % over {self.num_images} images{groups}'
+        name = 'R@1, the mean of both directions,' if self.decisive == _DECISIVE else self.decisive
+        return (f'{self.summary} {name} is {score}; change in points [95 % CI], * '
                 f"significant after Holm's correction: {changes}.")
 
     @property
     def summary(self)->str:
         "The verdict in words, without numbers."
-        return f'{self.verdict.capitalize()}. {_VERDICTS[self.verdict]}{self._caveat()}'
+        text, what = f'{_VERDICTS[self.verdict]}{self._caveat()}', _SUBJECTS[self.part]
+        if self.part != 'memory': text = text.replace('Memory', what[0].upper() + what[1:]).replace('memory', what)
+        return f'{self.verdict.capitalize()}. {text}'
 
     def hurts(self, kind:str, token='all')->bool: # Whether the loss of R@1 is significant after Holm's correction
         "Return whether an ablation lowers the score significantly."
@@ -149,11 +162,11 @@ class Ablation:
 
     def bars(
         self,
-        metric:str=_DECISIVE, # A key of `scores`
+        metric:str=None,      # A key of `scores`; None: the decisive one
         token='all',          # All tokens at once, or one of them 0..M-1
     )->tuple:                 # Names of kinds, changes, low ends, high ends
         "Return one metric for all kinds, for `plots.ablation_bars`. Raises `UserError` for an unknown metric."
-        pick(list(self.scores), metric, 'metric')
+        metric = self.decisive if metric is None else pick(list(self.scores), metric, 'metric')
         rows = self.changes[metric].xs(token, level='token')
         return list(rows.index), *(rows[c].to_numpy() for c in ('change', 'low', 'high'))
 
@@ -161,7 +174,7 @@ class Ablation:
     def table(self)->pd.DataFrame:
         "Table for display: change in points [95 % CI]."
         cells = {m: [_points(r) for r in self.changes[m].to_numpy()] for m in self.scores}
-        cells[_DECISIVE] = [c + self._mark(*row) for c, row in zip(cells[_DECISIVE], self.changes.index)]
+        cells[self.decisive] = [c + self._mark(*row) for c, row in zip(cells[self.decisive], self.changes.index)]
         shown = pd.DataFrame(cells, index=[k if t == 'all' else f'{k}, token {t} only' for k, t in self.changes.index])
         for kind in self.notes: shown.loc[kind] = 'does not apply'
         scores = pd.DataFrame({m: f'{100 * s:.1f} %' for m, s in self.scores.items()}, index=['no ablation'])
@@ -175,59 +188,100 @@ class Ablation:
         return dict(verdict=self.verdict, sentence=self.sentence, num_images=self.num_images, scores=self.scores,
                     changes=rows, notes=self.notes)
 
+    def _next(self): return [_next_steps(self.cfg)] if self.part == 'memory' else []
     def _notes(self): return [f'{kind} does not apply: {why}.' for kind, why in self.notes.items()]
     def __str__(self):
-        return '\n'.join([self.table.to_string(), '', self.sentence, *self._notes(), _next_steps(self.cfg)])
+        return '\n'.join([self.table.to_string(), '', self.sentence, *self._notes(), *self._next()])
     __repr__ = __str__
     def _repr_html_(self):
         text = ''.join(f'<p>{escape(t)}</p>' for t in (self.sentence, *self._notes()))
-        return f'{self.table.to_html()}{text}<pre style="white-space:pre-wrap">{escape(_next_steps(self.cfg))}</pre>'
+        return f'{self.table.to_html()}{text}<pre style="white-space:pre-wrap">{escape("".join(self._next()))}</pre>'
 
 # %% ../nbs/32_ablation.ipynb #8be9d865
 def _corrected_p_values(values:dict)->dict:
     "Return the p-values of a loss by row, Holm-corrected over the kinds, and apart over the rows of single tokens."
-    p = {run: loss_p_value(v[_DECISIVE]).item() for run, v in values.items()}
+    p = {run: loss_p_value(next(iter(v.values()))).item() for run, v in values.items()}
     return holm({r: x for r, x in p.items() if r[1] == 'all'}) | holm({r: x for r, x in p.items() if r[1] != 'all'})
 
 def _summarize(hits:dict, index:Tensor, notes:dict, is_all:bool=True, chance:dict=None,
         captions:Tensor=None)->Ablation:
-    "Compute changes, intervals and the verdict from hits."
-    before, num, names = hits[None], len(hits[None]), (_DECISIVE, *_RECALLS)
+    "Compute changes, intervals and the verdict from hits of retrieval."
+    before, num = hits[None], len(hits[None])
     texts, group = index.cpu().bincount(minlength=num), caption_groups(index, captions)
     values = {run: _recall_values(h - before, texts, group) for run, h in hits.items() if run is not None}
-    columns = pd.MultiIndex.from_product([names, ('change', 'low', 'high')], names=['metric', None])
+    own, chance = _recall_values(before, texts, group), chance or chance_recall(index, ks=(1,))
+    found = _compare(values, own, (chance['i2t/R@1'] + chance['t2i/R@1']) / 2, notes, is_all)
+    return replace(found, num_images=num, num_groups=int(group.max()) + 1)
+
+def _compare(values:dict, own:dict, chance:float, notes:dict, is_all:bool)->Ablation:
+    "Compute changes, intervals and the verdict from a value per image: `own` by metric, changes `values` by run."
+    columns = pd.MultiIndex.from_product([list(own), ('change', 'low', 'high')], names=['metric', None])
     changes = pd.DataFrame([_paired_difference(v).T.flatten().tolist() for v in values.values()], columns=columns,
                            index=pd.MultiIndex.from_tuples(list(values), names=['kind', 'token']))
-    p_values = _corrected_p_values(values)
+    p_values, decisive = _corrected_p_values(values), next(iter(own.values()))
     hurts = {kind: p < ALPHA for (kind, token), p in p_values.items() if token == 'all'} | dict.fromkeys(notes)
-    own, chance = _recall_values(before, texts, group), chance or chance_recall(index, ks=(1,))
-    above_chance = share_interval(own[_DECISIVE])[0] > (chance['i2t/R@1'] + chance['t2i/R@1']) / 2
-    verdict = _verdict(hurts, is_all) if above_chance else 'at chance'
-    return Ablation({k: v.mean().item() for k, v in own.items()}, changes, verdict, num, notes, p_values=p_values,
-                    num_groups=int(group.max()) + 1)
+    verdict = _verdict(hurts, is_all) if share_interval(decisive)[0] > chance else 'at chance'
+    scores = {k: v.mean().item() for k, v in own.items()}
+    return Ablation(scores, changes, verdict, len(decisive), notes, p_values=p_values)
 
 # %% ../nbs/32_ablation.ipynb #8639dd0f
-def _encode_intervened(model:nn.Module, dl, runs:list, layers:list, states:MemoryStates, seed:int=0)->dict:
+def _encode_intervened(model:nn.Module, batches, runs:list, layers:list, states:MemoryStates, seed:int=0,
+        part:str='memory')->dict:
     "Return image features under each intervention; key None: without."
     device, features = next(model.parameters()).device, {run: [] for run in (None, *runs)}
-    for step, (images, *_) in enumerate(dl):
+    for step, (images, *_) in enumerate(batches):
         images = images.to(device)
         def unit(): return F.normalize(model.encode_image(images).float(), dim=-1).cpu()
-        with memory_positions(model, states.remember): features[None].append(unit())
+        with memory_positions(model, states.remember, part=part): features[None].append(unit())
         for kind, token in runs:
             draw = seed if kind == 'reinit' else seed + step # new noise in each batch
-            with intervene(model, kind, None if token == 'all' else token, layers, states, draw):
+            with intervene(model, kind, None if token == 'all' else token, layers, states, draw, part):
                 features[kind, token].append(unit())
     return {run: torch.cat(f) for run, f in features.items()}
 
+class _Labeled(nn.Module):
+    "A model of images alone, and the class of each image: an integer label, or its first caption."
+    def __init__(self, model:nn.Module): super().__init__(); self.model, self.encode_image = model, _make_encoder(model)
+
+    def batches(self, dl:Iterable)->Iterator[tuple]:
+        "Yield batches (images, labels). Raises `UserError` for batches without labels or captions."
+        for batch in dl:
+            if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+                raise UserError('this model has no text tower, so its score is the class of the nearest image; give '
+                                'batches (images, labels) or (images, captions)')
+            images, labels, *index = batch
+            if isinstance(labels, Tensor) and labels.dim() == 1: yield images, labels.cpu()
+            else:
+                _, ids, index = next(triples([batch], self.model))
+                first = torch.cat([torch.ones(1, dtype=torch.bool), index[1:] != index[:-1]])
+                yield images, torch.tensor([_caption_number(row) for row in ids[first].cpu()])
+
+    def encode(self, dl:Iterable)->tuple: # Features (N,D), classes (N,)
+        device, found = next(self.parameters()).device, []
+        with evaluation_mode(self):
+            for images, labels in self.batches(dl):
+                found.append((F.normalize(self.encode_image(images.to(device)).float(), dim=-1).cpu(), labels))
+        if not found: raise UserError('the data is empty; an ablation needs at least two images')
+        return tuple(torch.cat(x) for x in zip(*found))
+
+def _nearest_hits(features:dict, labels:Tensor)->dict:
+    "Return whether the nearest other image, among the original features, is of the same class (N,), by run."
+    def hits(x):
+        near = (x @ features[None].T).fill_diagonal_(-torch.inf).argmax(1)
+        return (labels[near] == labels).double()
+    return {run: hits(x) for run, x in features.items()}
+
 # %% ../nbs/32_ablation.ipynb #3b794a99
-def _inapplicable_kinds(vit:nn.Module, states:MemoryStates, layers:list)->dict:
+def _inapplicable_kinds(tower, states:MemoryStates, layers:list, part:str='memory')->dict:
     "Return the kinds that would change nothing, with the reason."
-    notes = {}
-    if vit.layout.in_sequence and len(layers) < len(vit.blocks):
+    notes, what = {}, _SUBJECTS[part]
+    if part != 'memory': notes['reinit'] = 'only memory can be initialized again'
+    elif tower.layout.in_sequence and len(layers) < len(tower.blocks):
         notes['reinit'] = 'stored tokens reach all layers through the first'
+    if part != 'memory' and (not tower.layout.in_sequence or tower.layout.num_new_cls):
+        notes['mask'] = 'memory is outside the sequence'
     if not states.varies(layers):
-        notes['mean'] = notes['shuffle'] = 'memory is the same for every image here'
+        notes['mean'] = notes['shuffle'] = f'{what} is the same for every image here'
     return notes
 
 class _FirstImages:
@@ -244,6 +298,8 @@ class _FirstImages:
             yield images[:left], ids[row < left], index[row < left]
             left -= len(images)
 
+def _has_text(model)->bool: return any(hasattr(m, 'encode_text') for m in model.modules())
+
 def ablate(
     model,                     # A run folder, a Learner, a MemoryCLIP, or another thing that `as_model` takes
     dl=None,                   # Batches as `encode` takes them; None: the validation data that belongs to `model`
@@ -252,26 +308,43 @@ def ablate(
     layers=None,               # One block, several, or None for all
     seed:int=0,                # Seed of the interventions
     num_images:int=None,       # Only the first images of the data; None: all
+    part:str='memory',         # 'memory' (tokens or registers), 'cls' or 'patches'
 )->Ablation:
-    """Measure whether the model uses its memory. Raises `UserError` for a model without memory, for data that is
-    missing, empty or random, and if no kind applies."""
+    """Measure whether the model uses its memory, its CLS or its patches. The score is recall or, without a text tower,
+    whether the nearest image is of the same class (1-NN). Raises `UserError` for a model without such tokens, for data
+    that is missing, empty or random, and if no kind applies."""
     loaded = as_model(model, dl)
-    model, vit = find_clip(loaded.model), find_memory_vit(loaded.model)
+    tower, has_text = find_tower(loaded.model), _has_text(loaded.model)
+    if part == 'memory': tower.check_memory()
+    if not has_text and num_images is not None: raise UserError('num_images needs a text tower; give fewer images')
+    model = find_clip(loaded.model) if has_text else _Labeled(loaded.model)
     if loaded.loader is None and loaded.cfg is None: raise UserError('got a model without data; call ablate(model, dl)')
     dl = loaded.valid_dl if num_images is None else _FirstImages(loaded.valid_dl, num_images, model)
-    layers = checked_tokens(layers, len(vit.blocks), 'layer')
+    layers = checked_tokens(layers, len(tower.blocks), 'layer')
     kinds = [pick(KINDS, kind, 'kinds') for kind in kinds]
-    with record_states(model) as states: images, texts, image_index, captions = encode(model, dl)
-    notes = {kind: why for kind, why in _inapplicable_kinds(vit, states, layers).items() if kind in kinds}
-    tokens = ['all', *(range(vit.layout.num_memory) if leave_one_out else ())]
+    with record_states(model, part) as states:
+        images, *about = encode(model, dl) if has_text else model.encode(dl)
+    notes = {kind: why for kind, why in _inapplicable_kinds(tower, states, layers, part).items() if kind in kinds}
+    at = getattr(tower.layout, part)
+    tokens = ['all', *(range(at.stop - at.start) if leave_one_out else ())]
     runs = [(kind, token) for token in tokens for kind in KINDS if kind in kinds and kind not in notes]
     if not runs:
         reasons = '; '.join(f'{k} does not apply, {why}' for k, why in notes.items())
         raise UserError(reasons or 'kinds is empty; give at least one')
-    with evaluation_mode(model): features = _encode_intervened(model, dl, runs, layers, states, seed)
+    batches = dl if has_text else model.batches(dl)
+    with evaluation_mode(model):
+        features = _encode_intervened(model, batches, runs, layers, states, seed, part)
     if features[None].shape != images.shape or not torch.allclose(features[None], images, atol=1e-4):
         raise UserError('the loader gave other images in the second pass; '
                         'pass an evaluation loader, without shuffling or augmentation')
-    hits = {run: hits_per_image(f, texts, image_index, captions=captions) for run, f in features.items()}
-    chance = chance_recall(image_index, (1,), captions)
-    return replace(_summarize(hits, image_index, notes, getattr(dl, 'is_all', True), chance, captions), cfg=loaded.cfg)
+    if has_text:
+        texts, image_index, captions = about
+        hits = {run: hits_per_image(f, texts, image_index, captions=captions) for run, f in features.items()}
+        chance = chance_recall(image_index, (1,), captions)
+        found = _summarize(hits, image_index, notes, getattr(dl, 'is_all', True), chance, captions)
+    else:
+        hits, same = _nearest_hits(features, *about), about[0].unique(return_counts=True)[1].double()
+        values = {run: {'1-NN': h - hits[None]} for run, h in hits.items() if run is not None}
+        chance = (same * (same - 1)).sum().item() / max(len(images) * (len(images) - 1), 1)
+        found = _compare(values, {'1-NN': hits[None]}, chance, notes, True)
+    return replace(found, cfg=loaded.cfg, part=part)

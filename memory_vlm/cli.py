@@ -189,42 +189,42 @@ def eval_command(
 
 # %% ../nbs/50_cli.ipynb #e9f99a9a
 def report_command(
-    model:str,              # A run, or a checkpoint of one
-    images:int=512,         # Validation images on which memory is measured
+    model:str,              # A run, a checkpoint of one, or with --data a model such as vit_small_patch14_reg4_dinov2
+    data:str=None,          # Images, as for eval; None: the validation data of the run
+    images:int=512,         # Images on which memory is measured
+    split:str='valid',      # 'valid', 'test' or 'train', where the data has splits
     json:bool=False,        # Print JSON
 )->int:
     "Write the HTML report of a run again, and print what its memory does"
+    from memory_vlm.evaluation.models import _open_with_data
     from memory_vlm.report import memory_report
-    from memory_vlm.training.run_dir import find_run
-    from memory_vlm.viz.html import write_report_page
-    loaded = _open_run(model)
-    page = write_report_page(find_run(Path(model)), loaded)
-    memory = memory_report(loaded, num_images=images) if loaded.model.visual.layout.num_memory else None
-    about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics,
-                 memory=memory and memory.to_dict())
-    text = f'{memory or "This model has no memory to report on."}\n\nReport of {loaded.place.name}: {page}'
-    print(dumps(about, indent=1) if json else text)
+    loaded = _open_with_data(model, data, split)
+    memory, about = memory_report(loaded, num_images=images), {}
+    text = str(memory)
+    if loaded.cfg is not None and data is None:
+        from memory_vlm.training.run_dir import find_run
+        from memory_vlm.viz.html import write_report_page
+        page = write_report_page(find_run(Path(model)), loaded)
+        about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
+        text += f'\n\nReport of {loaded.place.name}: {page}'
+    print(dumps(about | dict(memory=memory.to_dict()), indent=1) if json else text)
     return 0
 
 def ablate_command(
-    model:str,                # A run, or a checkpoint of one
+    model:str,                # As for report
+    data:str=None,            # Images with captions or classes, as for eval; None: the validation data of the run
+    part:str='memory',        # 'memory' (tokens or registers), 'cls' or 'patches'
     leave_one_out:bool=False, # Also ablate each token alone; the time is multiplied by the number of tokens
     seed:int=0,               # Seed of interventions and intervals
+    split:str='valid',        # 'valid', 'test' or 'train', where the data has splits
     json:bool=False,          # Print JSON
 )->int:
     "Measure whether a model uses its memory, by every kind of ablation"
     from memory_vlm.ablation import ablate
-    found = ablate(_open_run(model), leave_one_out=leave_one_out, seed=seed)
+    from memory_vlm.evaluation.models import _open_with_data
+    found = ablate(_open_with_data(model, data, split), leave_one_out=leave_one_out, seed=seed, part=part)
     print(dumps(found.to_dict(), indent=1) if json else found)
     return 0
-
-def _open_run(name:str):
-    "Open a model of a run. Raises `UserError` for any other."
-    from memory_vlm.training.run_dir import open_trained
-    loaded = open_trained(name)
-    if loaded.cfg is not None: return loaded
-    raise UserError(f"'{name}' is not part of a run, so its evaluation data is unknown; "
-                    'give a run folder or a checkpoint of a run')
 
 # %% ../nbs/50_cli.ipynb #f3ac51d4
 def study_command(

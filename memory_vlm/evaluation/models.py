@@ -7,19 +7,23 @@ __all__ = ['EvalModel', 'TransformedPairs', 'open_clip_eval_model', 'memory_clip
 
 # %% ../../nbs/evaluation/05_models.ipynb #19daf192
 import open_clip
+import torch
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ..clip import MemoryCLIP
 from ..core import UserError, missing_package, suggest
 from ..data.base import Source
 from ..data.loaders import EpochSampler, PairDataset, PairLoader, make_loader, worker_settings
+from ..data.sources import open_source
 from ..data.tokenizer import text_tokenizer
 from ..data.transforms import Preprocessing
 from ..models.pretrained import hub_cache_dir, hub_errors
+from ..training.run_dir import LoadedModel, as_model
 from open_clip.pretrained import list_pretrained_tags_by_model
 from pathlib import Path
 from torch import nn
+from zlib import crc32
 
 # %% ../../nbs/evaluation/05_models.ipynb #ff4cee42
 @dataclass
@@ -88,3 +92,19 @@ def memory_clip_eval_model(
                            preprocessing=Preprocessing.of(cfg),
                            max_bad_fraction=max_bad_fraction)
     return EvalModel(name or cfg.name, model.eval(), model.tokenize, batches, cfg.image_size)
+
+def _caption_ids(captions:list)->torch.Tensor:
+    "Return a number for each caption, equal for equal captions: token ids (C, 1) for a model without a tokenizer."
+    return torch.tensor([[crc32(c.encode()) + 1] for c in captions])
+
+def _open_with_data(name:str, data:str|None, split:str)->LoadedModel:
+    "Open a model, with its own evaluation data or with other data. Raises `UserError` if there is none."
+    loaded = as_model(name)
+    if data is None and loaded.cfg is None:
+        raise UserError(f"'{name}' is not part of a run, so its evaluation data is unknown; add --data, such as a "
+                        'folder of images')
+    if data is None: return loaded
+    source = open_source(data, split)
+    if isinstance(loaded.model, MemoryCLIP): loader = memory_clip_eval_model(loaded.model).make_batches(source, 32)
+    else: loader = _transformed_loader(source, loaded.transform, loaded.tokenize or _caption_ids, 32)
+    return replace(loaded, loader=loader)

@@ -8,10 +8,12 @@ __all__ = ['make_run_dir', 'run_lock', 'is_locked', 'config_differences', 'unfin
 
 # %% ../../nbs/training/07_run_dir.ipynb #d08d0552
 import hashlib
+import open_clip
 import os
 import time
+import timm
 import torch
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +24,7 @@ from ..data.loaders import PairLoader, make_loader
 from ..data.sources import has_own_validation, open_source, open_sources, source_options
 from ..data.tokenizer import text_tokenizer
 from ..data.transforms import Preprocessing
-from ..models.pretrained import hub_errors
+from ..models.pretrained import hub_cache_dir, hub_errors
 from ..overrides import command_words, restore_references
 from ..schema import Config, schema_fields
 from memory_vlm.training.checkpoint import (
@@ -36,6 +38,7 @@ from .resets import ResetHistory
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pathlib import Path
+from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from yaml import YAMLError
 
@@ -196,13 +199,15 @@ def choose_run(
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     "A model with its data, metrics and configuration: the argument of reports, ablations, widgets and exports."
-    model:nn.Module        # A MemoryCLIP, or a module that contains a MemoryViT
+    model:nn.Module        # A MemoryCLIP, or a module that contains a vision transformer
     place:Path|None=None   # Its checkpoint or folder; None: it was never saved
     cfg:DictConfig|None=None # The configuration of its run; None: there is none
     metrics:dict=field(default_factory=dict) # The last evaluation, by metric
     epochs:float|None=None # Epochs trained
     resets:ResetHistory|None=None # Usage and resets of memory tokens; None: not recorded
     loader:PairLoader|None=None # Evaluation loader; None: made from `cfg` when it is needed
+    transform:Callable|None=None # Function: PIL image -> input, of a model of timm or open_clip; None: a `MemoryCLIP`
+    tokenize:Callable|None=None # Function: texts -> token ids, of a model of open_clip
 
     @property
     def device(self)->torch.device: return next(self.model.parameters()).device
@@ -324,15 +329,58 @@ def open_trained(
                        manifest['epoch'], _read_resets(checkpoint))
 
 # %% ../../nbs/training/07_run_dir.ipynb #112aea7a
+def _timm_name(name:str)->str|None:
+    "Return the name of a timm model without `timm:`; None: it is not one."
+    rest = name.removeprefix('timm:')
+    return rest if timm.is_model(rest.partition('/')[0].partition('.')[0]) else None
+
+def _open_timm(name:str)->LoadedModel:
+    "Open a timm model as it is: NAME, NAME.TAG or NAME/FILE. Raises `UserError` if its weights cannot be found."
+    arch, _, path = _timm_name(name).partition('/')
+    if path and not Path(path).is_file(): raise UserError(f"'{name}': the file of weights '{path}' does not exist")
+    if not path and not timm.is_model_pretrained(arch):
+        near = suggest(arch, timm.list_models(f"{arch.partition('.')[0]}*", pretrained=True), limit=3)
+        raise UserError(f"timm has no weights '{arch}'{near}; or give {arch.partition('.')[0]}/FILE")
+    with hub_errors(name, 'the hub'):
+        vit = timm.create_model(arch, pretrained=not path, checkpoint_path=path, cache_dir=hub_cache_dir())
+    transform = create_transform(**resolve_model_data_config(vit))
+    return LoadedModel(vit.eval(), Path(name), transform=transform)
+
+def _open_clip_name(name:str)->tuple|None:
+    "Return the name and the tag of an open_clip model; None: it is not one."
+    arch, _, tag = name.removeprefix('open_clip:').partition('/')
+    return (arch, tag) if arch in open_clip.list_models() else None
+
+def _open_open_clip(name:str)->LoadedModel:
+    "Open an open_clip model as it is: NAME/TAG or NAME/FILE. Raises `UserError` for an unknown tag."
+    arch, tag = _open_clip_name(name)
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if tag not in tags and not Path(tag).is_file():
+        raise UserError(f"open_clip has no weights '{tag}' for {arch}{suggest(tag, tags, limit=3)}; give {arch}/TAG "
+                        f"or {arch}/FILE, TAG one of: {', '.join(tags) or 'none'}")
+    with hub_errors(name, 'the hub'):
+        model, _, transform = open_clip.create_model_and_transforms(arch, pretrained=tag, cache_dir=hub_cache_dir())
+    return LoadedModel(model.eval(), Path(name), transform=transform, tokenize=open_clip.get_tokenizer(arch))
+
+def _open_any(name:str)->LoadedModel:
+    "Open a run, or a pretrained model: as a `MemoryCLIP` where that is possible, otherwise as timm or open_clip do."
+    if Path(_from_root(name)).exists(): return open_trained(name)
+    opener = _open_timm if _timm_name(name) else _open_open_clip if _open_clip_name(name) else None
+    if opener is None or name.startswith(('timm:', 'open_clip:')):
+        try: return open_trained(name)
+        except UserError as e:
+            if opener is None or 'cannot be opened' not in str(e): raise
+    return opener(name)
+
 def as_model(
-    # A run folder or another name that `open_trained` opens, a Learner, the result of `fit`, a model, or a
-    # `LoadedModel`
+    # A run folder or another name that `open_trained` opens, NAME.TAG of timm, NAME/TAG of open_clip, a Learner, the
+    # result of `fit`, a model, or a `LoadedModel`
     x,
     dl=None, # Evaluation loader, in place of the one that belongs to `x`
 )->LoadedModel:
     "Return a model with its data, metrics and configuration. Raises `UserError` if `x` is none of these."
     x = getattr(x, 'learn', x) # the result of `fit`
-    if isinstance(x, (str, Path)): found = open_trained(x)
+    if isinstance(x, (str, Path)): found = _open_any(str(x))
     elif isinstance(x, LoadedModel): found = x
     elif isinstance(x, nn.Module): found = LoadedModel(x)
     elif isinstance(getattr(x, 'model', None), nn.Module):
