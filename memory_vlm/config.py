@@ -114,7 +114,8 @@ def check_range(
     m = f.metadata
     if choices := choice_values(f):
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        pick(choices, 'null' if value is None else text, key)
+        free = m['pattern'] and re.fullmatch(m['pattern'], text)
+        if not free: pick(choices, 'null' if value is None else text, key)
     if value is None: return
     bounds = [(m.get('low'), lambda v, b: v >= b, 'at least'), (m.get('high'), lambda v, b: v <= b, 'at most'),
               (m.get('above'), lambda v, b: v > b, 'above')]

@@ -206,16 +206,17 @@ def run_training(
 
 def fit(
     cfg:DictConfig, # What `compose` or Hydra gives
+    metrics=(),     # `ClassMetrics`, or functions of the model that return a number, for every evaluation
 )->Run:             # The run folder, the learner and the final metrics
     """Train a configuration, in all processes that were started together; an interrupt ends the run with a checkpoint.
     A further fit of the result's learner trains its model and writes nothing into the run folder. Raises `UserError`
     before anything is written or if too much of the data is unusable, and `LostRankError` if another process has
     ended."""
-    with process_group(): return _fit_in_group(cfg)
+    with process_group(): return _fit_in_group(cfg, metrics)
 
-def _fit_in_group(cfg:DictConfig)->Run:
+def _fit_in_group(cfg:DictConfig, metrics=())->Run:
     "Train a configuration in an open process group."
-    learn = make_learner(cfg)
+    learn = make_learner(cfg, metrics=metrics)
     cfg = learn.cfg # with the sizes of `model.pretrained`
     run = broadcast_from_main(choose_run, cfg)
     finished = broadcast_from_main(lambda: bool(run) and (run/'DONE').exists())

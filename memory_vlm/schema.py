@@ -16,9 +16,9 @@ def _number_field(default, low=None, high=None, above=None):
     "A numeric field with its range."
     return field(default=default, metadata=dict(low=low, high=high, above=above))
 
-def _choice_field(default, *choices):
-    "A field that takes one of a few values."
-    return field(default=default, metadata=dict(choices=[default, *choices]))
+def _choice_field(default, *choices, pattern:str=None):
+    "A field that takes one of a few values, or a text that fits `pattern`."
+    return field(default=default, metadata=dict(choices=[default, *choices], pattern=pattern))
 
 def _kwargs_field(**default):
     "A field of keyword arguments; the code that they are passed to checks their names."
@@ -158,8 +158,13 @@ class LoggingConfig:
 class CheckpointConfig:
     "Which checkpoints are kept. Each is a folder."
     save_top_k:int = _number_field(3, 0) # Number of best checkpoints to keep, ranked by `monitor`
-    # Metric of the evaluation that ranks checkpoints
-    monitor:str = _choice_field('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10')
+    # Metric of the evaluation that ranks checkpoints. zero-shot and knn need validation images with classes; also
+    # `zero-shot/f1/CLASS`, and `custom/NAME` for a function in `fit(cfg, metrics=[NAME])`
+    monitor:str = _choice_field('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10',
+                                'zero-shot/acc@1', 'zero-shot/acc@5', 'zero-shot/precision', 'zero-shot/recall',
+                                'zero-shot/f1', 'knn/acc@1',
+                                pattern=r'(.+/)?(zero-shot/((acc@[15]|precision|recall|f1)|(precision|recall|f1)/.+)'
+                                        r'|knn/acc@1)|custom/\w+')
     mode:str = _choice_field('min', 'max', 'auto') # Which values of `monitor` are better; auto: those of the metric
     save_last:bool = True # Also keep the newest checkpoint
     # Folder of the checkpoints, inside the run folder; if it is outside, such as an absolute path, each run writes
