@@ -177,7 +177,7 @@ class MemoryLearner(Learner):
         return self._share[1]
 
     @property
-    def metric_names(self)->list[str]: return [*retrieval_names(), *(n for m in self.class_metrics for n in m.names)]
+    def known_metrics(self)->list[str]: return [*retrieval_names(), *(n for m in self.class_metrics for n in m.names)]
     @property
     def evaluation(self)->dict: return self.evaluations[-1] if self.evaluations else {}
     @property
@@ -287,7 +287,7 @@ def show_results(self:MemoryLearner, ds_idx:int=1, dl=None, max_n:int=9, **kwarg
     dl.show_results(batch, outs, max_n=max_n, **kwargs) # the figure stays open, so that a notebook shows it
 
 MemoryLearner.metrics = Learner.metrics.setter(lambda self, v: setattr(
-    self, '_metrics', L(v).map(lambda m: as_metric(m, self.metric_names))))
+    self, '_metrics', L(v).map(lambda m: as_metric(m, self.known_metrics))))
 
 # %% ../nbs/20_learner.ipynb #155bdedd
 def make_loss(
