@@ -47,7 +47,7 @@ def _labels_by_name(source:Source, names:dict|None)->tuple|None:
     if names: check_class_names(source.name, classes, names)
     given = [names[c] for c in classes] if names else list(classes)
     unique = list(dict.fromkeys(given))
-    return unique, torch.tensor([unique.index(c) for c in given])[torch.as_tensor(labels, dtype=torch.int64)]
+    return unique, torch.tensor([unique.index(c) for c in given])[torch.from_numpy(np.array(labels, np.int64))]
 
 def _draw_images(source:Source, count:int, seed:int)->Source:
     "Return at most `count` images of a source, drawn at random."
