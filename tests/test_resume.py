@@ -130,7 +130,7 @@ class StopAfter(Callback):
 
 def fit_run(folder, *words, stop=None):
     "A whole run of three steps, or one that is interrupted."
-    def make(cfg): return make_learner(cfg).add_cbs([StopAfter(stop)] if stop else [])
+    def make(cfg, **kwargs): return make_learner(cfg, **kwargs).add_cbs([StopAfter(stop)] if stop else [])
     words = [*SMALL, 'training.preflight=false', 'training.max_steps=3', 'training.resume=auto',
              f'training.run_dir={folder}', *words]
     with mock.patch('memory_vlm.run.make_learner', make): return fit(compose(words, config_name='quickstart'))
