@@ -45,6 +45,9 @@ class MemoryConfig:
     # memory is never updated); gated: initial value of the gate, strictly between 0 and 1; cross_attention: scale of
     # what memory reads; ema: weight of the new values in the running average; static: not used
     mem_alpha:float = _number_field(0.5, 0, 1)
+    # Start of a learned bias per head and layer on the attention logits of memory's keys (nats): -4 gives new tokens
+    # 2 % of the weight of other keys; null: no bias
+    key_bias:float|None = _number_field(None, -100, 100)
     mem_reinit_steps:int = _number_field(100, 0) # Optimizer steps between resets of memory tokens; 0 = never
     # Which tokens a reset re-initializes: those that receive almost no attention, or all
     mem_reset:str = _choice_field('dead', 'all')
