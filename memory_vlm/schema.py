@@ -45,6 +45,10 @@ class MemoryConfig:
     # memory is never updated); gated: initial value of the gate, strictly between 0 and 1; cross_attention: scale of
     # what memory reads; ema: weight of the new values in the running average; static: not used
     mem_alpha:float = _number_field(0.5, 0, 1)
+    # How the image feature reads memory. none: not at all; mean: mean of the pooled token and of memory; concat: the
+    # pooled token and a projection of all memory tokens; maxsim: one vector per memory token, of which the one nearest
+    # to a caption counts; caption: these vectors, mixed by attention of the caption
+    readout:str = _choice_field('none', 'mean', 'concat', 'maxsim', 'caption')
     mem_reinit_steps:int = _number_field(100, 0) # Optimizer steps between resets of memory tokens; 0 = never
     # Which tokens a reset re-initializes: those that receive almost no attention, or all
     mem_reset:str = _choice_field('dead', 'all')

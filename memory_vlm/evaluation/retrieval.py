@@ -9,9 +9,10 @@ __all__ = ['rank_of_best', 'retrieval_ranks', 'hits_per_image', 'recall_over_ima
 # %% ../../nbs/evaluation/01_retrieval.ipynb #7b476a54
 import torch
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import comb
 from .intervals import share_interval
+from ..loss import similarity
 from torch import Tensor
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #52ce37b7
@@ -24,13 +25,17 @@ def rank_of_best(
     before = (sim < best).logical_or_(right).logical_not_()                  # NaN < x is false, so NaN ranks before
     return before.sum(dim=1, dtype=torch.int32).long()                           # int32: a third of the time of int64
 
-def _match_ranks(queries:Tensor, targets:Tensor, query_owner:Tensor, target_owner:Tensor, chunk:int=1024)->Tensor:
+def _score_texts(texts:Tensor, images:Tensor)->Tensor: # `similarity` with texts as queries (C,N)
+    return texts @ images.T if images.dim() == 2 else similarity(images, texts).T
+
+def _match_ranks(score:Callable, queries:Tensor, targets:Tensor, query_owner:Tensor, target_owner:Tensor,
+                 chunk:int=1024)->Tensor:
     "Return `rank_of_best` for features, in chunks of queries."
     chunks = zip(queries.split(chunk), query_owner.split(chunk))
-    return torch.cat([rank_of_best(q @ targets.T, owner[:, None] == target_owner) for q, owner in chunks])
+    return torch.cat([rank_of_best(score(q, targets), owner[:, None] == target_owner) for q, owner in chunks])
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #f2ee8171
-def _shared_ranks(queries:Tensor, targets:Tensor, query:Tensor, target:Tensor, chunk:int=1024)->Tensor:
+def _shared_ranks(score:Callable, queries:Tensor, targets:Tensor, query:Tensor, target:Tensor, chunk:int=1024)->Tensor:
     "Return `rank_of_best` where row `query[i]` of the queries and row `target[i]` of the targets belong together."
     ranks = []
     for start in range(0, len(queries), chunk):
@@ -38,12 +43,12 @@ def _shared_ranks(queries:Tensor, targets:Tensor, query:Tensor, target:Tensor, c
         mine = (query >= start) & (query < start + len(some))
         right = torch.zeros(len(some), len(targets), dtype=torch.bool, device=queries.device)
         right[query[mine] - start, target[mine]] = True
-        ranks.append(rank_of_best(some @ targets.T, right))
+        ranks.append(rank_of_best(score(some, targets), right))
     return torch.cat(ranks)
 
 def retrieval_ranks(
-    image_features:Tensor, # L2-normalized, float32 (N, D)
-    text_features:Tensor,  # L2-normalized, float32 (C, D)
+    image_features:Tensor, # L2-normalized, float32 (N, D), or several vectors (N, K, D)
+    text_features:Tensor,  # L2-normalized, float32 (C, D), or with queries (C, 2, D); see `similarity`
     image_index:Tensor,    # Row of `image_features` that each text describes, int64 (C,), 0..N-1
     chunk:int=1024,        # Queries per matrix product (count, 1 or more)
     captions:Tensor=None,  # Number of each text's caption, int64 (C,): equal ones are one caption of several images
@@ -55,13 +60,13 @@ def retrieval_ranks(
             f'map each of {len(text_features)} texts to one of {len(images)} images and leave no image out')
     unique, group = (image_index, None) if captions is None else captions.unique(return_inverse=True)
     if len(unique) == len(image_index):
-        return (_match_ranks(image_features, text_features, images, image_index, chunk),
-                _match_ranks(text_features, image_features, image_index, images, chunk))
+        return (_match_ranks(similarity, image_features, text_features, images, image_index, chunk),
+                _match_ranks(_score_texts, text_features, image_features, image_index, images, chunk))
     texts = torch.empty_like(unique).scatter_reduce_(0, group, torch.arange(len(group), device=group.device), 'amin',
                                                      include_self=False) # the first text of each caption
     distinct = text_features[texts]
-    return (_shared_ranks(image_features, distinct, image_index, group, chunk),
-            _shared_ranks(distinct, image_features, group, image_index, chunk)[group])
+    return (_shared_ranks(similarity, image_features, distinct, image_index, group, chunk),
+            _shared_ranks(_score_texts, distinct, image_features, group, image_index, chunk)[group])
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #36ca3279
 def hits_per_image(

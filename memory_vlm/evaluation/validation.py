@@ -83,22 +83,25 @@ def encode(
     model:nn.Module,       # With `encode_image(images)` and `encode_text(ids)`
     dl:Iterable,           # Batches of images (B,3,H,W), ids (C,T) and image_index (C,); see also `triples`
     precision:str='fp32',  # Precision of autocast: one of `PRECISIONS`
-)->tuple: # Image features (N,D), text features (C,D), row of each text's image (C,), number of its caption (C,)
+)->tuple: # Image features (N,[K,]D), text features (C,[2,]D), row of each text's image (C,), number of its caption (C,)
     """Encode all images and captions of a loader: L2-normalized float32 features in its order, from all ranks. Raises
     `UserError` for an unknown precision or an empty loader, ValueError if captions of a batch's images are missing.
 
     The captions of an image must be adjacent. Captions of equal token ids have equal numbers."""
     dtype = pick(PRECISIONS, precision, 'precision')
     device = next(model.parameters()).device
+    many = getattr(getattr(model, 'visual', None), 'many_vectors', False)
+    vectors = dict(vectors=True) if many else {}
     def unit(features): return F.normalize(features.float(), dim=-1).cpu()
+    def with_query(texts): return model.with_query(texts.to(device)).float().cpu() if many else texts
     images, texts, owners, captions, numbers, count = [], [], [], [], [], 0
     with evaluation_mode(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for x, ids, index in triples(dl, model):
             known, row = index.unique_consecutive(return_inverse=True)
             if len(known) != len(x): raise ValueError(f'A batch of {len(x)} images has captions of {len(known)}: '
                 'evaluation needs every image with all of its captions, the captions of an image adjacent')
-            images.append(unit(model.encode_image(x.to(device))))
-            texts.append(unit(model.encode_text(ids.to(device))))
+            images.append(unit(model.encode_image(x.to(device), **vectors)))
+            texts.append(with_query(unit(model.encode_text(ids.to(device)))))
             owners.append(row.cpu() + count)
             captions.append(torch.tensor([_caption_number(row) for row in ids.cpu()]))
             numbers.append(known.cpu())
