@@ -116,11 +116,17 @@ class _TiledVectors(_TiledLogits):
     def split(self, side): return _tiles(len(self.x), len(self.y), side, max(1, side // (2 * self.x.shape[1])))
 
     def tile(self, r, c):
-        z = similarity(self.x[r], self.y[c]).mul_(self.scale)
+        if self.y.dim() == 2: z, self.best = (self.x[r] @ self.y[c].T).max(1)
+        else: z = similarity(self.x[r], self.y[c])
+        z = z.mul_(self.scale)
         return z if self.bias is None else z.add_(self.bias)
 
     def add_gradients(self, r, c, p):
         if self.bias is not None: self.gbias.add_(p.sum())
+        if self.y.dim() == 2: # only the best vector of an image gets a gradient
+            x, y = self.x[r], self.y[c]
+            p = p.new_zeros(*x.shape[:2], len(y)).scatter_(1, self.best[:, None], p[:, None]) # (r,K,c)
+            return self.store(r, c, p @ y, p.flatten(0, 1).T @ x.flatten(0, 1))
         x, y = (t.detach().requires_grad_() for t in (self.x[r], self.y[c]))
         with torch.enable_grad(): gx, gy = torch.autograd.grad(similarity(x, y), (x, y), p)
         self.store(r, c, gx, gy)
@@ -156,6 +162,22 @@ def _compute(objective, world, side, image, text, scale, bias, grads):
         return (total / terms, world / terms, scale, *logits.gradients()) if grads else (total / terms,)
 
 # %% ../nbs/13_loss.ipynb #4b392715
+class _ContrastLater(torch.autograd.Function):
+    "The same for several vectors, whose gradients are large: they are computed in the backward pass, and only there."
+    @staticmethod
+    def forward(ctx, *args):
+        ctx.how, ctx.learned = args[:3], args[5:]
+        ctx.save_for_backward(*args[3:5])
+        return _compute(*args, grads=False)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        _, factor, scale, *grads = _compute(*ctx.how, *ctx.saved_tensors, *ctx.learned, grads=True)
+        factor = factor * grad
+        for g, f in zip(grads, (factor * scale, factor * scale, factor, factor)): g.mul_(f)
+        return None, None, None, *(g if need else None for g, need in zip(grads, ctx.needs_input_grad[3:]))
+
 class _Contrast(torch.autograd.Function):
     "A loss that computes its gradients in the forward pass."
     @staticmethod
@@ -197,7 +219,7 @@ def _contrast(objective, image, text, scale, bias, gather_distributed, tile, pos
     inputs, tile = (image, text, scale, bias), tile or (2048 if image.device.type == 'cpu' else 4096)
     if positives is not None: objective = partial(objective, positives=_with_pairs(positives, len(image), world))
     if torch.is_grad_enabled() and any(torch.is_tensor(t) and t.requires_grad for t in inputs):
-        return _Contrast.apply(objective, world, tile, *inputs)
+        return (_ContrastLater if several else _Contrast).apply(objective, world, tile, *inputs)
     return _compute(objective, world, tile, *inputs, grads=False)[0]
 
 # %% ../nbs/13_loss.ipynb #0c19d157
