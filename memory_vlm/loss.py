@@ -47,7 +47,7 @@ def similarity(
     texts:Tensor,  # Unit vectors (C, D), or beside each the query that mixes the vectors of an image (C, 2, D)
 )->Tensor:         # (R, C), -1..1
     "Score images against texts by a cosine, by the largest cosine, or by the cosine of the mixed vectors."
-    if images.dim() == 2: return images @ texts.T
+    if images.dim() == 2: return images @ (texts if texts.dim() == 2 else texts[:, 0]).T
     rows = max(1, _VECTOR_SCORES // max(1, images.shape[1] * len(texts)))
     return torch.cat([_score_vectors(part, texts) for part in images.split(rows)])
 

@@ -13,6 +13,7 @@ import numpy as np
 import os
 import time
 import torch
+import torch.nn.functional as F
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from .data.mixture import Subset
 from .data.scenes import scenes_cache_dir
 from .data.sources import open_source
 from .data.transforms import Preprocessing
-from .evaluation.validation import evaluation_mode
+from .evaluation.validation import evaluation_mode, image_vectors, with_queries
+from .loss import similarity
 from omegaconf import OmegaConf
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
@@ -48,19 +50,25 @@ def text_feature(
     check_text_tower(model)
     if not caption.strip(): raise UserError('Type a caption to search for.')
     ids = model.tokenize([caption]).to(next(model.parameters()).device)
-    return model.encode_text(ids, normalize=True)[0].float().cpu()
+    return with_queries(model, model.encode_text(ids, normalize=True))[0].float().cpu()
+
+_CANDIDATES = 256 # Images that are scored exactly, at least
 
 def best_rows(
     features:Tensor,    # Unit-length features (N,D), of any dtype
-    query:Tensor,       # float32 (D,)
+    query:Tensor,       # float32 (D,), or with a query (2,D) as from `text_feature`
     top:int,            # Largest number of rows (count)
     good:Tensor=None,   # bool (N,): rows to search; None: all
-)->list:                # (row, cosine), best first
-    "Return the rows with the largest cosine to a query."
-    cosine = torch.cat([part.float() @ query for part in features.split(2**14)]) # (N,)
+    vectors:Tensor=None,# All vectors of each image (N,K,D), of which `features` are the mean; None: one per image
+)->list:                # (row, score), best first
+    "Return the rows with the largest cosine to a query. With `vectors`, `similarity` decides among the best by cosine."
+    text, num = query if query.dim() == 1 else query[0], len(features) if good is None else int(good.sum())
+    cosine = torch.cat([part.float() @ text for part in features.split(2**14)]) # (N,)
     if good is not None: cosine[~good] = -torch.inf
-    best = cosine.topk(min(top, len(cosine) if good is None else int(good.sum())))
-    return list(zip(best.indices.tolist(), best.values.tolist()))
+    rows = cosine.topk(min(top if vectors is None else max(_CANDIDATES, 10 * top), num)).indices
+    if vectors is not None: cosine = similarity(vectors[rows].float(), query[None])[:, 0]
+    best = (cosine[rows] if vectors is None else cosine).topk(min(top, num))
+    return list(zip(rows[best.indices].tolist(), best.values.tolist()))
 
 # %% ../nbs/42_search.ipynb #2d365a6b
 @dataclass
@@ -72,6 +80,7 @@ class ImageIndex:
     marks:Tensor    # int64 (N, 2): file size (bytes) and modification time (ns)
     model:str       # `_weights_digest` of the model that encoded them
     root:str=''     # Folder that the names are relative to
+    vectors:Tensor=None # float16 (N, K, D), if the model compares captions with several vectors per image
 
     def __len__(self): return len(self.names)
     def path(self, row:int)->str: return os.path.join(self.root, self.names[row])
@@ -83,7 +92,9 @@ class ImageIndex:
         "Return the index of some rows."
         chosen = np.arange(len(self))[chosen]
         names = [self.names[i] for i in chosen]
-        return ImageIndex(self.features[chosen], self.good[chosen], names, self.marks[chosen], self.model, self.root)
+        vectors = None if self.vectors is None else self.vectors[chosen]
+        return ImageIndex(self.features[chosen], self.good[chosen], names, self.marks[chosen], self.model, self.root,
+                          vectors)
 
 def _weights_digest(model:MemoryCLIP)->str:
     "Return a hash of all that decides the features of an image: settings and weights of the vision tower."
@@ -105,6 +116,7 @@ def write_index(
     names = np.frombuffer('\0'.join(index.names).encode(errors='surrogateescape'), np.uint8).copy()
     part = path.with_name(f'{path.name}-{os.getpid()}.part')
     tensors = dict(features=index.features, good=index.good, marks=index.marks, names=torch.from_numpy(names))
+    if index.vectors is not None: tensors['vectors'] = index.vectors
     try:
         save_file(tensors, part, dict(model=index.model))
         os.replace(part, path)
@@ -116,7 +128,7 @@ def read_index(
     "Open an index without reading its features into memory."
     try:
         with safe_open(path, 'pt') as f:
-            parts, about = {k: f.get_tensor(k) for k in ('features', 'good', 'marks', 'names')}, f.metadata()
+            parts, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
     except (OSError, SafetensorError): return None
     names = parts.pop('names').numpy().tobytes().decode(errors='surrogateescape').split('\0')
     return ImageIndex(**parts, names=names, **about)
@@ -183,7 +195,11 @@ def _encode_into(index:ImageIndex, model:MemoryCLIP, source:Source, todo:np.ndar
             for images, _, which in dl:
                 rows = todo[which]
                 images = images.to(device, non_blocking=True)
-                index.features[rows] = model.encode_image(images, normalize=True).half().cpu()
+                if index.vectors is None: found = model.encode_image(images, normalize=True)
+                else:
+                    vectors = image_vectors(model, images)
+                    index.vectors[rows], found = vectors.half().cpu(), F.normalize(vectors.mean(1), dim=-1)
+                index.features[rows] = found.half().cpu()
                 index.good[rows] = True
                 done = int(which[-1]) + 1
                 progress(done, len(todo))
@@ -213,8 +229,11 @@ def open_index(
     if old_rows: known &= (old.marks[before] == marks).all(1).numpy() # row -1 is not known anyway
     dim = model.cfg.proj_dim or model.cfg.embed_dim
     features, good = torch.zeros(len(names), dim, dtype=torch.float16), torch.zeros(len(names), dtype=torch.bool)
-    index = ImageIndex(features, good, names, marks, digest, root)
+    many = (len(names), model.visual.layout.num_memory, dim) if model.visual.many_vectors else None
+    vectors = None if many is None else torch.zeros(many, dtype=torch.float16)
+    index = ImageIndex(features, good, names, marks, digest, root, vectors)
     if old_rows: index.features[known], index.good[known] = old.features[before[known]], old.good[before[known]]
+    if old_rows and many: index.vectors[known] = old.vectors[before[known]]
     todo = np.flatnonzero(~known)
     def save(done):
         complete = done == len(todo)
@@ -232,4 +251,5 @@ def search(
     "Return the images that match a caption best. Raises `UserError` if the index has no readable image."
     if not index.good.any(): raise UserError(f'None of {len(index)} images can be read; give another folder')
     with evaluation_mode(model): query = text_feature(model, caption)
-    return [(cosine, index.path(row)) for row, cosine in best_rows(index.features, query, top, index.good)]
+    return [(cosine, index.path(row)) for row, cosine in best_rows(index.features, query, top, index.good,
+                                                                         index.vectors)]
