@@ -81,7 +81,7 @@ def test_usual_feature_is_the_normalized_mean(model):
 def test_ablation_compares_all_vectors(model, valid):
     found = ablate(model, valid, kinds=['zero'], leave_one_out=True)
     metrics = evaluate(model, valid)
-    assert found.before['i2t/R@1'] == pytest.approx(metrics['i2t/R@1'])
+    assert found.scores['i2t/R@1'] == pytest.approx(metrics['i2t/R@1'])
     assert len(found.changes) == 4
 
 
