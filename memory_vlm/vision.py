@@ -16,7 +16,7 @@ from functools import partial
 from .core import UserError, pick, random_stream
 from .data.transforms import Preprocessing
 from .memory import UPDATES, MemoryTokens, check_memory, ema_step, in_backward, patch_centers
-from .models.readout import MemoryReadout
+from .models.readout import _MemoryReadout
 from .models.registry import VIT_MEMORY, VIT_SIZES, register_vits
 from .tokens import TokenLayout
 from timm.layers import Attention, LayerNorm, get_act_layer
@@ -114,7 +114,7 @@ class MemoryBlock(Block):
         return torch.cat([old, new], dim=1)
 
 # %% ../nbs/11_vision.ipynb #56c2be3c
-class MemoryViT(MemoryReadout, VisionTransformer):
+class MemoryViT(_MemoryReadout, VisionTransformer):
     "timm's VisionTransformer with memory tokens; without memory it is bit-identical to timm's."
     def __init__(
         self,

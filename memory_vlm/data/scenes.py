@@ -68,26 +68,41 @@ _LAYOUTS = {
                             ['{0} above {1}, both left of {2}', '{1} below {0}, both left of {2}']),
     'column right of one': ([(.5, 0, 1, .5), (.5, .5, 1, 1), (0, .2, .5, .8)],
                             ['{0} above {1}, both right of {2}', '{1} below {0}, both right of {2}']),
+    'square':          ([(0, 0, .5, .5), (.5, 0, 1, .5), (0, .5, .5, 1), (.5, .5, 1, 1)], []), # only `pairs`, from here
+    'three above one': ([(0, 0, .33, .5), (.33, 0, .67, .5), (.67, 0, 1, .5), (.2, .5, .8, 1)], []),
+    'three above two': ([(0, 0, .33, .5), (.33, 0, .67, .5), (.67, 0, 1, .5), (0, .5, .5, 1), (.5, .5, 1, 1)], []),
+    'two above three': ([(0, 0, .5, .5), (.5, 0, 1, .5), (0, .5, .33, 1), (.33, .5, .67, 1), (.67, .5, 1, 1)], []),
 }
+
+def _with_article(name:str)->str: return f'{"an" if name[0] in "aeio" else "a"} {name}'
 
 def _caption(names:list[str], layout:str, wording:int=0)->str:
     "Return the caption of a scene."
     words = _LAYOUTS[layout][1]
-    return words[wording % len(words)].format(*(f'{"an" if n[0] in "aeio" else "a"} {n}' for n in names))
+    return words[wording % len(words)].format(*map(_with_article, names))
+
+def _statements(names:list[str], layout:str)->list[str]:
+    "Return every caption that names one object or one relation of a scene, and is true by its cells."
+    cells, named = _LAYOUTS[layout][0], [_with_article(n) for n in names]
+    pairs = [(a, b) for a in range(len(cells)) for b in range(len(cells))]
+    left = [f'{named[a]} left of {named[b]}' for a, b in pairs if cells[a][2] <= cells[b][0]]
+    above = [f'{named[a]} above {named[b]}' for a, b in pairs if cells[a][3] <= cells[b][1]]
+    return named + left + above
 
 # %% ../../nbs/data/05_scenes.ipynb #8216e5ba
 @dataclass(frozen=True)
 class _Level:
     "Difficulty of a set of scenes."
     per_theme:int = 14         # Drawings from each row of `_DRAWINGS` (1..28)
-    num_objects:tuple = (2,)   # Allowed numbers of objects in a scene (1, 2, 3)
+    num_objects:tuple = (2,)   # Allowed numbers of objects in a scene (1 to 3; with num_captions=0 up to 5)
     crowding:float = 0.0       # Largest distance an object may leave its cell, as a share of its size (0..0.5)
     clutter:int = 0            # Unnamed shapes behind the objects (count)
-    num_captions:int = 1       # Captions of each scene: 1, drawn by seed, or 2
+    num_captions:int = 1       # Captions of each scene: 1, drawn by seed, or 2; 0: one per object and relation
     num_train:int = 20_000     # Maximum of training scenes; fewer if there are fewer combinations
     num_valid:int = 512        # Maximum of validation scenes; at most a twelfth of the combinations
 
-_LEVELS = dict(tiny=_Level(3), easy=_Level(), hard=_Level(28, (1, 2, 3), .15, 8, 2))
+_LEVELS = dict(tiny=_Level(3), easy=_Level(), hard=_Level(28, (1, 2, 3), .15, 8, 2),
+               pairs=_Level(num_objects=(3, 4, 5), num_captions=0))
 
 # %% ../../nbs/data/05_scenes.ipynb #2ad11805
 def _choose_drawings(level:_Level, vocabulary=None)->list[str]:
@@ -236,6 +251,9 @@ class SceneSource(Source):
         self.drawings = _choose_drawings(self.level, vocabulary)
         self.names = [_drawing_name(c) for c in self.drawings]
         self.scenes = pick(_split_scenes(self.level, len(self.drawings), seed), split, 'split')
+        if self.level.num_captions and max(self.level.num_objects) > 3:
+            raise UserError(f'num_objects={self.level.num_objects}: scenes of 4 and 5 objects have no caption of the '
+                            'whole; use the level pairs, or num_captions=0')
         if not self.scenes: raise UserError(f'num_objects={self.level.num_objects} gives no scene for split {split!r}')
         self.name, self.split, self.image_size, self.seed = f'scenes:{level}', split, image_size, seed
         self.wordings = np.random.default_rng([seed, split == 'train']).integers(2, size=len(self.scenes)).tolist()
@@ -277,8 +295,16 @@ class SceneSource(Source):
         "Return the captions of scene `i`."
         layout, objects = self.scenes[i]
         names = [self.names[o] for o in objects]
+        if not self.level.num_captions: return _statements(names, layout)
         words = [_caption(names, layout, self.wordings[i] + k) for k in range(self.level.num_captions)]
         return list(dict.fromkeys(words))
+
+    def is_true(self,
+        i:int,       # Index of the scene
+        caption:str, # Such as 'a red apple above a key'
+    )->bool:
+        "Return whether a caption of the set is true of scene `i`, by its objects and their cells."
+        return caption in self.captions(i)
 
     def objects(self, i)->list[tuple]:
         "Return (name, box, mask) of each object: (left, top, right, bottom) in pixels and bool (size, size)."
