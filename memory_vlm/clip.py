@@ -42,6 +42,7 @@ def normalize_images(
 
 # %% ../nbs/12_clip.ipynb #c4428dc5
 MEMORY_NAMES = ('visual.memory.*', 'visual.blocks.*.memory.*', 'visual.blocks.*.update.*',
+                'visual.blocks.*.attn.key_bias.*',
                 'visual.new_cls', 'visual.new_head.*', 'visual.concat', 'query') # parameters that memory adds
 
 _QUERY_TEMPERATURE = 0.1 # of the softmax over the vectors of an image

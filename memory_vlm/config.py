@@ -193,7 +193,7 @@ def validate(
     checks:Iterable[Callable]=(), # Further checks, as for `run_checks`
 )->DictConfig:                    # `cfg`
     "Check interpolations, keys, ranges, allowed names and relations. Raises one `UserError` with a line per mistake."
-    try: OmegaConf.resolve(cfg.copy())
+    try: OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as e: raise explain_error(e) from e
     schema = schema_fields()
     def check_keys(cfg):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INITS', 'UPDATES', 'rename_old_weights', 'MemoryTokens', 'patch_centers', 'memory_update', 'MemoryUpdate',
-           'AttentionUpdate', 'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'in_backward',
-           'ema_step', 'is_dead', 'check_memory']
+           'AttentionUpdate', 'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'KeyBias',
+           'in_backward', 'ema_step', 'even_attention', 'is_dead', 'check_memory']
 
 # %% ../nbs/10_memory.ipynb #059b6f2b
 import itertools
@@ -162,6 +162,34 @@ class CrossAttentionUpdate(MemoryUpdate):
         x = self.norm_others(others)
         return memory + self.alpha * self.attn(self.norm_memory(memory), x, x, need_weights=False)[0]
 
+# %% ../nbs/10_memory.ipynb #33ba34d8
+class KeyBias(nn.Module):
+    """Add a learned bias per head to the attention logits of memory's keys.
+
+    Queries and keys get additional channels whose products are the bias, so that attention stays fused without a mask
+    and gradients reach the bias. The bias is stored in two channels: it stays exact to 16 bits in half precision."""
+    extra = 8 # fused kernels need a multiple of 8 channels
+    def __init__(
+        self,
+        num_heads:int, # Heads H
+        start:float,   # Initial bias (nats)
+        layout,        # `TokenLayout` of the sequence
+    ):
+        super().__init__()
+        self.start, self.layout = start, layout
+        self.bias = nn.Parameter(torch.full((num_heads,), float(start)))
+
+    def forward(self, q:Tensor, k:Tensor, v:Tensor)->tuple: # (B,H,N,d), (B,H,K,d), (B,H,K,d) -> with d + 8 channels
+        d, num_keys = q.shape[-1], k.shape[2]
+        at, num, width = self.layout.from_ends(self.layout.memory).start, self.layout.num_memory, d + self.extra
+        before = at if at >= 0 else num_keys + at
+        logit = self.bias * width ** 0.5 # attention divides logits by the root of the width
+        high = logit.to(k.dtype)
+        channels = torch.stack([high, (logit - high).to(k.dtype)], -1)[:, None].expand(-1, num, -1) # (H,M,2)
+        channels = F.pad(channels, (0, self.extra - 2, before, num_keys - before - num))            # (H,K,8)
+        q = F.pad(F.pad(q * (width / d) ** 0.5, (0, 2), value=1.), (0, self.extra - 2))
+        return q, torch.cat([k, channels.expand(k.shape[0], -1, -1, -1)], -1), F.pad(v, (0, self.extra))
+
 # %% ../nbs/10_memory.ipynb #82b2408b
 def in_backward()->bool:
     "Return whether the autograd engine is running, as when gradient checkpointing recomputes a block."
@@ -179,13 +207,21 @@ def ema_step(
     bank.lerp_((scale * F.layer_norm(mean, mean.shape[-1:])).to(bank.dtype), alpha)
 
 # %% ../nbs/10_memory.ipynb #f5644e82
+def even_attention(
+    vit, # A `MemoryViT` with memory
+)->float: # 0..1
+    "Return the attention that one memory token receives if all keys are equal; a key bias counts with its start."
+    num_keys, num, bias = vit.layout.num_keys, vit.layout.num_memory, vit.blocks[0].attn.key_bias
+    odds = math.exp(bias.start) if bias else 1.
+    return odds / (num_keys - num + num * odds)
+
 def is_dead(
     usage:Tensor,         # Mean attention that each token receives over all queries (..., M), 0..1
-    num_keys:int,         # Keys K that a query sees (count)
-    threshold:float=0.05, # Fraction of uniform attention, 0..1
+    even:float,           # Attention to one token if all keys are equal, 0..1
+    threshold:float=0.05, # Fraction of `even`, 0..1
 )->Tensor:                # bool (..., M)
-    "Return which tokens receive less than `threshold` of uniform attention."
-    return usage < threshold / num_keys
+    "Return which tokens receive less than `threshold` of even attention."
+    return usage < threshold * even
 
 # %% ../nbs/10_memory.ipynb #2a04273e
 def _memory_conflict(m:dict, width:int)->str|None:

@@ -45,6 +45,9 @@ class MemoryConfig:
     # memory is never updated); gated: initial value of the gate, strictly between 0 and 1; cross_attention: scale of
     # what memory reads; ema: weight of the new values in the running average; static: not used
     mem_alpha:float = _number_field(0.5, 0, 1)
+    # Start of a learned bias per head and layer on the attention logits of memory's keys (nats): -4 gives new tokens
+    # 2 % of the weight of other keys; null: no bias
+    key_bias:float|None = _number_field(None, -100, 100)
     # How the image feature reads memory. none: not at all; mean: mean of the pooled token and of memory; concat: the
     # pooled token and a projection of all memory tokens; maxsim: one vector per memory token, of which the one nearest
     # to a caption counts; caption: these vectors, mixed by attention of the caption

@@ -17,7 +17,7 @@ from functools import partial
 from ..clip import MemoryCLIP, normalize_images
 from ..core import pick, sample_rng
 from ..distributed import mean_over_ranks, world_size
-from ..memory import MemoryTokens
+from ..memory import MemoryTokens, even_attention
 from ..models.attention_hooks import EAGER, attention_hooks
 from ..schema import default_value, schema_fields
 from ..tokens import TokenLayout
@@ -149,7 +149,8 @@ def to_reset(
     live = torch.tensor([g.tokens.requires_grad or (ema and g.init != 'frozen') for g in groups])[:, None] # (G,1)
     if self.kind == 'all': return live.expand_as(usage)
     newborn = self.was_reset[-1] if self.was_reset else torch.zeros_like(usage, dtype=torch.bool)
-    return (usage < self.threshold) & ~newborn & live
+    even = even_attention(self.vit) * self.usage.layout.num_keys # 1 without a key bias
+    return (usage < self.threshold * even) & ~newborn & live
 
 @patch
 def end_window(self:MemoryResetCallback):
