@@ -9,7 +9,6 @@ __all__ = ['Ablation', 'ablate']
 import pandas as pd
 import shlex
 import torch
-import torch.nn.functional as F
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -26,7 +25,7 @@ from memory_vlm.evaluation.intervals import (
     share_interval,
 )
 from .evaluation.retrieval import chance_recall, hits_per_image
-from .evaluation.validation import encode, evaluation_mode, triples
+from .evaluation.validation import encode, evaluation_mode, image_vectors, triples
 from .interp.intervene import KINDS, MemoryStates, checked_tokens, intervene, memory_positions, record_states
 from .overrides import command_words, restore_references
 from .training.run_dir import as_model
@@ -212,7 +211,7 @@ def _encode_intervened(model:nn.Module, dl, runs:list, layers:list, states:Memor
     device, features = next(model.parameters()).device, {run: [] for run in (None, *runs)}
     for step, (images, *_) in enumerate(dl):
         images = images.to(device)
-        def unit(): return F.normalize(model.encode_image(images).float(), dim=-1).cpu()
+        def unit(): return image_vectors(model, images).cpu()
         with memory_positions(model, states.remember): features[None].append(unit())
         for kind, token in runs:
             draw = seed if kind == 'reinit' else seed + step # new noise in each batch

@@ -31,7 +31,7 @@ from .data.tokenizer import text_tokenizer
 from .data.transforms import Preprocessing
 from .distributed import Interrupts, broadcast_from_main, detect_lost_ranks, is_main, rank, world_size
 from .evaluation.validation import encode, encode_numbered, score
-from .loss import LOSSES
+from .loss import LOSSES, similarity
 from .memory import check_memory
 from .models.attention_hooks import WITHOUT_CUDNN_ATTENTION
 from .models.freeze import freeze
@@ -283,6 +283,7 @@ def show_results(self:MemoryLearner, ds_idx:int=1, dl=None, max_n:int=9, **kwarg
     training = self.model.training
     self.model.eval()
     with torch.no_grad(): outs = self.model(*[t.to(self.dls.device) for t in batch[:2]])
+    if outs[0].dim() == 3: outs = similarity(*outs[:2]), torch.eye(len(outs[1]), device=outs[1].device) # the same order
     self.model.train(training)
     dl.show_results(batch, outs, max_n=max_n, **kwargs) # the figure stays open, so that a notebook shows it
 

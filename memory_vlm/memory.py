@@ -227,7 +227,13 @@ def is_dead(
 def _memory_conflict(m:dict, width:int)->str|None:
     "Return why a combination of memory keys is invalid, or None."
     update, position, init, dim = (m[k] for k in ('memory_update', 'memory_position', 'memory_init', 'dim'))
-    outside = position not in ('prepend', 'append')
+    outside, readout = position not in ('prepend', 'append'), m.get('readout', 'none')
+    if readout != 'none' and not m['enabled']: return f'readout={readout} reads memory, and enabled=false'
+    if readout != 'none' and outside:
+        return f'readout={readout} reads memory after the last block, where memory_position={position} has none'
+    if readout != 'none' and (update == 'static' or update == 'attention' and m['mem_alpha'] == 0):
+        fixed = 'memory_update=static' if update == 'static' else 'mem_alpha=0'
+        return f'readout={readout} would read the same values from every image with {fixed}'
     if outside and UPDATES[update].in_sequence:
         return f'memory_update={update} cannot write memory at memory_position={position}, which is never a query'
     if position == 'kv_head' and dim != width:
@@ -244,12 +250,13 @@ def check_memory(
     cfg, # `cfg.model`
 ):
     "Check the combination of memory keys. Raises `UserError` with the smallest changes that make it valid."
-    if not cfg.memory['enabled']: return
     m = dict(cfg.memory)
+    if not m['enabled'] and m.get('readout', 'none') == 'none': return
     pick(UPDATES, m['memory_update'], 'model.memory.memory_update')
     why = _memory_conflict(m, cfg.embed_dim)
     if not why: return
     safe = dict(dim=cfg.embed_dim, memory_init='learnable', memory_update='static', memory_position='prepend')
+    if m.get('readout', 'none') != 'none': safe = dict(readout='none', enabled=True, mem_alpha=0.5) | safe
     for n in range(1, len(safe) + 1):
         fits = [c for c in itertools.combinations(safe.items(), n) if not _memory_conflict(m | dict(c), cfg.embed_dim)]
         if fits: break

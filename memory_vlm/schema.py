@@ -48,6 +48,10 @@ class MemoryConfig:
     # Start of a learned bias per head and layer on the attention logits of memory's keys (nats): -4 gives new tokens
     # 2 % of the weight of other keys; null: no bias
     key_bias:float|None = _number_field(None, -100, 100)
+    # How the image feature reads memory. none: not at all; mean: mean of the pooled token and of memory; concat: the
+    # pooled token and a projection of all memory tokens; maxsim: one vector per memory token, of which the one nearest
+    # to a caption counts; caption: these vectors, mixed by attention of the caption
+    readout:str = _choice_field('none', 'mean', 'concat', 'maxsim', 'caption')
     mem_reinit_steps:int = _number_field(100, 0) # Optimizer steps between resets of memory tokens; 0 = never
     # Which tokens a reset re-initializes: those that receive almost no attention, or all
     mem_reset:str = _choice_field('dead', 'all')

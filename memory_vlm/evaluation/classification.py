@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ..core import UserError, pick
 from .retrieval import rank_of_best
+from .validation import with_queries
+from ..loss import similarity
 from open_clip import (
     IMAGENET_CLASSNAMES,
     OPENAI_IMAGENET_TEMPLATES,
@@ -77,7 +79,7 @@ def class_features(
     "Return the mean text feature of each class."
     device = next(model.parameters()).device
     features = build_zero_shot_classifier(model, tokenize, prompts.classes, prompts.templates, device=device) # (D,C)
-    return features.T.float().cpu()
+    return with_queries(model, features.T.float().cpu())
 
 # %% ../../nbs/evaluation/02_classification.ipynb #8fc8c6ab
 def class_ranks(
@@ -89,7 +91,7 @@ def class_ranks(
     "Return the rank of each image's best right class."
     if labels.dim() == 1: labels = labels[:, None] == torch.arange(len(classes))
     chunks = zip(image_features.split(chunk), labels.split(chunk))
-    return torch.cat([rank_of_best(x @ classes.T, right) for x, right in chunks])
+    return torch.cat([rank_of_best(similarity(x, classes), right) for x, right in chunks])
 
 def class_balance(
     labels:Tensor, # int64 (N,)

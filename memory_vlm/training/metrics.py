@@ -29,7 +29,8 @@ from memory_vlm.evaluation.classification import (
     knn_classes,
     read_prompts,
 )
-from ..evaluation.validation import PRECISIONS, evaluation_mode
+from ..evaluation.validation import PRECISIONS, evaluation_mode, image_vectors
+from ..loss import similarity
 from ..schema import schema_fields
 from omegaconf import DictConfig
 from pathlib import Path
@@ -62,13 +63,16 @@ def _plain_loader(source:Source, cfg:DictConfig):
                        prefetch_factor=d.prefetch_factor, tokenizer=text_tokenizer(cfg.model.text),
                        max_bad_fraction=d.max_bad_fraction)
 
-def _image_features(model:nn.Module, dl)->tuple[Tensor, Tensor]: # (N,D) on the CPU; index of each image (N,)
+def _image_features(model:nn.Module, dl)->tuple[Tensor, Tensor]: # (N,D) or (N,K,D) on the CPU; index of each image (N,)
     "Return the normalized features of the images of a loader."
     device, features, rows = next(model.parameters()).device, [], []
     for images, _, index in dl:
-        features.append(F.normalize(model.encode_image(images.to(device)).float(), dim=-1).cpu())
+        features.append(image_vectors(model, images.to(device)).cpu())
         rows.append(index.unique_consecutive())
     return torch.cat(features), torch.cat(rows)
+
+def _mean_vector(features:Tensor)->Tensor: # (N,D) or (N,K,D) -> (N,D)
+    return features if features.dim() == 2 else F.normalize(features.mean(1), dim=-1)
 
 # %% ../../nbs/training/08_metrics.ipynb #a96c2edd
 class ClassMetrics:
@@ -140,7 +144,7 @@ class ClassMetrics:
         self,
         model:nn.Module,      # The model
         precision:str,        # One of `PRECISIONS`
-        features:Tensor=None, # Normalized features of the validation images (N, D), if they are measured
+        features:Tensor=None, # Normalized features of the validation images (N, [K,] D), if they are measured
         index:Tensor=None,    # Index of each (N,)
     )->dict[str, float]:      # Value of each of `names`, 0..1
         "Measure the model."
@@ -149,16 +153,17 @@ class ClassMetrics:
         templates = tuple(prompts.templates if prompts else self.cfg.training.data.templates)
         with evaluation_mode(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
             if self.loader: features, index = _image_features(model, self.loader)
-            texts = F.normalize(class_features(model, model.tokenize, Prompts(self.classes, templates)), dim=-1)
+            texts = class_features(model, model.tokenize, Prompts(self.classes, templates))
             votes = self.voters and _image_features(model, self.voters)
         labels, C = self.labels[index], len(self.classes)
         ranks = class_ranks(features, texts, labels)
-        predicted = torch.cat([(x @ texts.T).argmax(1) for x in features.split(4096)])
+        predicted = torch.cat([similarity(x, texts).argmax(1) for x in features.split(4096)])
         self.report, self.confusion = class_report(labels, predicted, self.classes)
         found = [(ranks < k).double().mean().item() for k in (1, 5) if k == 1 or C > 5]
         found += self.report[self.report.images > 0][list(_SCORES)].mean().tolist()
         if votes:
-            voted = knn_classes(votes[0], self.voter_labels[votes[1]], features, self.k)
+            known = _mean_vector(votes[0]), self.voter_labels[votes[1]]
+            voted = knn_classes(*known, _mean_vector(features), self.k)
             found.append((voted == labels).double().mean().item())
         if C <= _MAX_CLASSES: found += [v for s in _SCORES for v in self.report[s].tolist()]
         return dict(zip(self.names, found))
