@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rank_of_best', 'retrieval_ranks', 'hits_per_image', 'retrieval_metrics', 'ranking_metrics', 'chance_recall',
-           'percentile_interval', 'bootstrap_interval']
+           'bootstrap_interval']
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #7b476a54
 import torch
@@ -178,7 +178,7 @@ def _bootstrap_samples(
     g = torch.Generator().manual_seed(seed)
     for _ in range(draws): yield torch.randint(num_images, (num_images,), generator=g)
 
-def percentile_interval(
+def _percentile_interval(
     values:Tensor,    # A statistic in each draw (draws, ...)
     level:float=0.95, # Share of the draws inside the interval, 0..1
 )->Tensor:            # Lower and upper end (2, ...)
@@ -197,6 +197,6 @@ def bootstrap_interval(
     per_image = torch.zeros(len(queries), dtype=torch.float64).index_add_(0, owner, hits.cpu().double())
     counts = (s.bincount(minlength=len(queries)).double()[None] for s in _bootstrap_samples(len(queries), draws, seed))
     recalls = torch.cat([_recall_over_images(per_image, queries.double(), c) for c in counts])
-    low, high = percentile_interval(recalls, level).tolist()
+    low, high = _percentile_interval(recalls, level).tolist()
     if low == high and low in (0, 1): return tuple(share_interval(per_image, queries, level).tolist())
     return low, high
