@@ -197,6 +197,9 @@ class TrainingConfig:
     seed:int = _number_field(0, 0, 2**32 - 1) # Seed of weights, sample order, augmentation and dropout
     # Stop after this number of optimizer steps, which is also the length of the schedule; null: all epochs
     max_steps:int|None = _number_field(None, 1)
+    # Python files, or modules, with code of your own, such as a memory mechanism; they are executed first, and copied
+    # into the run folder
+    imports:list[str] = field(default_factory=list)
     run_dir:str|None = None # Folder of the run; null: `runs/<name>/<time>-<hash>`
     # `auto`: resume the newest unfinished run with this name and configuration; a path: resume that run, or extend it
     # if it has finished and `epochs` or `max_steps` are larger now; null: start a new run

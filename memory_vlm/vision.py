@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from .core import UserError, pick, random_stream
 from .data.transforms import Preprocessing
-from .memory import UPDATES, MemoryTokens, check_memory, ema_step, in_backward, patch_centers
+from .memory import MemoryTokens, check_memory, ema_step, find_update, in_backward, patch_centers
 from .models.registry import VIT_MEMORY, VIT_SIZES, register_vits
 from .tokens import TokenLayout
 from timm.layers import Attention, LayerNorm, get_act_layer
@@ -155,7 +155,7 @@ class MemoryViT(VisionTransformer):
         if self.layout.position == 'prepend': self.num_prefix_tokens += self.layout.num_memory
         for block in self.blocks:
             block.layout = self.layout
-            block.update = pick(UPDATES, update, 'memory_update')(self.embed_dim, block.attn.num_heads, alpha)
+            block.update = find_update(update)(self.embed_dim, block.attn.num_heads, alpha)
         self.ema_alpha = alpha if update == 'ema' else None
         if update == 'ema':
             self.register_buffer('memory_scale', self.memory.tokens.detach().square().mean().sqrt())
