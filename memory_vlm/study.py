@@ -26,7 +26,7 @@ from .schema import Config, schema_fields
 from .training.callbacks import DivergedError
 from .training.logging import read_metrics
 from .training.run_dir import config_differences
-from .viz.style import INK, SERIES, Plot, make_figure, style
+from .viz.style import INK, SERIES, Plot, make_figure, sizable, style
 from omegaconf import OmegaConf
 from pathlib import Path
 from scipy.stats import t
@@ -148,6 +148,7 @@ def save_table(
     return path
 
 # %% ../nbs/41_study.ipynb #6e281564
+@sizable
 def study_plot(
     runs:pd.DataFrame,    # As `collect` or `study` gives it
     metric:str='i2t/R@1', # Column of `runs`

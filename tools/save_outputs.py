@@ -16,7 +16,7 @@ from PIL import Image
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 TEACHING = [*sorted((NBS/'tutorials').glob('*.ipynb')),
-            *(NBS/'explain'/f'{n}.ipynb' for n in ('configuration', 'what_attention_shows'))]
+            *(NBS/'explain'/f'{n}.ipynb' for n in ('configuration', 'figures', 'what_attention_shows'))]
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 
