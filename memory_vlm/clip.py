@@ -41,6 +41,7 @@ def normalize_images(
 
 # %% ../nbs/12_clip.ipynb #c4428dc5
 MEMORY_NAMES = ('visual.memory.*', 'visual.blocks.*.memory.*', 'visual.blocks.*.update.*',
+                'visual.blocks.*.attn.key_bias.*',
                 'visual.new_cls', 'visual.new_head.*') # parameters that memory adds
 
 class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tags=['clip', 'memory-tokens']):

@@ -118,7 +118,8 @@ def check_range(
     m = f.metadata
     if choices := choice_values(f):
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        try: pick(choices, 'null' if value is None else text, key)
+        free = m['pattern'] and re.fullmatch(m['pattern'], text)
+        try: free or pick(choices, 'null' if value is None else text, key)
         except UserError as e: raise UserError(f'{e}{_HINTS.get(key, "")}') from None
     if value is None: return
     bounds = [(m.get('low'), lambda v, b: v >= b, 'at least'), (m.get('high'), lambda v, b: v <= b, 'at most'),
@@ -198,7 +199,7 @@ def validate(
     checks:Iterable[Callable]=(), # Further checks, as for `run_checks`
 )->DictConfig:                    # `cfg`
     "Check interpolations, keys, ranges, allowed names and relations. Raises one `UserError` with a line per mistake."
-    try: OmegaConf.resolve(cfg.copy())
+    try: OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as e: raise explain_error(e) from e
     import_for(cfg) # before names are checked
     schema = schema_fields()

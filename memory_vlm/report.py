@@ -74,7 +74,7 @@ def _attention_metrics(layout:TokenLayout)->list:
         _Metric('usage', 'inverse Simpson index', 'usage', 'as above, less weight on rarely used tokens',
                 lambda f: inverse_simpson(f['usage']), M, limits=(1, M)),
         _Metric('usage', 'dead tokens', 'usage', 'below 5 % of uniform attention; `ablate` measures effect',
-                lambda f: is_dead(f['usage'], K).float().sum((-2, -1)), 0, is_step=True),
+                lambda f: is_dead(f['usage'], 1 / K).float().sum((-2, -1)), 0, is_step=True),
         _Metric('images', 'information of usage about the image', 'shares', 'nats; 0: every image uses the same tokens',
                 lambda f: usage_information(f['shares'], f['entropy']), 0, limits=(0, torch.inf)),
         _Metric('images', 'variance over images', 'state', 'share of the mean square; 0: the same for every image',

@@ -16,9 +16,9 @@ def _number_field(default, low=None, high=None, above=None):
     "A numeric field with its range."
     return field(default=default, metadata=dict(low=low, high=high, above=above))
 
-def _choice_field(default, *choices):
-    "A field that takes one of a few values."
-    return field(default=default, metadata=dict(choices=[default, *choices]))
+def _choice_field(default, *choices, pattern:str=None):
+    "A field that takes one of a few values, or a text that fits `pattern`."
+    return field(default=default, metadata=dict(choices=[default, *choices], pattern=pattern))
 
 def _kwargs_field(**default):
     "A field of keyword arguments; the code that they are passed to checks their names."
@@ -48,6 +48,9 @@ class MemoryConfig:
     # memory is never updated); gated: initial value of the gate, strictly between 0 and 1; cross_attention: scale of
     # what memory reads; ema: weight of the new values in the running average; static: not used
     mem_alpha:float = _number_field(0.5, 0, 1)
+    # Start of a learned bias per head and layer on the attention logits of memory's keys (nats): -4 gives new tokens
+    # 2 % of the weight of other keys; null: no bias
+    key_bias:float|None = _number_field(None, -100, 100)
     mem_reinit_steps:int = _number_field(100, 0) # Optimizer steps between resets of memory tokens; 0 = never
     # Which tokens a reset re-initializes. dead: those that receive almost no attention; all: all tokens
     mem_reset:str = _choice_field('dead', 'all')
@@ -163,9 +166,13 @@ class LoggingConfig:
 class CheckpointConfig:
     "Which checkpoints are kept. Each is a folder."
     save_top_k:int = _number_field(3, 0) # Number of best checkpoints to keep, ranked by `monitor`
-    # Metric of the evaluation that ranks checkpoints. val_loss: the loss; i2t/R@k: share of images with one of their
-    # captions among the first k; t2i/R@k: share of captions with their image among the first k
-    monitor:str = _choice_field('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10')
+    # Metric of the evaluation that ranks checkpoints. zero-shot and knn need validation images with classes; also
+    # `zero-shot/f1/CLASS`, and `custom/NAME` for a function in `fit(cfg, metrics=[NAME])`
+    monitor:str = _choice_field('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10',
+                                'zero-shot/acc@1', 'zero-shot/acc@5', 'zero-shot/precision', 'zero-shot/recall',
+                                'zero-shot/f1', 'knn/acc@1',
+                                pattern=r'(.+/)?(zero-shot/((acc@[15]|precision|recall|f1)|(precision|recall|f1)/.+)'
+                                        r'|knn/acc@1)|custom/\w+')
     # Which values of `monitor` are better. min: small ones; max: large ones; auto: those of the metric
     mode:str = _choice_field('min', 'max', 'auto')
     save_last:bool = True # Also keep the newest checkpoint

@@ -105,6 +105,17 @@ def of(
     missing = self.num_tokens - num_tokens
     return replace(self, kept=self.num_patches - missing) if missing else self
 
+# %% ../nbs/03_tokens.ipynb #95db694d
+@patch
+def from_ends(
+    self:TokenLayout,
+    part:slice,  # Part of the sequence, or of the keys for memory outside it
+)->slice:        # The same part; what lies behind the patches is counted from the end
+    "Count a part from its nearer end, so that it holds for any number of patches."
+    length = self.num_keys if part.start >= self.num_tokens else self.num_tokens
+    def end(i): return i if i <= self.patches.start else i - length or None
+    return slice(end(part.start), end(part.stop))
+
 # %% ../nbs/03_tokens.ipynb #915333e1
 @patch
 def to_grid(

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from .core import UserError, pick, random_stream
 from .data.transforms import Preprocessing
-from .memory import MemoryTokens, check_memory, ema_step, find_update, in_backward, patch_centers
+from .memory import KeyBias, MemoryTokens, _find_update, check_memory, ema_step, in_backward, patch_centers
 from .models.registry import VIT_MEMORY, VIT_SIZES, register_vits
 from .tokens import TokenLayout
 from timm.layers import Attention, LayerNorm, get_act_layer
@@ -34,7 +34,7 @@ class MemoryAttention(Attention):
     def read(self, x, q, k, v, attn_mask=None, is_causal=False, query_slice=slice(None))->Tensor: # (B,N,D)
         attend, dropout = self.attend or F.scaled_dot_product_attention, self.attn_drop.p if self.training else 0.
         y = attend(q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal)
-        y = self.norm(y[:, :, query_slice].transpose(1, 2).flatten(2)) # (B,N,D)
+        y = self.norm(y[:, :, query_slice, :self.head_dim].transpose(1, 2).flatten(2)) # (B,N,D)
         if self.gate is not None: y = y * self.gate(x[:, query_slice]).sigmoid()
         return self.proj_drop(self.proj(y))
 
@@ -48,6 +48,7 @@ class MemoryAttention(Attention):
     )->Tensor:                  # (B, N, D), N tokens in `query_slice`
         q, k, v = self.project(x)
         if memory is not None: k, v = _append_memory(k, memory[0]), _append_memory(v, memory[1])
+        if self.key_bias is not None: q, k, v = self.key_bias(q, k, v)
         return self.read(x, q, k, v, attn_mask, is_causal, query_slice)
 
 def _append_memory(keys:Tensor, memory:Tensor)->Tensor:
@@ -55,25 +56,20 @@ def _append_memory(keys:Tensor, memory:Tensor)->Tensor:
     return torch.cat([keys, memory.to(keys.dtype).expand(keys.shape[0], -1, -1, -1)], dim=2)
 
 # %% ../nbs/11_vision.ipynb #7ec20e0a
-def _from_ends(layout:TokenLayout, part:slice)->slice:
-    "Count a part of the sequence from its nearer end, so that it holds for any number of patches."
-    def end(i): return i if i <= layout.patches.start else i - layout.num_tokens or None
-    return slice(end(part.start), end(part.stop))
-
 class MemoryBlock(Block):
     "timm's block, which also updates memory in the sequence or reads its own memory outside it."
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.layout = self.update = self.memory = self.query_slice = None # set by MemoryViT
+        self.layout = self.update = self.memory = self.query_slice = self.attn.key_bias = None # set by MemoryViT
 
     def forward(self, x:Tensor, attn_mask:Tensor=None, is_causal:bool=False)->Tensor: # (B,N,D) -> (B,N,D)
         if self.query_slice is not None: return self.forward_query_slice(x)
         if self.memory is not None: return self.forward_outside(x)
         if self.update is None: return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        at = _from_ends(self.layout, self.layout.memory)
+        at = self.layout.from_ends(self.layout.memory)
         memory = x[:, at]
         if self.update.reads:
-            others = torch.cat([x[:, :self.layout.num_cls], x[:, _from_ends(self.layout, self.layout.patches)]], dim=1)
+            others = torch.cat([x[:, :self.layout.num_cls], x[:, self.layout.from_ends(self.layout.patches)]], dim=1)
             memory = self.update.pre_block(memory, others)
             x = torch.slice_scatter(x, memory, 1, at.start, at.stop)
         x = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
@@ -102,13 +98,14 @@ class MemoryBlock(Block):
         return self.feed_forward(x[:, self.query_slice] + self.drop_path1(self.ls1(y)))
 
     def forward_protected(self, x:Tensor)->Tensor: # (B,N,D) -> (B,N,D)
-        new_cls = _from_ends(self.layout, self.layout.new_cls)
+        new_cls = self.layout.from_ends(self.layout.new_cls)
         old, new = x[:, :new_cls.start], x[:, new_cls]
         h_old, h_new = self.norm1(old), self.norm1(new)
         q, k, v = self.attn.project(h_old)
         old = self.feed_forward(old + self.drop_path1(self.ls1(self.attn.read(h_old, q, k, v))))
         (q, k_new, v_new), (k_memory, v_memory) = self.attn.project(h_new), self.memory_keys()
         k, v = _append_memory(torch.cat([k, k_new], 2), k_memory), _append_memory(torch.cat([v, v_new], 2), v_memory)
+        if self.attn.key_bias is not None: q, k, v = self.attn.key_bias(q, k, v)
         new = self.feed_forward(new + self.drop_path1(self.ls1(self.attn.read(h_new, q, k, v))))
         return torch.cat([old, new], dim=1)
 
@@ -123,6 +120,7 @@ class MemoryViT(VisionTransformer):
         memory_position:str='prepend',   # One of `memory_vlm.tokens.POSITIONS`
         mem_alpha:float=0.5,             # Parameter of `memory_update`, 0..1; see `model.memory.mem_alpha`
         memory_dim:int|None=None,        # Width of the stored tokens; None: `embed_dim`
+        key_bias:float|None=None,        # Start of a learned bias on memory's keys (nats), see `KeyBias`; None: no bias
         **vit_kwargs,                    # Passed to timm's VisionTransformer
     ):
         super().__init__(block_fn=MemoryBlock, attn_layer=MemoryAttention, **vit_kwargs)
@@ -131,10 +129,11 @@ class MemoryViT(VisionTransformer):
         self.layout = TokenLayout(self.patch_embed.grid_size, num_cls=int(self.has_class_token))
         self.memory = self.new_cls = self.new_head = self.ema_alpha = self.pending_writes = None
         self.use_original = False # set by `original_outputs`
-        if num_memory_tokens:
-            self.add_memory(num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim)
+        memory = memory_init, memory_update, memory_position, mem_alpha, memory_dim, key_bias
+        if num_memory_tokens: self.add_memory(num_memory_tokens, *memory)
 
-    def add_memory(self, num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim=None):
+    def add_memory(self, num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim=None,
+                   key_bias=None):
         "Add memory to a ViT without memory. Arguments as for the class. Raises `UserError` if the ViT does not fit."
         if self.num_reg_tokens:
             raise UserError(f'reg_tokens={self.num_reg_tokens} cannot be combined with memory; '
@@ -148,6 +147,8 @@ class MemoryViT(VisionTransformer):
         with random_stream('memory'): # the other weights stay those of a ViT without memory
             if self.layout.in_sequence: self._memory_in_sequence(tokens, memory_update, mem_alpha)
             else: self._memory_outside(tokens)
+        if key_bias is not None:
+            for block in self.blocks: block.attn.key_bias = KeyBias(block.attn.num_heads, key_bias, self.layout)
         self.to(self.patch_embed.proj.weight.device)
 
     def _memory_in_sequence(self, tokens, update, alpha):
@@ -155,7 +156,7 @@ class MemoryViT(VisionTransformer):
         if self.layout.position == 'prepend': self.num_prefix_tokens += self.layout.num_memory
         for block in self.blocks:
             block.layout = self.layout
-            block.update = find_update(update)(self.embed_dim, block.attn.num_heads, alpha)
+            block.update = _find_update(update)(self.embed_dim, block.attn.num_heads, alpha)
         self.ema_alpha = alpha if update == 'ema' else None
         if update == 'ema':
             self.register_buffer('memory_scale', self.memory.tokens.detach().square().mean().sqrt())
@@ -179,13 +180,12 @@ class MemoryViT(VisionTransformer):
         "Return whether only CLS of the last block is needed: no hook and no gradient depends on the rest."
         layout, last = self.layout, self.blocks[-1]
         cls_is_read = layout.num_memory and layout.num_cls and self.global_pool == 'token' and not layout.num_new_cls
-        trained = list(last.update.parameters()) if last.update else []
-        needs_all = last._forward_hooks or self.grad_checkpointing or trained
+        needs_all = last._forward_hooks or self.grad_checkpointing or last.update and list(last.update.parameters())
         return bool(self.training and torch.is_grad_enabled() and cls_is_read and not needs_all)
 
     def _ema_hook(self, block, args, x):
         if not (self.training and torch.is_grad_enabled()) or in_backward() or isinstance(x, torch.fx.Proxy): return
-        written = x.detach()[:, _from_ends(self.layout, self.layout.memory)] # (B,M,D)
+        written = x.detach()[:, self.layout.from_ends(self.layout.memory)] # (B,M,D)
         if self.pending_writes is None: self._ema_step(written)
         else: self.pending_writes.append(written.float().mean(0))
 
@@ -273,18 +273,18 @@ class MemoryViT(VisionTransformer):
     def split_prefix(self, x:Tensor)->tuple: # (B,N,D) -> (B,N-P,D), (B,P,D)
         "Return all other tokens (the one that is read out first, memory last) and the patches, for any image size."
         layout = self.layout
-        prefix, patches = x[:, :layout.patches.start], x[:, _from_ends(layout, layout.patches)]
+        prefix, patches = x[:, :layout.patches.start], x[:, layout.from_ends(layout.patches)]
         if layout.position not in ('append', 'kv_protected'): return prefix, patches
-        tail = x[:, _from_ends(layout, slice(layout.num_old, layout.num_tokens))]
+        tail = x[:, layout.from_ends(slice(layout.num_old, layout.num_tokens))]
         return torch.cat([tail, prefix] if layout.num_new_cls else [prefix, tail], dim=1), patches
 
     def pool(self, x:Tensor, pool_type:str=None)->Tensor: # (B,N,D) -> (B,D); with pool_type='' (B,N',D)
         layout, pool_type = self.layout, self.global_pool if pool_type is None else pool_type
         if self.blocks[-1].query_slice is not None: return x.squeeze(1)
         if layout.num_new_cls and not self.use_original:
-            new = x[:, _from_ends(layout, layout.new_cls)]
+            new = x[:, layout.from_ends(layout.new_cls)]
             return new.squeeze(1) if pool_type else torch.cat([new, self.split_prefix(x)[1]], dim=1)
-        old = slice(None) if layout.position == 'prepend' else _from_ends(layout, slice(0, layout.num_old))
+        old = slice(None) if layout.position == 'prepend' else layout.from_ends(slice(0, layout.num_old))
         return super().pool(x[:, old], pool_type)
 
     def forward_head(self, x:Tensor, pre_logits:bool=False)->Tensor: # (B,N,D) -> (B,D)
@@ -384,7 +384,7 @@ def memory_arguments(
     m, # `cfg.model.memory`
 )->tuple:
     "Return the arguments of `MemoryViT.add_memory`."
-    return m.num_memory_tokens, m.memory_init, m.memory_update, m.memory_position, m.mem_alpha, m.dim
+    return m.num_memory_tokens, m.memory_init, m.memory_update, m.memory_position, m.mem_alpha, m.dim, m.key_bias
 
 # %% ../nbs/11_vision.ipynb #3efe1fb3
 def tiny_vit(

@@ -272,6 +272,7 @@ KEYS = {
     'model.memory.memory_update': row('gated', shapes),
     'model.memory.memory_position': row('kv', shapes, 'model.memory.memory_update=static'),
     'model.memory.mem_alpha': row(1, features),
+    'model.memory.key_bias': row(-2, shapes),
     'model.memory.mem_reinit_steps': row(2, resets, *MEMORY_FIT),
     'model.memory.mem_reset': row('all', resets, *MEMORY_FIT, 'model.memory.mem_dead_threshold=0'),
     'model.memory.mem_dead_threshold': row(0, resets, *MEMORY_FIT),

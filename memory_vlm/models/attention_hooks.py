@@ -86,11 +86,13 @@ def eager_attention(
 
 class AttentionHooks(list):
     "A list of hooks that `MemoryAttention` calls instead of the fused kernel."
+    head_dim = None # Channels of values; a key bias appends others
+
     def __call__(self, q, k, v, **kwargs): # (B,H,N,d), (B,H,K,d), (B,H,K,d) -> (B,H,N,d)
         out, weights = _attend(q, k, v, **kwargs)
         if not in_backward():
             with eager_attention(q.device.type):
-                for hook in self: hook(q.detach(), k.detach(), v.detach(), weights)
+                for hook in self: hook(q.detach(), k.detach(), v.detach()[..., :self.head_dim], weights)
         return out
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #0967bea7
@@ -104,6 +106,7 @@ def attention_hooks(
     if not isinstance(hooks, AttentionHooks):
         raise UserError('attention is replaced by something else; undo that first')
     hooks.append(hook)
+    hooks.head_dim = getattr(attn, 'head_dim', None)
     try: yield
     finally:
         hooks.remove(hook)

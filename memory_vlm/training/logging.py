@@ -59,15 +59,22 @@ class CSVWriter:
             raise
         self.waiting = []
 
+    def add_table(self, name:str, table:pd.DataFrame): # Renamed into place, as `metrics.csv`
+        path = self.path.with_name(f'{name}.csv')
+        aside = path.with_name(f'.{path.name}')
+        table.to_csv(aside)
+        aside.replace(path)
+
     def close(self): pass
 
 # %% ../../nbs/training/05_logging.ipynb #7fdd23e1
 class TensorBoardWriter:
     "Event files in `tensorboard/` of the run folder."
-    def __init__(self, folder:Path, step:int=None):
+    def __init__(self, folder:Path, cfg, step:int=None):
         require('tensorboard', 'write TensorBoard events (or set training.logging.tensorboard=false)')
         from torch.utils.tensorboard import SummaryWriter
         self.writer = SummaryWriter(str(Path(folder)/'tensorboard'), purge_step=None if step is None else step + 1)
+        if step is None: self.writer.add_text('configuration', f'```yaml\n{OmegaConf.to_yaml(cfg, resolve=True)}```', 0)
     def add(self, step:int, values:dict):
         for k, v in values.items(): (self.writer.add_text if isinstance(v, str) else self.writer.add_scalar)(k, v, step)
     def add_image(self, step:int, name:str, pixels): self.writer.add_image(name, pixels, step, dataformats='HWC')
@@ -147,7 +154,7 @@ class MetricLog:
         log = cfg.training.logging
         self.writers, self.failed, self.folder = [], set(), folder
         self._open(CSVWriter, folder, step)
-        if log.tensorboard: self._open(TensorBoardWriter, folder, step)
+        if log.tensorboard: self._open(TensorBoardWriter, folder, cfg, step)
         if log.wandb: self._open(WandbWriter, folder, cfg)
 
     def _open(self, kind, *args):
@@ -172,9 +179,25 @@ class MetricLog:
         self,
         step:int,     # Optimizer steps done
         values:dict,  # Numbers by name, or short texts
+        prefix:str='',# Put before the names in TensorBoard and W&B, such as 'val/', which then form a group
     ):
         "Write the metrics of a step."
-        self._each(lambda w: w.add(step, values))
+        named = {k if k == 'epoch' else f'{prefix}{k}': v for k, v in values.items()}
+        self._each(lambda w: w.add(step, values if isinstance(w, CSVWriter) else named))
+    def add_plots(
+        self,
+        step:int,     # Optimizer steps done
+        values:dict,  # Numbers by name
+    ):
+        "Write numbers to look at as curves: in TensorBoard and W&B, not in the file."
+        self._each(lambda w: isinstance(w, CSVWriter) or w.add(step, values))
+    def add_table(
+        self,
+        name:str,           # Name of the file, without .csv
+        table:pd.DataFrame, # The table
+    ):
+        "Write a table as a file of the run folder, in place of the one before."
+        self._each(lambda w: w.add_table(name, table) if isinstance(w, CSVWriter) else None)
     @property
     def shows(self)->bool: # Whether a writer shows images
         return any(hasattr(w, 'add_image') and w not in self.failed for w in self.writers)

@@ -17,13 +17,13 @@ from memory_vlm.viz.style import (
     INK,
     SERIES,
     Plot,
+    _figure_width,
+    _points,
     color_scale,
     colorbar,
-    figure_width,
     image_axes,
     legend_above,
     make_figure,
-    points,
     sizable,
     style,
 )
@@ -40,7 +40,7 @@ def _image_rows(images, maps)->tuple:
 def _short_names(names:list, cell:float)->list:
     "Return the numbers alone of names such as 'token 7' if the cells are narrow (inches)."
     short = [re.fullmatch(r'token (\d+)', n) for n in names]
-    return [m[1] for m in short] if all(short) and cell < points(0.75) else list(names)
+    return [m[1] for m in short] if all(short) and cell < _points(0.75) else list(names)
 
 @sizable
 def token_overlays(
@@ -56,13 +56,13 @@ def token_overlays(
 )->Plot:                   # A row per image: the image, then one overlay per token
     "Draw attention maps of tokens over their images, all on one scale."
     images, maps = _image_rows(images, maps)
-    norm, M, width = color_scale(maps, vmax, uniform), maps.shape[1], figure_width()
+    norm, M, width = color_scale(maps, vmax, uniform), maps.shape[1], _figure_width()
     columns = min(M + 1, 9 if width is None else max(int((width - 0.75) / 0.33), 2))
     rows, cell = -(-(M + 1) // columns), 1.09 if width is None else (width - 0.75) / columns
-    names = ['image' if cell > points(0.55) else '', *_short_names(names or [f'token {m}' for m in range(M)], cell)]
+    names = ['image' if cell > _points(0.55) else '', *_short_names(names or [f'token {m}' for m in range(M)], cell)]
     height, labels = images[0].shape[0] / images[0].shape[1], rows > 1 or len(images) == 1
     gap = 0.09 if width is None else 0.04
-    whole = (cell * height + gap) * rows * len(images) + points(0.21) * (rows * len(images) if labels else 1) + 0.55
+    whole = (cell * height + gap) * rows * len(images) + _points(0.21) * (rows * len(images) if labels else 1) + 0.55
     fig = make_figure(title, note, (width or max(1.2 * columns + 0.9, 3.4), whole))
     axes = fig.subplots(rows * len(images), columns, squeeze=False)
     for i, block in enumerate(axes.reshape(len(images), -1)):
@@ -70,8 +70,8 @@ def token_overlays(
             image_axes(ax, names[j] if j <= M and (labels or i == 0) else '', font=9.5 if cell > 0.75 else 8)
             if j <= M: ax.imshow(images[i] if j == 0 else overlay(images[i], maps[i, j - 1], norm))
             else: ax.set_visible(False)
-        if titles: block[0].set_ylabel(textwrap.fill(titles[i], max(round(15.6 * cell * height / points(1)), 8)),
-                                       fontsize=points(7.5), color=INK)
+        if titles: block[0].set_ylabel(textwrap.fill(titles[i], max(round(15.6 * cell * height / _points(1)), 8)),
+                                       fontsize=_points(7.5), color=INK)
     colorbar(fig, list(axes.flat), norm, label, uniform, mixed_cmap(images))
     return fig
 
@@ -95,7 +95,7 @@ def patch_gallery(
             ax.set_visible(True)
             image_axes(ax)
             ax.imshow(to_image(crop))
-            if j == 0: ax.set_ylabel(name, rotation=0, ha='right', va='center', fontsize=points(8.5), color=INK)
+            if j == 0: ax.set_ylabel(name, rotation=0, ha='right', va='center', fontsize=_points(8.5), color=INK)
     return fig
 
 # %% ../../nbs/viz/02_plots.ipynb #358b488c
@@ -112,14 +112,14 @@ def head_grid(
     values = np.asarray(values, float)
     (L, H), norm = values.shape, color_scale(values, vmax, uniform)
     natural = min(0.55 * H + 2.2, 12)
-    fig, width = make_figure(title, note, (natural, min(0.34 * L + 1.5, 11))), figure_width(natural)
+    fig, width = make_figure(title, note, (natural, min(0.34 * L + 1.5, 11))), _figure_width(natural)
     ax = style(fig.subplots(), xlabel='head', ylabel='layer')
     ax.imshow(values, cmap=HEAT, norm=norm, aspect='auto')
     for spine in ax.spines.values(): spine.set_visible(False)
     ax.set(xticks=range(0, H, -(-H // 16)), yticks=range(0, L, -(-L // 24)))
-    if L * H <= 144 and (width - 1.3) / H > points(0.3):
+    if L * H <= 144 and (width - 1.3) / H > _points(0.3):
         for (l, h), v in np.ndenumerate(values):
-            ax.text(h, l, f'{v:.2f}', ha='center', va='center', fontsize=points(7.5),
+            ax.text(h, l, f'{v:.2f}', ha='center', va='center', fontsize=_points(7.5),
                     color='white' if norm(v) < 0.6 else 'black')
     colorbar(fig, ax, norm, label, uniform)
     return fig
@@ -151,9 +151,9 @@ def head_maps(
     layers, heads = _chosen(layer, len(maps), 'layer'), _chosen(head, maps.shape[1], 'head')
     maps = maps[np.ix_(layers, heads)]
     (L, H), norm = maps.shape[:2], color_scale(maps, vmax, uniform)
-    width = figure_width(min(0.85 * H + 1.2, 12))
+    width = _figure_width(min(0.85 * H + 1.2, 12))
     cell = (width - 1.2) / H
-    narrow, every = cell < points(0.5), max(1, -int(-points(0.16) // cell)) # label every so many heads
+    narrow, every = cell < _points(0.5), max(1, -int(-_points(0.16) // cell)) # label every so many heads
     note += ' L: layer, h: head.' * narrow
     fig = make_figure(title, note, (width, min(cell * L + 0.8, 12)))
     axes = fig.subplots(L, H, squeeze=False)
@@ -185,7 +185,7 @@ def usage_bars(
     if uniform is not None: ax.axhline(uniform, color=INK, linestyle='--', linewidth=1, label=f'even: {uniform:.3g}')
     if dead is not None: ax.axhline(dead, color=SERIES[1], linestyle=':', linewidth=1.5,
                                     label=f'dead, below {dead:.2g}: {gone.sum()}')
-    ax.set_xticks(range(0, len(usage), -(-len(usage) // int(5 * figure_width(6.4)))))
+    ax.set_xticks(range(0, len(usage), -(-len(usage) // int(5 * _figure_width(6.4)))))
     legend_above(ax)
     return fig
 
@@ -277,7 +277,7 @@ def token_evolution(
     if maps.ndim == 3: maps = maps[None]
     if len(steps) != maps.shape[1]:
         raise ValueError(f'got {len(steps)} steps for {maps.shape[1]} maps; give one step per map')
-    width = figure_width()
+    width = _figure_width()
     most = 10 if width is None else max(int((width - 1) / 0.5), 2)
     keep = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most)).round().astype(int))
     (M, S), norm = (len(maps), len(keep)), color_scale(maps, vmax, uniform)
@@ -286,8 +286,8 @@ def token_evolution(
     axes = fig.subplots(M, S, squeeze=False)
     for (m, s), ax in np.ndenumerate(axes):
         name = (names[m] if names else f'token {m}') if s == 0 else ''
-        step = f'step {steps[keep[s]]}' if s == 0 or cell > points(0.8) else f'{steps[keep[s]]}'
-        image_axes(ax, step if m == 0 else '', name, font=9.5 if cell > points(0.8) else 8)
+        step = f'step {steps[keep[s]]}' if s == 0 or cell > _points(0.8) else f'{steps[keep[s]]}'
+        image_axes(ax, step if m == 0 else '', name, font=9.5 if cell > _points(0.8) else 8)
         _show_map(ax, maps[m, keep[s]], norm, image)
     colorbar(fig, list(axes.flat), norm, label, uniform, HEAT if image is None else mixed_cmap([image]))
     return fig
@@ -314,11 +314,11 @@ def ablation_bars(
         ax.barh(i, delta[i], height=0.62, facecolor=color if excludes_0 else 'none', edgecolor=color, linewidth=1.3)
         ax.plot([low[i], high[i]], [i, i], color=INK, linewidth=1.6, solid_capstyle='butt', zorder=3)
         ax.annotate(f'{delta[i]:+.3f}', (max(high[i], 0, delta[i]), i), (5, 0), textcoords='offset points', va='center',
-                    fontsize=points(8), color=INK)
+                    fontsize=_points(8), color=INK)
     ax.axvline(0, color=INK, linewidth=1)
     ax.set(yticks=y, yticklabels=list(names))
     ax.invert_yaxis()
-    ax.margins(x=0.12 if figure_width(7) > 5 else 0.2)
+    ax.margins(x=0.12 if _figure_width(7) > 5 else 0.2)
     return fig
 
 # %% ../../nbs/viz/02_plots.ipynb #02439d1c
@@ -340,7 +340,7 @@ def training_curves(
     panels = {name: found for name, found in panels.items() if found}
     if not panels:
         raise ValueError(f'columns {list(history.keys())} match none of the panels {list(_PANELS)}; nothing to draw')
-    wide = min(len(panels), 2 if figure_width(9) > 5 else 1)
+    wide = min(len(panels), 2 if _figure_width(9) > 5 else 1)
     fig = make_figure(title, note, (3.7 * wide + 0.4, 2.4 * -(-len(panels) // wide) + 0.6))
     axes = list(fig.subplots(-(-len(panels) // wide), wide, squeeze=False).flat)
     for ax in axes[len(panels):]: ax.set_visible(False)

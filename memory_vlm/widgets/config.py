@@ -8,6 +8,7 @@ __all__ = ['ConfigEditor']
 # %% ../../nbs/widgets/05_config.ipynb #a216111f
 import asyncio
 import ipywidgets as W
+import pickle
 import re
 import traitlets as T
 import yaml
@@ -64,9 +65,13 @@ def _parse_value(cfg:DictConfig)->DictConfig:
     except OmegaConfBaseException as e: raise explain_error(e) from e
     return cfg
 
+def _copy_config(cfg:DictConfig)->DictConfig:
+    "Copy without touching `cfg`: its own `copy` unlinks nodes for a moment, and Jupyter calls widgets in a thread."
+    return pickle.loads(pickle.dumps(cfg))
+
 def _with_value(cfg:DictConfig, key:str, value)->DictConfig:
     "Return a copy with one value changed. Raises `UserError` for an unknown key or an invalid value."
-    cfg = cfg.copy()
+    cfg = _copy_config(cfg)
     try:
         OmegaConf.update(cfg, key, value, merge=False)
         if key in schema_fields(): check_range(key, OmegaConf.select(cfg, key), schema_fields()[key])
@@ -101,7 +106,7 @@ class ConfigEditor(Panel):
     def cfg(self)->DictConfig:
         "A copy of the configuration. Raises `UserError` while it is invalid."
         if self.mistake: raise UserError(self.mistake)
-        return self.draft.copy()
+        return _copy_config(self.draft)
     @property
     def changes(self)->dict:
         "Values that differ from the defaults, by dotted key."
@@ -163,6 +168,7 @@ def _make_field(key:str, value, **kwargs):
     "Make the field for a key."
     f = schema_fields()[key]
     if f.type is bool: return W.Checkbox(value, indent=False, **kwargs)
+    if f.metadata.get('pattern'): return W.Combobox(value=value, options=list(choice_values(f)), **kwargs)
     if choices := choice_values(f): return W.Dropdown(options=list(choices.items()), value=value, **kwargs)
     known = {'training.optimizer': list_optimizers(), 'training.data.train_path': list(BUILT_IN),
              'training.data.val_path': list(BUILT_IN)}
@@ -268,8 +274,7 @@ async def _count_later(self:ConfigEditor):
     if self.mistake: return
     cfg = self.draft
     with self.show_errors():
-        own = cfg.copy() # a DictConfig must not be read in one thread while another copies it
-        cost = await asyncio.to_thread(model_cost, own.model)
+        cost = await asyncio.to_thread(model_cost, cfg.model)
         if cfg is self.draft: self._show_summary(cost_lines(cost, cfg.training.batch_size))
 
 # %% ../../nbs/widgets/05_config.ipynb #9a6cab52

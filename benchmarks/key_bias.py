@@ -1,0 +1,52 @@
+"""Does a closed start of memory's keys (`model.memory.key_bias=-4`) keep memory from slowing early learning?
+
+    python benchmarks/key_bias.py                 # warm-up of 1.5 epochs, all variants
+    python benchmarks/key_bias.py --warmup 0.3    # the short warm-up of the first study
+
+Models, data and steps are those of `benchmarks/study.py --steps 440`: every variant has the same common weights,
+batches and seeds. Rule, written before the first run: memory trails if the mean over eight seeds of R@1 (mean of both
+ways) is more than 1.5 points below that of the model without memory; the bias helps a mechanism if the paired
+difference to the same mechanism without it is positive with an interval (Holm over the mechanisms of the table) that
+excludes 0. Finished runs are not repeated. nbs/explain/why_memory_trails.ipynb reads the file of results. """
+import argparse
+import pandas as pd
+import study as study_benchmark
+from memory_vlm.study import study
+from pathlib import Path
+from results import store
+
+MECHANISMS = {'attention, 16': ['model.memory.num_memory_tokens=16'],
+              'attention, 4': ['model.memory.num_memory_tokens=4'],
+              'gated, 16': ['model.memory.num_memory_tokens=16', 'model.memory.memory_update=gated'],
+              'kv, 16': ['model.memory.num_memory_tokens=16', 'model.memory.memory_update=static',
+                         'model.memory.memory_position=kv']}
+RESULTS = Path(__file__).parent/'results'/'key_bias.csv'
+STEPS = 440
+
+
+def variants(mechanisms):
+    "Return the words of the model without memory and of each mechanism without and with the bias."
+    out = {'no memory': ['model/memory=off']}
+    for name in mechanisms:
+        out |= {name: MECHANISMS[name], f'{name}, bias -4': [*MECHANISMS[name], 'model.memory.key_bias=-4']}
+    return out
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--warmup', type=float, default=1.5, help='warm-up (epochs)')
+    p.add_argument('--seeds', type=int, default=8, help='number of seeds')
+    p.add_argument('--only', nargs='+', default=list(MECHANISMS), choices=MECHANISMS, help='mechanisms')
+    p.add_argument('--csv', default=RESULTS, help="file of results; '': none")
+    args = p.parse_args()
+    base = [*study_benchmark.base(STEPS), f'training.scheduler_kwargs.warmup_epochs={args.warmup}']
+    folder = f'runs/benchmark_key_bias/warmup_{args.warmup}'
+    runs = study(variants(args.only), range(args.seeds), base, folder=folder)
+    rows = runs.drop(columns='folder').assign(warmup_epochs=args.warmup).round(5)
+    known = pd.read_csv(args.csv) if args.csv and Path(args.csv).exists() else rows[:0]
+    known = set(zip(known.warmup_epochs, known.variant, known.seed))
+    new = [r for r in rows.to_dict('records') if (r['warmup_epochs'], r['variant'], r['seed']) not in known]
+    if args.csv and new: store(args.csv, new)
+
+
+if __name__ == '__main__': main()
