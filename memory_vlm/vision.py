@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from .core import UserError, pick, random_stream
 from .data.transforms import Preprocessing
-from .memory import UPDATES, KeyBias, MemoryTokens, check_memory, ema_step, in_backward, patch_centers
+from .memory import KeyBias, MemoryTokens, _find_update, check_memory, ema_step, in_backward, patch_centers
 from .models.readout import _MemoryReadout
 from .models.registry import VIT_MEMORY, VIT_SIZES, register_vits
 from .tokens import TokenLayout
@@ -159,7 +159,7 @@ class MemoryViT(_MemoryReadout, VisionTransformer):
         if self.layout.position == 'prepend': self.num_prefix_tokens += self.layout.num_memory
         for block in self.blocks:
             block.layout = self.layout
-            block.update = pick(UPDATES, update, 'memory_update')(self.embed_dim, block.attn.num_heads, alpha)
+            block.update = _find_update(update)(self.embed_dim, block.attn.num_heads, alpha)
         self.ema_alpha = alpha if update == 'ema' else None
         if update == 'ema':
             self.register_buffer('memory_scale', self.memory.tokens.detach().square().mean().sqrt())
@@ -357,6 +357,8 @@ def _build_vit(arguments:dict, **kwargs)->MemoryViT:
     if not patch_bias: vit.patch_embed.proj.bias = None
     return vit
 
+_NO_OPTION = ('readout', 'none'), ('key_bias', None)
+
 def vit_arguments(
     cfg,    # `cfg.model`
 )->dict:    # Plain values, as the timm model `memory_vit` takes them
@@ -364,7 +366,7 @@ def vit_arguments(
     for name in cfg.vit_kwargs: pick((*VIT_KWARGS, *vars(Preprocessing.of(cfg))), name, 'model.vit_kwargs')
     sizes = cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.depth, cfg.num_heads, cfg.mlp_ratio
     memory = dict(zip(VIT_MEMORY, memory_arguments(cfg.memory))) if cfg.memory.enabled else {}
-    if memory.get('readout') == 'none': del memory['readout'] # so that names of towers stay as they were
+    memory = {k: v for k, v in memory.items() if (k, v) not in _NO_OPTION} # names of towers stay as they were
     return dict(zip(VIT_SIZES, sizes)) | {k: v for k, v in cfg.vit_kwargs.items() if k in VIT_KWARGS} | memory
 
 def make_vit(

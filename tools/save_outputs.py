@@ -16,7 +16,7 @@ from PIL import Image
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 TEACHING = [*sorted((NBS/'tutorials').glob('*.ipynb')),
-            *(NBS/'explain'/f'{n}.ipynb' for n in ('configuration', 'what_attention_shows'))]
+            *(NBS/'explain'/f'{n}.ipynb' for n in ('configuration', 'figures', 'what_attention_shows'))]
 PROGRESS = r'(?m)\r|^(Run folder: |step .*\d samples/s|epoch .* time \d)' # bars, or the lines in place of them
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 

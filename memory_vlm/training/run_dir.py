@@ -22,6 +22,7 @@ from ..data.loaders import PairLoader, make_loader
 from ..data.sources import has_own_validation, open_source, open_sources, source_options
 from ..data.tokenizer import text_tokenizer
 from ..data.transforms import Preprocessing
+from ..imports import import_run, save_imports
 from ..models.pretrained import hub_errors
 from ..overrides import command_words, restore_references
 from ..schema import Config, schema_fields
@@ -70,6 +71,7 @@ def make_run_dir(
         folder = next(f for i in range(1000)
                       if not (f := stem if i == 0 else stem.with_name(f'{stem.name}-{i}')).exists())
     folder.mkdir(parents=True, exist_ok=True)
+    save_imports(cfg.training.imports, folder)
     aside = folder/'.config.yaml'
     aside.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding='utf-8')
     aside.rename(folder/'config.yaml')
@@ -126,6 +128,7 @@ def config_differences(
 )->dict:            # (value there, value here) by dotted key
     "Return the keys in which a configuration differs from that of a run."
     here, there = _compared_settings(cfg), _compared_settings(OmegaConf.load(folder/'config.yaml'))
+    if not here['training.imports']: here.pop('training.imports') # a resumed run brings its own code
     return {k: (there[k], here[k]) for k in here if there[k] != here[k]}
 
 def _describe_differences(found:dict, most:int=3)->str:
@@ -303,13 +306,15 @@ def with_run_weights(
 def open_trained(
     name:str|Path, # A run folder, `runs/NAME`, a checkpoint, or anything that `MemoryCLIP.from_pretrained` opens
 )->LoadedModel:
-    "Open a model with what its run recorded about it. Raises `UserError` for a name that cannot be opened."
+    """Open a model with what its run recorded about it, and execute the code in `imports/` of a run folder. Raises
+    `UserError` for a name that cannot be opened."""
     name = _from_root(name)
     run = find_run(Path(name))
     if run is None and not Path(name).exists(): _check_local_path(str(name))
     if run is None:
         online = nullcontext() if Path(name).exists() else hub_errors(str(name), str(name))
         with online: return LoadedModel(MemoryCLIP.from_pretrained(name), Path(str(name)))
+    import_run(run)
     cfg = _read_config(run)
     checkpoint = Path(name) if (Path(name)/'manifest.json').exists() else best_checkpoint(run, cfg)
     manifest = read_manifest(checkpoint)
