@@ -63,7 +63,8 @@ def _wrong_group(text:str)->str|None:
     return f"{group or '--config-name'}={name} is unknown{suggest(name, names)}. One of: {', '.join(names)}"
 
 # %% ../nbs/02_config.ipynb #49f59181
-_TYPES = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text', int|None: 'an integer or null',
+_TYPES = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text',
+          int|None: 'an integer or null', float|None: 'a number or null',
           str|None: 'text or null', list[float]: 'a list of numbers', list[str]: 'a list of texts', # of the schema
           dict[str, Any]: 'names with values: {name: value}'}
 

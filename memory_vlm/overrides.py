@@ -31,8 +31,8 @@ def help_texts(
     return out
 
 _KINDS = {Any: 'text, or a list of texts', bool: 'true or false', str: 'text', str|None: 'text or null',
-          int|None: 'int or null', list[str]: 'a list of texts', list[float]: 'a list of numbers',
-          dict[str, Any]: 'any keyword arguments'}
+          int|None: 'int or null', float|None: 'float or null', list[str]: 'a list of texts',
+          list[float]: 'a list of numbers', dict[str, Any]: 'any keyword arguments'}
 
 def allowed_values(
     f,    # Dataclass field of a key
