@@ -19,7 +19,7 @@ from data import photograph
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.data.loaders import make_loader
-from memory_vlm.search import ImageIndex, ImagePaths, open_images, open_index, read_index, search, write_index
+from memory_vlm.search import ImageIndex, _ImagePaths, _write_index, open_images, open_index, read_index, search
 from pathlib import Path
 from results import store
 
@@ -34,7 +34,7 @@ def query_times(model, args, at):
     "Return the seconds of each query over an index of random features, and of the first."
     features = torch.nn.functional.normalize(torch.randn(args.images, args.dim), dim=-1).half()
     names = [f'folder {i // 1000}/image {i:06}.jpg' for i in range(args.images)]
-    write_index(ImageIndex(features, torch.ones(args.images, dtype=torch.bool), names,
+    _write_index(ImageIndex(features, torch.ones(args.images, dtype=torch.bool), names,
                            torch.zeros(args.images, 2, dtype=torch.int64), ''), at/'drawn')
     del features
     index = read_index(at/'drawn')
@@ -70,7 +70,7 @@ def main():
             for i in range(args.indexed): photograph(rng).save(place/f'{i:04}.jpg', quality=90)
         model = (MemoryCLIP.from_pretrained(args.model) if args.model else own()).to(args.device)
         source, names, _ = open_images(place)
-        loader = make_loader(ImagePaths(source, np.arange(len(source))), image_size=model.cfg.image_size, batch_size=64,
+        loader = make_loader(_ImagePaths(source, np.arange(len(source))), image_size=model.cfg.image_size, batch_size=64,
                              train=False, num_workers=args.workers, max_bad_fraction=1)
         def load():
             for _ in loader: pass

@@ -26,7 +26,7 @@ from memory_vlm.evaluation.intervals import (
     share_interval,
 )
 from .evaluation.retrieval import chance_recall, hits_per_image
-from .evaluation.validation import _caption_number, encode, evaluation_mode, triples
+from .evaluation.validation import _caption_number, encode, evaluation_mode, image_vectors, triples
 from .interp.features import _make_encoder
 from .interp.intervene import KINDS, MemoryStates, checked_tokens, intervene, memory_positions, record_states
 from .models.towers import find_tower
@@ -231,7 +231,7 @@ def _encode_intervened(model:nn.Module, batches, runs:list, layers:list, states:
     device, features = next(model.parameters()).device, {run: [] for run in (None, *runs)}
     for step, (images, *_) in enumerate(batches):
         images = images.to(device)
-        def unit(): return F.normalize(model.encode_image(images).float(), dim=-1).cpu()
+        def unit(): return image_vectors(model, images).cpu()
         with memory_positions(model, states.remember, part=part): features[None].append(unit())
         for kind, token in runs:
             draw = seed if kind == 'reinit' else seed + step # new noise in each batch

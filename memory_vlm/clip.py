@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from .config import compose
 from .core import UserError, random_stream
 from .data.tokenizer import text_tokenizer
+from .loss import similarity
 from .memory import check_memory
 from .models.card import model_card
 from .models.pretrained import build_pretrained, find_pretrained, open_pretrained
@@ -42,7 +43,10 @@ def normalize_images(
 # %% ../nbs/12_clip.ipynb #c4428dc5
 MEMORY_NAMES = ('visual.memory.*', 'visual.blocks.*.memory.*', 'visual.blocks.*.update.*',
                 'visual.blocks.*.attn.key_bias.*',
-                'visual.new_cls', 'visual.new_head.*') # parameters that memory adds
+                'visual.new_cls', 'visual.new_head.*', 'visual.concat', 'query') # parameters that memory adds
+
+_QUERY_TEMPERATURE = 0.1 # of the softmax over the vectors of an image
+_NO_MEMORY = dict(memory=dict(enabled=False, readout='none')) # of the tower, to which memory is added
 
 class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tags=['clip', 'memory-tokens']):
     "A CLIP whose vision tower has memory tokens."
@@ -55,14 +59,15 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         self.cfg = cfg = OmegaConf.merge(OmegaConf.structured(ModelConfig), cfg) # defaults for missing keys
         dim = cfg.proj_dim or cfg.embed_dim
         check_memory(cfg)
-        with random_stream('visual'): self.visual = make_vit(OmegaConf.merge(cfg, dict(memory=dict(enabled=False))))
+        with random_stream('visual'): self.visual = make_vit(OmegaConf.merge(cfg, _NO_MEMORY))
         if cfg.proj != 'none':
             with random_stream('head'):
                 self.visual.head = nn.Linear(cfg.embed_dim, dim, bias=cfg.proj == 'affine')
                 nn.init.normal_(self.visual.head.weight, std=cfg.embed_dim ** -0.5)
         with random_stream('text'): self.text = make_text(cfg.text, dim)
         torch.rand(()) # the next model gets other weights
-        if cfg.memory.enabled: self.visual.add_memory(*memory_arguments(cfg.memory))
+        self.query = None # of `readout=caption`: the matrix that turns a caption into its query
+        if cfg.memory.enabled: self._add_memory(cfg.memory)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / cfg.contrastive.temperature)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.)) if cfg.contrastive.loss_type == 'siglip' else None
         self.register_buffer('mean', torch.tensor(list(cfg.mean)), persistent=False)
@@ -87,10 +92,14 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         self,
         images:Tensor,         # (B, 3, height, width), uint8, or float and already normalized
         normalize:bool=False,  # Whether to scale features to unit length
-    )->Tensor:                 # (B, dim)
-        "Compute image features."
-        x = self.visual(normalize_images(images, self.mean, self.std))
-        return F.normalize(x, dim=-1) if normalize else x
+        vectors:bool=False,    # Whether to return all K vectors of `readout=maxsim` and `caption`, of unit length
+    )->Tensor:                 # (B, dim), for these readouts the normalized mean; with `vectors` (B, K, dim)
+        "Compute image features. A model with one vector per image has K = 1."
+        images = normalize_images(images, self.mean, self.std)
+        if vectors and self.visual.many_vectors: return self.visual.vectors(images)
+        x = self.visual(images)
+        if normalize: x = F.normalize(x, dim=-1)
+        return x[:, None] if vectors else x
 
     def encode_text(
         self,
@@ -105,15 +114,39 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         self,
         images:Tensor, # (B, 3, height, width)
         ids:Tensor,    # (C, T)
-    )->tuple:          # Normalized features (B, dim) and (C, dim)
-        "Compute normalized features of both towers."
-        return self.encode_image(images, normalize=True), self.encode_text(ids, normalize=True)
+    )->tuple:          # Normalized features (B, dim) and (C, dim); of several vectors as `similarity` takes them
+        "Compute normalized features of both towers, as the loss and `similarity` take them."
+        images = self.encode_image(images, normalize=True, vectors=self.visual.many_vectors)
+        return images, self.with_query(self.encode_text(ids, normalize=True))
+
+    def with_query(
+        self,
+        texts:Tensor, # Normalized text features (C, dim)
+    )->Tensor:        # (C, 2, dim) with `readout=caption`, else unchanged
+        "Put the query of each caption beside it, by which `readout=caption` mixes the vectors of an image."
+        return texts if self.query is None else torch.stack([texts, texts @ self.query / _QUERY_TEMPERATURE], 1)
+
+    def similarity(
+        self,
+        images:Tensor, # Normalized image features: (B, dim), or (B, K, dim) from `encode_image(..., vectors=True)`
+        texts:Tensor,  # Normalized text features (C, dim)
+    )->Tensor:         # (B, C), -1..1
+        "Score images against captions, as `model.memory.readout` says. Multiplied by the logit scale: the logits."
+        if images.dim() == 3 and not self.visual.many_vectors: images = images.squeeze(1)
+        return similarity(images, texts if images.dim() == 2 else self.with_query(texts))
+
+    def _add_memory(self, memory):
+        "Add memory to the tower, and the query of `readout=caption`, which starts as the caption itself."
+        self.visual.add_memory(*memory_arguments(memory))
+        weight = self.visual.patch_embed.proj.weight
+        if memory.readout == 'caption':
+            self.query = nn.Parameter(torch.eye(self.cfg.proj_dim or self.cfg.embed_dim).to(weight))
 
     def forward(
         self,
         images:Tensor, # (B, 3, height, width)
         ids:Tensor,    # (C, T)
-    )->tuple:          # Normalized features (B, dim) and (C, dim), scale; with the sigmoid loss also a bias
+    )->tuple:          # Features as from `encode`, scale; with the sigmoid loss also a bias
         "Compute the arguments of the loss."
         in_parts = self.num_parts > 1 and self.training and torch.is_grad_enabled()
         out = *(self.encode_in_parts if in_parts else self.encode)(images, ids), self.logit_scale.exp()
@@ -132,7 +165,7 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         memory = OmegaConf.merge(OmegaConf.structured(MemoryConfig(dim=self.cfg.embed_dim)), memory)
         cfg = OmegaConf.merge(self.cfg, dict(memory=memory))
         check_memory(cfg)
-        if memory.enabled: self.visual.add_memory(*memory_arguments(memory))
+        if memory.enabled: self._add_memory(memory)
         self.cfg, self._hub_mixin_config = cfg, dict(cfg=OmegaConf.to_container(cfg)) # for `save_pretrained`
 
     def set_grad_checkpointing(self, enable:bool=True):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from math import isfinite
 from .core import UserError, missing_package, pick, suggest
+from .imports import import_for
 from .schema import Config, choice_values, schema_fields
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
@@ -62,7 +63,8 @@ def _wrong_group(text:str)->str|None:
     return f"{group or '--config-name'}={name} is unknown{suggest(name, names)}. One of: {', '.join(names)}"
 
 # %% ../nbs/02_config.ipynb #49f59181
-_TYPES = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text', int|None: 'an integer or null',
+_TYPES = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text',
+          int|None: 'an integer or null', float|None: 'a number or null',
           str|None: 'text or null', list[float]: 'a list of numbers', list[str]: 'a list of texts', # of the schema
           dict[str, Any]: 'names with values: {name: value}'}
 
@@ -105,6 +107,9 @@ def explain_error(
     return UserError(f'{key}: {text}' if key else text)
 
 # %% ../nbs/02_config.ipynb #5733a16d
+_HINTS = dict.fromkeys(('model.memory.memory_update', 'model.memory.memory_init'),
+                       '; one of your own is known after --import FILE, or training.imports=[FILE]')
+
 def check_range(
     key:str,   # Dotted key
     value,     # Its value
@@ -114,7 +119,9 @@ def check_range(
     m = f.metadata
     if choices := choice_values(f):
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        pick(choices, 'null' if value is None else text, key)
+        free = m['pattern'] and re.fullmatch(m['pattern'], text)
+        try: free or pick(choices, 'null' if value is None else text, key)
+        except UserError as e: raise UserError(f'{e}{_HINTS.get(key, "")}') from None
     if value is None: return
     bounds = [(m.get('low'), lambda v, b: v >= b, 'at least'), (m.get('high'), lambda v, b: v <= b, 'at most'),
               (m.get('above'), lambda v, b: v > b, 'above')]
@@ -195,6 +202,7 @@ def validate(
     "Check interpolations, keys, ranges, allowed names and relations. Raises one `UserError` with a line per mistake."
     try: OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as e: raise explain_error(e) from e
+    import_for(cfg) # before names are checked
     schema = schema_fields()
     def check_keys(cfg):
         unknown = [_unknown_key(k) for k in leaf_keys(cfg) if k not in schema] # Hydra's + adds any key

@@ -17,7 +17,7 @@ from fastai.callback.progress import ProgressCallback  # every learner gets one 
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Metric, ValueMetric
+from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -30,13 +30,12 @@ from .data.sources import open_sources, source_options
 from .data.tokenizer import text_tokenizer
 from .data.transforms import Preprocessing
 from .distributed import Interrupts, broadcast_from_main, detect_lost_ranks, is_main, rank, world_size
-from .evaluation.validation import encode, evaluate
-from .loss import LOSSES
+from .evaluation.validation import encode, encode_numbered, score
+from .loss import LOSSES, similarity
 from .memory import check_memory
 from .models.attention_hooks import WITHOUT_CUDNN_ATTENTION
 from .models.freeze import freeze
 from .models.pretrained import with_pretrained
-from .schema import schema_fields
 from memory_vlm.training.callbacks import (
     DistributedCallback,
     DivergedError,
@@ -51,7 +50,9 @@ from memory_vlm.training.callbacks import (
     set_precision,
 )
 from .training.checkpoint import check_monitor, check_name
+from .training.metrics import as_metric, make_metrics, retrieval_names
 from .training.optim import StepScheduler, make_optimizer, make_schedule, optimizer_kwargs, schedule_kwargs
+from .training.progress import LineProgressCallback, TableCallback
 from .training.resets import make_resets
 from .training.run_dir import with_run_weights
 from omegaconf import DictConfig, OmegaConf
@@ -90,33 +91,12 @@ def make_dls(
     valid = make_loader(sources[1], train=False, augmentation='none', batch_size=min(t.batch_size, 256), **common)
     return DataLoaders(train, valid, path='runs', device=device or default_device())
 
-# %% ../nbs/20_learner.ipynb #0172ec2c
-class _EvaluatedMetric(Metric):
-    "A metric that `evaluate` computes, for fastai's table."
-    def __init__(self, name:str): self._name, self._value = name, None
-    def reset(self): self._value = None
-    def accumulate(self, learn): pass
-    @property
-    def value(self): return self._value
-    @value.setter
-    def value(self, v): self._value = v
-    @property
-    def name(self): return self._name
-
-def _as_metric(m)->Metric:
-    "Return a metric of `evaluate` by name. Raises `UserError` for a function of predictions and targets."
-    if isinstance(m, (_EvaluatedMetric, ValueMetric)): return m
-    known = schema_fields()['training.checkpoint.monitor'].metadata['choices']
-    if isinstance(m, str): return _EvaluatedMetric(pick(known, m, 'metrics'))
-    name = getattr(m, 'name', None) or getattr(m, '__name__', type(m).__name__)
-    raise UserError(f"metrics={name} compares predictions with labels, and there are none; give names of metrics "
-                    f"({', '.join(known)}) or a ValueMetric")
-
 # %% ../nbs/20_learner.ipynb #aabd767d
 class MemoryLearner(Learner):
     "A fastai Learner that evaluates by retrieval. Make it with `make_learner`."
-    def __init__(self, dls, model, cfg, **kwargs):
+    def __init__(self, dls, model, cfg, class_metrics=(), **kwargs):
         self.cfg, self.precision = cfg, 'fp32'
+        self.class_metrics = list(class_metrics) # Of `make_metrics`
         self.max_steps = cfg.training.max_steps # Optimizer steps of a fit; None: no limit
         self.evaluations = []    # Every evaluation so far: metrics with their `step` and `epoch`
         self.averaged = None     # In a fit with `training.ema_decay`, the model with the averaged weights
@@ -172,7 +152,7 @@ class MemoryLearner(Learner):
         with self.interrupts.interruptible(): result = self.evaluate(self.dl)
         self.recorder.loss.total, self.recorder.loss.count = torch.tensor(result['val_loss']), 1
         for m in self.metrics:
-            if isinstance(m, _EvaluatedMetric): m.value = result[m.name]
+            if hasattr(m, 'fill'): m.fill(result)
 
     def evaluate(
         self,
@@ -180,7 +160,11 @@ class MemoryLearner(Learner):
     )->dict:     # Metrics, with `step` and `epoch`
         "Evaluate the model. All ranks must call it together."
         known = dl is None or dl is self.dls.valid
-        result = evaluate(self.averaged or self.model, self.rank_share(self.dls.valid if known else dl), self.precision)
+        model, batches = self.averaged or self.model, self.rank_share(self.dls.valid if known else dl)
+        *encoded, index = encode_numbered(model, batches, self.precision)
+        result = score(model, *encoded)
+        if known: result |= {k: v for m in self.class_metrics
+                             for k, v in m.scores(model, self.precision, encoded[0], index).items()}
         step = getattr(self, 'train_iter', 0)
         found = dict(step=step, epoch=step / len(self.dls.train)) | result
         if known: self.evaluations.append(found)
@@ -192,6 +176,8 @@ class MemoryLearner(Learner):
         if self._share[0] is not dl: self._share = dl, dl.new(rank=rank(), world_size=world_size())
         return self._share[1]
 
+    @property
+    def known_metrics(self)->list[str]: return [*retrieval_names(), *(n for m in self.class_metrics for n in m.names)]
     @property
     def evaluation(self)->dict: return self.evaluations[-1] if self.evaluations else {}
     @property
@@ -248,6 +234,7 @@ def check_fit(self:MemoryLearner, cbs:L):
 def add_cb(self:MemoryLearner, cb):
     "Add a callback. Raises `UserError` for those of fastai that cannot work; mixed precision sets `precision`."
     if isinstance(cb, type): cb = cb()
+    if type(cb) is ProgressCallback and LineProgressCallback.is_needed(): cb = LineProgressCallback()
     check_callback(self, cb)
     if type(cb) is not MixedPrecision: return super(MemoryLearner, self).add_cb(cb)
     if cb.kwargs: raise UserError(f"MixedPrecision takes no {', '.join(cb.kwargs)} here; leave it out")
@@ -296,10 +283,12 @@ def show_results(self:MemoryLearner, ds_idx:int=1, dl=None, max_n:int=9, **kwarg
     training = self.model.training
     self.model.eval()
     with torch.no_grad(): outs = self.model(*[t.to(self.dls.device) for t in batch[:2]])
+    if outs[0].dim() == 3: outs = similarity(*outs[:2]), torch.eye(len(outs[1]), device=outs[1].device) # the same order
     self.model.train(training)
     dl.show_results(batch, outs, max_n=max_n, **kwargs) # the figure stays open, so that a notebook shows it
 
-MemoryLearner.metrics = Learner.metrics.setter(lambda self, v: setattr(self, '_metrics', L(v).map(_as_metric)))
+MemoryLearner.metrics = Learner.metrics.setter(lambda self, v: setattr(
+    self, '_metrics', L(v).map(lambda m: as_metric(m, self.known_metrics))))
 
 # %% ../nbs/20_learner.ipynb #155bdedd
 def make_loss(
@@ -356,8 +345,8 @@ def _make_trained_model(cfg:DictConfig, device:torch.device)->MemoryCLIP:
 def _make_callbacks(cfg:DictConfig, model:MemoryCLIP)->list:
     "Make the callbacks of a configuration; `order` of each class decides the order."
     t = cfg.training
-    cbs = [EpochCallback(), TemperatureCallback(), GradientClipCallback(t.clip_grad or math.inf), DivergenceCallback(),
-           EvaluateEveryCallback(t.logging.eval_interval), *make_resets(model, cfg)]
+    cbs = [EpochCallback(), TableCallback(), TemperatureCallback(), GradientClipCallback(t.clip_grad or math.inf),
+           DivergenceCallback(), EvaluateEveryCallback(t.logging.eval_interval), *make_resets(model, cfg)]
     if t.ema_decay: cbs.append(WeightAverageCallback(t.ema_decay))
     if world_size() > 1: cbs.append(DistributedCallback())
     return cbs
@@ -373,18 +362,23 @@ def make_learner(
     cfg:DictConfig,               # What `compose` gives
     dls:DataLoaders=None,         # Loaders; None: those of the configuration
     device:torch.device=None,     # None: fastai's default device
+    metrics=(),                   # `ClassMetrics`, or functions of the model that return a number
 )->MemoryLearner:
     "Make the Learner of a configuration. Raises `UserError` for every mistake in it."
     cfg = with_pretrained(validate(with_run_weights(cfg), CONFIG_CHECKS))
     t, device = cfg.training, device or default_device()
     dls = dls or make_dls(cfg, device)
+    class_metrics = make_metrics(metrics, dls, cfg)
+    shown = [n for m in class_metrics for n in m.main_names if n.endswith(('/acc@1', '/f1')) or n.startswith('custom/')]
+    shown = dict.fromkeys(['i2t/R@1', 't2i/R@1', *shown, t.checkpoint.monitor])
+    shown.pop('val_loss', None)
     seed_everything(t.seed)
     model = _make_trained_model(cfg, device)
     num_parts = t.accumulate_grad_batches if t.accumulate_mode == 'plain' else 1
-    learn = MemoryLearner(dls, model, cfg, lr=t.learning_rate, path='runs', cbs=_make_callbacks(cfg, model),
-                          loss_func=make_loss(cfg.model.contrastive, num_parts),
+    learn = MemoryLearner(dls, model, cfg, class_metrics, lr=t.learning_rate, path='runs',
+                          cbs=_make_callbacks(cfg, model), loss_func=make_loss(cfg.model.contrastive, num_parts),
                           opt_func=lambda model, lr: make_optimizer(model, t, lr), splitter=lambda model: model,
-                          train_bn=False, metrics=['i2t/R@1', 't2i/R@1']) # train_bn: frozen layers are frozen whole
+                          train_bn=False, metrics=list(shown)) # train_bn: frozen layers are frozen whole
     set_precision(learn, broadcast_from_main(choose_precision, t.precision, device))
     if not is_main(): learn.remove_cb(ProgressCallback)
     learn.create_opt()

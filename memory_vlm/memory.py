@@ -8,6 +8,9 @@ __all__ = ['INITS', 'UPDATES', 'rename_old_weights', 'MemoryTokens', 'patch_cent
            'in_backward', 'ema_step', 'even_attention', 'is_dead', 'check_memory']
 
 # %% ../nbs/10_memory.ipynb #059b6f2b
+import difflib
+import functools
+import inspect
 import itertools
 import math
 import torch
@@ -80,16 +83,64 @@ def patch_centers(
 
 # %% ../nbs/10_memory.ipynb #a5a9bd15
 UPDATES = {}
+_HOOKS = 'pre_block', 'post_block'
+_METHODS = dict(__init__=('dim', 'num_heads', 'alpha'),
+                pre_block=('memory', 'others'), post_block=('memory', 'written'))
+
+def _check_mechanism(name:str, cls:type):
+    "Raise `UserError` for a misspelled hook, for wrong arguments, and for a name that is taken."
+    what = f"the memory mechanism '{name}' ({cls.__name__})"
+    if not (isinstance(cls, type) and issubclass(cls, MemoryUpdate)):
+        raise UserError(f"the memory mechanism '{name}' must be a subclass of memory_vlm.memory.MemoryUpdate")
+    if name in UPDATES and UPDATES[name].__module__ == MemoryUpdate.__module__ != cls.__module__:
+        raise UserError(f'{what} has the name of a built-in mechanism; give it another one')
+    given = [n for n in vars(cls) if callable(vars(cls)[n]) and not hasattr(MemoryUpdate, n)]
+    for hook in (h for h in _HOOKS if h not in vars(cls)):
+        if near := difflib.get_close_matches(hook, given, 1, cutoff=0.7):
+            raise UserError(f"{what} defines {near[0]}, which is never called; did you mean {hook}?")
+    for method, args in _METHODS.items():
+        try: inspect.signature(getattr(cls, method)).bind(None, *args)
+        except TypeError as e:
+            raise UserError(f"{what}: {method} must take (self, {', '.join(args)}): {e}") from None
+
+def _checked(method):
+    "Wrap a method so that an error or a wrong shape of memory names the mechanism and the method."
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        def error(why):
+            name = next((n for n, c in UPDATES.items() if c is type(self)), type(self).__name__)
+            return UserError(f"the memory mechanism '{name}': {type(self).__name__}.{method.__name__} {why}")
+        try: out = method(self, *args, **kwargs)
+        except (UserError, torch.OutOfMemoryError): raise
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NameError, AssertionError) as e:
+            raise error(f'failed: {type(e).__name__}: {(str(e).splitlines() or [""])[0]}') from e
+        if method.__name__ in _HOOKS and getattr(out, 'shape', None) != args[0].shape:
+            found = tuple(out.shape) if hasattr(out, 'shape') else repr(out)
+            raise error(f'must return memory of shape (B, M, D) = {tuple(args[0].shape)}, and returned {found}')
+        return out
+    return call
 
 def memory_update(
     name:str, # Name for `model.memory.memory_update`
 ):            # Class decorator
-    "Register a subclass of `MemoryUpdate` under `name`."
+    """Register a subclass of `MemoryUpdate` under `name`. Raises `UserError` for a class whose hooks cannot be called;
+    a hook that fails, or that returns another shape, raises `UserError` too."""
     def register(cls):
+        _check_mechanism(name, cls)
+        if cls.__module__ != MemoryUpdate.__module__: # one of the user
+            for m in _METHODS.keys() & vars(cls).keys(): setattr(cls, m, _checked(vars(cls)[m]))
         UPDATES[name] = cls
         add_choice('model.memory.memory_update', name)
         return cls
     return register
+
+def _find_update(
+    name:str, # Name of a mechanism
+)->type:
+    "Return a registered mechanism. Raises `UserError` for another name."
+    try: return pick(UPDATES, name, 'model.memory.memory_update')
+    except UserError as e:
+        raise UserError(f'{e}; one of your own is known after --import FILE, or training.imports=[FILE]') from None
 
 # %% ../nbs/10_memory.ipynb #fe79b609
 class MemoryUpdate(nn.Module):
@@ -227,7 +278,13 @@ def is_dead(
 def _memory_conflict(m:dict, width:int)->str|None:
     "Return why a combination of memory keys is invalid, or None."
     update, position, init, dim = (m[k] for k in ('memory_update', 'memory_position', 'memory_init', 'dim'))
-    outside = position not in ('prepend', 'append')
+    outside, readout = position not in ('prepend', 'append'), m.get('readout', 'none')
+    if readout != 'none' and not m['enabled']: return f'readout={readout} reads memory, and enabled=false'
+    if readout != 'none' and outside:
+        return f'readout={readout} reads memory after the last block, where memory_position={position} has none'
+    if readout != 'none' and (update == 'static' or update == 'attention' and m['mem_alpha'] == 0):
+        fixed = 'memory_update=static' if update == 'static' else 'mem_alpha=0'
+        return f'readout={readout} would read the same values from every image with {fixed}'
     if outside and UPDATES[update].in_sequence:
         return f'memory_update={update} cannot write memory at memory_position={position}, which is never a query'
     if position == 'kv_head' and dim != width:
@@ -244,12 +301,13 @@ def check_memory(
     cfg, # `cfg.model`
 ):
     "Check the combination of memory keys. Raises `UserError` with the smallest changes that make it valid."
-    if not cfg.memory['enabled']: return
     m = dict(cfg.memory)
-    pick(UPDATES, m['memory_update'], 'model.memory.memory_update')
+    if not m['enabled'] and m.get('readout', 'none') == 'none': return
+    _find_update(m['memory_update'])
     why = _memory_conflict(m, cfg.embed_dim)
     if not why: return
     safe = dict(dim=cfg.embed_dim, memory_init='learnable', memory_update='static', memory_position='prepend')
+    if m.get('readout', 'none') != 'none': safe = dict(readout='none', enabled=True, mem_alpha=0.5) | safe
     for n in range(1, len(safe) + 1):
         fits = [c for c in itertools.combinations(safe.items(), n) if not _memory_conflict(m | dict(c), cfg.embed_dim)]
         if fits: break

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['help_texts', 'allowed_values', 'written_values', 'base_values', 'restore_references', 'changed_keys', 'find_keys',
-           'explain_keys', 'command_words', 'command_line']
+           'explain_keys', 'command_words', 'command_line', 'split_imports', 'with_imports']
 
 # %% ../nbs/04_overrides.ipynb #0a74b2b0
 import shlex
@@ -31,8 +31,8 @@ def help_texts(
     return out
 
 _KINDS = {Any: 'text, or a list of texts', bool: 'true or false', str: 'text', str|None: 'text or null',
-          int|None: 'int or null', list[str]: 'a list of texts', list[float]: 'a list of numbers',
-          dict[str, Any]: 'any keyword arguments'}
+          int|None: 'int or null', float|None: 'float or null', list[str]: 'a list of texts',
+          list[float]: 'a list of numbers', dict[str, Any]: 'any keyword arguments'}
 
 def allowed_values(
     f,    # Dataclass field of a key
@@ -168,3 +168,26 @@ def command_line(
     "Return the command that trains a configuration."
     words = ['python train.py', *map(shlex.quote, command_words(cfg))]
     return ' '.join(words) if len(' '.join(words)) <= 100 else ' \\\n  '.join(words)
+
+# %% ../nbs/04_overrides.ipynb #5ccb1522
+def split_imports(
+    words:Iterable[str], # Arguments of a command
+)->tuple[list[str], list[str]]: # The other arguments, and the files
+    "Take `--import FILE` out of arguments. Raises `UserError` for one without a file."
+    others, files, words = [], [], list(words)
+    while words:
+        word, equals, file = words.pop(0).partition('=')
+        if word != '--import': others.append(word + equals + file)
+        elif file := file if equals else words.pop(0) if words else '': files.append(file)
+        else: raise UserError('--import needs a Python file or a module, such as --import my_mechanism.py')
+    return others, files
+
+def with_imports(
+    words:Iterable[str], # Arguments of a configuration
+    files:Iterable[str], # Files or modules to import
+)->list[str]:
+    "Add `training.imports` to arguments. Raises `UserError` if they set it already."
+    words, files = list(words), list(files)
+    if files and any(w.startswith('training.imports=') for w in words):
+        raise UserError('give --import or training.imports, not both')
+    return words + [f'training.imports={_to_hydra(files)}'] * bool(files)

@@ -21,6 +21,7 @@ from math import ceil
 from .clip import MemoryCLIP
 from .core import UserError
 from .distributed import LostRankError, broadcast_from_main, is_main, process_group, world_size
+from .imports import _imports_of, import_run
 from .learner import MemoryLearner, make_learner
 from .models.pretrained import find_pretrained
 from .training.callbacks import CheckpointCallback, DivergedError, LogCallback, ResumeCallback, is_probing
@@ -206,18 +207,28 @@ def run_training(
 
 def fit(
     cfg:DictConfig, # What `compose` or Hydra gives
+    metrics=(),     # `ClassMetrics`, or functions of the model that return a number, for every evaluation
 )->Run:             # The run folder, the learner and the final metrics
     """Train a configuration, in all processes that were started together; an interrupt ends the run with a checkpoint.
     A further fit of the result's learner trains its model and writes nothing into the run folder. Raises `UserError`
     before anything is written or if too much of the data is unusable, and `LostRankError` if another process has
     ended."""
-    with process_group(): return _fit_in_group(cfg)
+    with process_group(): return _fit_in_group(cfg, metrics)
 
-def _fit_in_group(cfg:DictConfig)->Run:
+def _with_own_code(learn:MemoryLearner, cfg:DictConfig, run:Path, metrics)->tuple[MemoryLearner, DictConfig]:
+    "Return the learner of a resumed run with the code that the run keeps, if another one was imported."
+    changed, recorded = import_run(run), OmegaConf.load(run/'config.yaml').training.get('imports', [])
+    if changed:
+        with _imports_of(run): learn = make_learner(cfg, learn.dls, metrics=metrics)
+    learn.cfg.training.imports = recorded
+    return learn, learn.cfg
+
+def _fit_in_group(cfg:DictConfig, metrics=())->Run:
     "Train a configuration in an open process group."
-    learn = make_learner(cfg)
+    learn = make_learner(cfg, metrics=metrics)
     cfg = learn.cfg # with the sizes of `model.pretrained`
     run = broadcast_from_main(choose_run, cfg)
+    if run: learn, cfg = _with_own_code(learn, cfg, run, metrics)
     finished = broadcast_from_main(lambda: bool(run) and (run/'DONE').exists())
     if run is None: _check_frozen_text(learn)
     if finished: _check_longer(learn, run)

@@ -16,9 +16,9 @@ def _number_field(default, low=None, high=None, above=None):
     "A numeric field with its range."
     return field(default=default, metadata=dict(low=low, high=high, above=above))
 
-def _choice_field(default, *choices):
-    "A field that takes one of a few values."
-    return field(default=default, metadata=dict(choices=[default, *choices]))
+def _choice_field(default, *choices, pattern:str=None):
+    "A field that takes one of a few values, or a text that fits `pattern`."
+    return field(default=default, metadata=dict(choices=[default, *choices], pattern=pattern))
 
 def _kwargs_field(**default):
     "A field of keyword arguments; the code that they are passed to checks their names."
@@ -36,10 +36,13 @@ class MemoryConfig:
     # trained; frozen: N(0, 0.02), never trained; patches: k-means centers of the first batch's patch embeddings,
     # trained
     memory_init:str = _choice_field('learnable', 'registers', 'orthogonal', 'frozen', 'patches')
-    # How each block updates memory
+    # How each block updates memory. attention: keep a share of the block's update; gated: a learned gate per channel;
+    # cross_attention: memory also reads all tokens before the block; static: every block gets the stored tokens; ema:
+    # the block's output is kept, and the stored tokens are a running average of the last outputs
     memory_update:str = _choice_field('attention', 'gated', 'cross_attention', 'static', 'ema')
-    # Position of memory: in the sequence (prepend, append), or as extra keys and values in every layer (kv,
-    # kv_protected, kv_head)
+    # Position of memory. prepend: in the sequence, after CLS; append: after the patches; kv: only as further keys and
+    # values in every layer; kv_protected: as kv, and the old tokens do not see memory, a second CLS does; kv_head: own
+    # keys and values for every head
     memory_position:str = _choice_field('prepend', 'append', 'kv', 'kv_protected', 'kv_head')
     # Its meaning depends on `memory_update`. attention: share of a block's update that is kept (1: registers, 0:
     # memory is never updated); gated: initial value of the gate, strictly between 0 and 1; cross_attention: scale of
@@ -48,8 +51,12 @@ class MemoryConfig:
     # Start of a learned bias per head and layer on the attention logits of memory's keys (nats): -4 gives new tokens
     # 2 % of the weight of other keys; null: no bias
     key_bias:float|None = _number_field(None, -100, 100)
+    # How the image feature reads memory. none: not at all; mean: mean of the pooled token and of memory; concat: the
+    # pooled token and a projection of all memory tokens; maxsim: one vector per memory token, of which the one nearest
+    # to a caption counts; caption: these vectors, mixed by attention of the caption
+    readout:str = _choice_field('none', 'mean', 'concat', 'maxsim', 'caption')
     mem_reinit_steps:int = _number_field(100, 0) # Optimizer steps between resets of memory tokens; 0 = never
-    # Which tokens a reset re-initializes: those that receive almost no attention, or all
+    # Which tokens a reset re-initializes. dead: those that receive almost no attention; all: all tokens
     mem_reset:str = _choice_field('dead', 'all')
     # A token is dead if it receives less than this share of uniform attention over the steps since the last reset
     mem_dead_threshold:float = _number_field(0.05, 0, 1)
@@ -76,7 +83,8 @@ class ContrastiveConfig:
     "The contrastive loss."
     # Initial value of the learned temperature T, stored as log(1/T); the logit scale 1/T is clamped at 100
     temperature:float = _number_field(0.07, above=0)
-    loss_type:str = _choice_field('clip', 'siglip') # Symmetric InfoNCE, or pairwise sigmoid with a learned bias
+    # clip: symmetric InfoNCE; siglip: pairwise sigmoid with a learned bias
+    loss_type:str = _choice_field('clip', 'siglip')
     gather_distributed:bool = False # Use the pairs of all ranks as negatives, with gradients
 
 @dataclass
@@ -100,7 +108,8 @@ class ModelConfig:
     # Further arguments of timm's VisionTransformer, such as `act_layer: quick_gelu`, and how images are resized:
     # `resize_mode` (shortest, longest, squash), `interpolation` (bicubic, bilinear), `fill_color` (0..255)
     vit_kwargs:dict[str, Any] = _kwargs_field()
-    # Projection of the image feature into the joint space: a matrix, a matrix with bias, or none
+    # Projection of the image feature into the joint space. linear: a matrix; affine: a matrix with bias; none: no
+    # projection
     proj:str = _choice_field('linear', 'affine', 'none')
     proj_dim:int|None = _number_field(None, 1)    # Width of the joint space; null: `embed_dim`
     # Mean per channel with which images are normalized (0..1)
@@ -161,9 +170,15 @@ class LoggingConfig:
 class CheckpointConfig:
     "Which checkpoints are kept. Each is a folder."
     save_top_k:int = _number_field(3, 0) # Number of best checkpoints to keep, ranked by `monitor`
-    # Metric of the evaluation that ranks checkpoints
-    monitor:str = _choice_field('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10')
-    mode:str = _choice_field('min', 'max', 'auto') # Which values of `monitor` are better; auto: those of the metric
+    # Metric of the evaluation that ranks checkpoints. zero-shot and knn need validation images with classes; also
+    # `zero-shot/f1/CLASS`, and `custom/NAME` for a function in `fit(cfg, metrics=[NAME])`
+    monitor:str = _choice_field('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10',
+                                'zero-shot/acc@1', 'zero-shot/acc@5', 'zero-shot/precision', 'zero-shot/recall',
+                                'zero-shot/f1', 'knn/acc@1',
+                                pattern=r'(.+/)?(zero-shot/((acc@[15]|precision|recall|f1)|(precision|recall|f1)/.+)'
+                                        r'|knn/acc@1)|custom/\w+')
+    # Which values of `monitor` are better. min: small ones; max: large ones; auto: those of the metric
+    mode:str = _choice_field('min', 'max', 'auto')
     save_last:bool = True # Also keep the newest checkpoint
     # Folder of the checkpoints, inside the run folder; if it is outside, such as an absolute path, each run writes
     # into `<dirpath>/<name>/<run>`
@@ -194,12 +209,17 @@ class TrainingConfig:
     optimizer:str = 'adamw' # Any optimizer in timm's registry
     # Arguments of the optimizer; these defaults apply only to AdamW and its variants
     optimizer_kwargs:dict[str, Any] = _kwargs_field(betas=[0.9, 0.999], eps=1e-8)
-    scheduler:str = _choice_field('cosine', 'one_cycle', 'constant') # Learning rate schedule
+    # Learning rate after the warm-up. cosine: falls to min_lr along a cosine; one_cycle: fastai's rise and fall;
+    # constant: stays
+    scheduler:str = _choice_field('cosine', 'one_cycle', 'constant')
     # Length of the warm-up (epochs, at most a third of the run) and final learning rate
     scheduler_kwargs:dict[str, Any] = _kwargs_field(warmup_epochs=5, min_lr=1e-6)
     seed:int = _number_field(0, 0, 2**32 - 1) # Seed of weights, sample order, augmentation and dropout
     # Stop after this number of optimizer steps, which is also the length of the schedule; null: all epochs
     max_steps:int|None = _number_field(None, 1)
+    # Python files, or modules, with code of your own, such as a memory mechanism; they are executed first, and copied
+    # into the run folder
+    imports:list[str] = field(default_factory=list)
     run_dir:str|None = None # Folder of the run; null: `runs/<name>/<time>-<hash>`
     # `auto`: resume the newest unfinished run with this name and configuration; a path: resume that run, or extend it
     # if it has finished and `epochs` or `max_steps` are larger now; null: start a new run
@@ -211,7 +231,8 @@ class TrainingConfig:
     compile:bool = False # Compile the blocks with torch.compile; the first steps take long
     # Decay of an exponential moving average of the weights, which is evaluated and saved; 0 = off
     ema_decay:float = _number_field(0., 0, .999999)
-    # Numeric precision; `auto` is bf16 if a CUDA device supports it natively, else fp32
+    # Numeric precision. auto: bf16 if a CUDA device supports it natively, else fp32; fp32: 32 bits; bf16: 16 bits with
+    # the range of 32; fp16: 16 bits with loss scaling
     precision:str = _choice_field('auto', 'fp32', 'bf16', 'fp16')
     data:DataConfig = field(default_factory=DataConfig)
     logging:LoggingConfig = field(default_factory=LoggingConfig)

@@ -18,14 +18,15 @@ from .config import compose
 from .core import UserError, format_duration, pick
 from .evaluation.compare import check_table_path
 from .evaluation.intervals import holm
+from .imports import import_run
 from .models.cost import model_cost
 from .overrides import command_words
 from .run import fit
-from .schema import schema_fields
+from .schema import Config, schema_fields
 from .training.callbacks import DivergedError
 from .training.logging import read_metrics
 from .training.run_dir import config_differences
-from .viz.style import INK, SERIES, Plot, make_figure, style
+from .viz.style import INK, SERIES, Plot, make_figure, sizable, style
 from omegaconf import OmegaConf
 from pathlib import Path
 from scipy.stats import t
@@ -33,6 +34,7 @@ from scipy.stats import t
 # %% ../nbs/41_study.ipynb #bc1ea0f6
 def _read_run(folder:Path)->dict:
     "Return seed, steps, cost and last evaluation of a run. Raises `UserError` if it was never evaluated."
+    import_run(folder)
     cfg, log = OmegaConf.load(folder/'config.yaml'), read_metrics(folder)
     scores = [c for c in log if c == 'val_loss' or '/' in c]
     if not scores: raise UserError(f"'{folder}' contains no evaluation; leave this run out, or fit it again")
@@ -60,7 +62,8 @@ def collect(
     if not found:
         raise UserError(f"there is no finished run (a folder with a file DONE) in: "
                         f"{', '.join(map(str, folders)) or 'no folder'}")
-    names = _variant_names([OmegaConf.load(f/'config.yaml') for f in found])
+    schema = OmegaConf.structured(Config) # an older run may lack a key
+    names = _variant_names([OmegaConf.merge(schema, OmegaConf.load(f/'config.yaml')) for f in found])
     runs = pd.DataFrame([dict(variant=n) | _read_run(f) for n, f in zip(names, found)])
     return runs.drop_duplicates(['variant', 'seed'], keep='last').reset_index(drop=True)
 
@@ -145,6 +148,7 @@ def save_table(
     return path
 
 # %% ../nbs/41_study.ipynb #6e281564
+@sizable
 def study_plot(
     runs:pd.DataFrame,    # As `collect` or `study` gives it
     metric:str='i2t/R@1', # Column of `runs`

@@ -15,7 +15,8 @@ from dataclasses import replace
 from functools import partial
 from .core import UserError, pick, random_stream
 from .data.transforms import Preprocessing
-from .memory import UPDATES, KeyBias, MemoryTokens, check_memory, ema_step, in_backward, patch_centers
+from .memory import KeyBias, MemoryTokens, _find_update, check_memory, ema_step, in_backward, patch_centers
+from .models.readout import _MemoryReadout
 from .models.registry import VIT_MEMORY, VIT_SIZES, register_vits
 from .tokens import TokenLayout
 from timm.layers import Attention, LayerNorm, get_act_layer
@@ -110,7 +111,7 @@ class MemoryBlock(Block):
         return torch.cat([old, new], dim=1)
 
 # %% ../nbs/11_vision.ipynb #56c2be3c
-class MemoryViT(VisionTransformer):
+class MemoryViT(_MemoryReadout, VisionTransformer):
     "timm's VisionTransformer with memory tokens; without memory it is bit-identical to timm's."
     def __init__(
         self,
@@ -121,19 +122,20 @@ class MemoryViT(VisionTransformer):
         mem_alpha:float=0.5,             # Parameter of `memory_update`, 0..1; see `model.memory.mem_alpha`
         memory_dim:int|None=None,        # Width of the stored tokens; None: `embed_dim`
         key_bias:float|None=None,        # Start of a learned bias on memory's keys (nats), see `KeyBias`; None: no bias
+        readout:str='none',              # How outputs read memory; see `model.memory.readout`
         **vit_kwargs,                    # Passed to timm's VisionTransformer
     ):
         super().__init__(block_fn=MemoryBlock, attn_layer=MemoryAttention, **vit_kwargs)
         # Patches are dropped before memory joins, not after as in timm: memory is never dropped
         self.drop_patches, self.patch_drop = self.patch_drop, nn.Identity()
         self.layout = TokenLayout(self.patch_embed.grid_size, num_cls=int(self.has_class_token))
-        self.memory = self.new_cls = self.new_head = self.ema_alpha = self.pending_writes = None
+        self.memory = self.new_cls = self.new_head = self.ema_alpha = self.pending_writes = self.concat = None
         self.use_original = False # set by `original_outputs`
-        memory = memory_init, memory_update, memory_position, mem_alpha, memory_dim, key_bias
+        memory = memory_init, memory_update, memory_position, mem_alpha, memory_dim, key_bias, readout
         if num_memory_tokens: self.add_memory(num_memory_tokens, *memory)
 
     def add_memory(self, num_memory_tokens, memory_init, memory_update, memory_position, mem_alpha, memory_dim=None,
-                   key_bias=None):
+                   key_bias=None, readout='none'):
         "Add memory to a ViT without memory. Arguments as for the class. Raises `UserError` if the ViT does not fit."
         if self.num_reg_tokens:
             raise UserError(f'reg_tokens={self.num_reg_tokens} cannot be combined with memory; '
@@ -149,6 +151,7 @@ class MemoryViT(VisionTransformer):
             else: self._memory_outside(tokens)
         if key_bias is not None:
             for block in self.blocks: block.attn.key_bias = KeyBias(block.attn.num_heads, key_bias, self.layout)
+        self.set_readout(readout)
         self.to(self.patch_embed.proj.weight.device)
 
     def _memory_in_sequence(self, tokens, update, alpha):
@@ -156,7 +159,7 @@ class MemoryViT(VisionTransformer):
         if self.layout.position == 'prepend': self.num_prefix_tokens += self.layout.num_memory
         for block in self.blocks:
             block.layout = self.layout
-            block.update = pick(UPDATES, update, 'memory_update')(self.embed_dim, block.attn.num_heads, alpha)
+            block.update = _find_update(update)(self.embed_dim, block.attn.num_heads, alpha)
         self.ema_alpha = alpha if update == 'ema' else None
         if update == 'ema':
             self.register_buffer('memory_scale', self.memory.tokens.detach().square().mean().sqrt())
@@ -180,7 +183,8 @@ class MemoryViT(VisionTransformer):
         "Return whether only CLS of the last block is needed: no hook and no gradient depends on the rest."
         layout, last = self.layout, self.blocks[-1]
         cls_is_read = layout.num_memory and layout.num_cls and self.global_pool == 'token' and not layout.num_new_cls
-        needs_all = last._forward_hooks or self.grad_checkpointing or last.update and list(last.update.parameters())
+        needs_all = (last._forward_hooks or self.grad_checkpointing or self.readout != 'none' or
+                     last.update and list(last.update.parameters()))
         return bool(self.training and torch.is_grad_enabled() and cls_is_read and not needs_all)
 
     def _ema_hook(self, block, args, x):
@@ -234,11 +238,6 @@ class MemoryViT(VisionTransformer):
         try: yield
         finally: self.use_original = False
 
-    @property
-    def readout_head(self)->nn.Module:
-        "The head of the token that is read out."
-        return self.head if self.new_cls is None or self.use_original else self.new_head
-
     def memory_tokens(self)->list: # One `MemoryTokens`, or one per block
         "Return the stored memory of this model; an empty list without memory."
         if self.memory is not None: return [self.memory]
@@ -286,10 +285,6 @@ class MemoryViT(VisionTransformer):
             return new.squeeze(1) if pool_type else torch.cat([new, self.split_prefix(x)[1]], dim=1)
         old = slice(None) if layout.position == 'prepend' else layout.from_ends(slice(0, layout.num_old))
         return super().pool(x[:, old], pool_type)
-
-    def forward_head(self, x:Tensor, pre_logits:bool=False)->Tensor: # (B,N,D) -> (B,D)
-        x = super().forward_head(x, pre_logits=True)
-        return x if pre_logits else self.readout_head(x)
 
     def forward_intermediates(self, x:Tensor, indices=None, return_prefix_tokens:bool=False, norm:bool=False,
                               stop_early:bool=False, output_fmt:str='NCHW', intermediates_only:bool=False,
@@ -362,6 +357,8 @@ def _build_vit(arguments:dict, **kwargs)->MemoryViT:
     if not patch_bias: vit.patch_embed.proj.bias = None
     return vit
 
+_NO_OPTION = ('readout', 'none'), ('key_bias', None)
+
 def vit_arguments(
     cfg,    # `cfg.model`
 )->dict:    # Plain values, as the timm model `memory_vit` takes them
@@ -369,6 +366,7 @@ def vit_arguments(
     for name in cfg.vit_kwargs: pick((*VIT_KWARGS, *vars(Preprocessing.of(cfg))), name, 'model.vit_kwargs')
     sizes = cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.depth, cfg.num_heads, cfg.mlp_ratio
     memory = dict(zip(VIT_MEMORY, memory_arguments(cfg.memory))) if cfg.memory.enabled else {}
+    memory = {k: v for k, v in memory.items() if (k, v) not in _NO_OPTION} # names of towers stay as they were
     return dict(zip(VIT_SIZES, sizes)) | {k: v for k, v in cfg.vit_kwargs.items() if k in VIT_KWARGS} | memory
 
 def make_vit(
@@ -384,7 +382,8 @@ def memory_arguments(
     m, # `cfg.model.memory`
 )->tuple:
     "Return the arguments of `MemoryViT.add_memory`."
-    return m.num_memory_tokens, m.memory_init, m.memory_update, m.memory_position, m.mem_alpha, m.dim, m.key_bias
+    return (m.num_memory_tokens, m.memory_init, m.memory_update, m.memory_position, m.mem_alpha, m.dim, m.key_bias,
+            m.readout)
 
 # %% ../nbs/11_vision.ipynb #3efe1fb3
 def tiny_vit(

@@ -43,6 +43,7 @@ def folder(tmp_path_factory):
                     image.save(path)
         rows += [f'a{i}.png,b{i}.png,a red square {i},{i} green circles' for i in range(24)]
         (work/'table.csv').write_text('\n'.join(rows) + '\n')
+        (work/'mine.py').write_text('')
         (work/'other.csv').write_text('\n'.join(r.replace('red', 'blue') for r in rows) + '\n')
         for i in range(12):
             for name in ('cat', 'dog'):
@@ -272,6 +273,7 @@ KEYS = {
     'model.memory.memory_position': row('kv', shapes, 'model.memory.memory_update=static'),
     'model.memory.mem_alpha': row(1, features),
     'model.memory.key_bias': row(-2, shapes),
+    'model.memory.readout': row('mean', features),
     'model.memory.mem_reinit_steps': row(2, resets, *MEMORY_FIT),
     'model.memory.mem_reset': row('all', resets, *MEMORY_FIT, 'model.memory.mem_dead_threshold=0'),
     'model.memory.mem_dead_threshold': row(0, resets, *MEMORY_FIT),
@@ -303,6 +305,7 @@ KEYS = {
     'training.scheduler_kwargs': row('{min_lr: .001}', training),
     'training.seed': row(1, training),
     'training.max_steps': row(1, training),
+    'training.imports': row('[mine.py]', run_folder),
     'training.run_dir': row('mine', run_folder),
     'training.resume': row('auto', resumed),
     'training.preflight': row('false', checked_before),

@@ -1,8 +1,10 @@
 """Losses whose negatives come from all ranks equal one process that holds the whole batch, DDP's average included."""
+import math
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from itertools import product
 from memory_vlm.loss import clip_loss, siglip_loss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -10,14 +12,21 @@ from torch.nn.parallel import DistributedDataParallel
 RANKS, PAIRS = 2, 13 # pairs per rank: no multiple of the tile
 
 
+def cosine(x, y):
+    "Similarity of one vector, or of K vectors with captions, or with captions and their queries, a pair at a time."
+    if x.dim() == 2: return x @ y.T
+    if y.dim() == 2: return torch.stack([torch.stack([(v @ t).max() for t in y]) for v in x])
+    return torch.stack([torch.stack([F.normalize((v @ q).softmax(0) @ v, dim=0) @ t for t, q in y]) for v in x])
+
+
 def plain_clip(x, y, scale):
-    z, label = scale * x @ y.T, torch.arange(len(x))
+    z, label = scale * cosine(x, y), torch.arange(len(x))
     return (F.cross_entropy(z, label) + F.cross_entropy(z.T, label)) / 2
 
 
 def plain_siglip(x, y, scale, bias):
     sign = 2 * torch.eye(len(x), dtype=x.dtype) - 1
-    return -F.logsigmoid(sign * (scale * x @ y.T + bias)).sum() / len(x)
+    return -F.logsigmoid(sign * (scale * cosine(x, y) + bias)).sum() / len(x)
 
 
 # The ranks' losses, and the same for one process (nbs/13_loss.ipynb holds ours equal to open_clip's)
@@ -26,15 +35,20 @@ LOSSES = dict(clip=(clip_loss, plain_clip), siglip=(siglip_loss, plain_siglip))
 
 class Towers(nn.Module):
     "Two linear towers with a learned temperature, and a bias for siglip."
-    def __init__(self, name, dtype):
+    def __init__(self, name, readout, dtype):
         super().__init__()
         torch.manual_seed(0)
-        self.image, self.text = nn.Linear(10, 8, dtype=dtype), nn.Linear(6, 8, dtype=dtype)
+        shape = dict(none=(8,), maxsim=(3, 8), caption=(3, 8))[readout]
+        self.image = nn.Sequential(nn.Linear(10, math.prod(shape), dtype=dtype), nn.Unflatten(1, shape))
+        self.text = nn.Linear(6, 8, dtype=dtype)
+        self.query = nn.Linear(8, 8, dtype=dtype) if readout == 'caption' else None
         self.logit_scale = nn.Parameter(torch.tensor(2., dtype=dtype))
         if name == 'siglip': self.logit_bias = nn.Parameter(torch.tensor(-3., dtype=dtype))
 
     def forward(self, images, texts):
-        out = F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1), self.logit_scale.exp()
+        texts = F.normalize(self.text(texts), dim=1)
+        if self.query: texts = torch.stack([texts, 5 * self.query(texts)], 1)
+        out = F.normalize(self.image(images), dim=-1), texts, self.logit_scale.exp()
         return (*out, self.logit_bias) if hasattr(self, 'logit_bias') else out
 
 
@@ -43,9 +57,9 @@ def whole_batch(dtype):
     return [torch.randn(RANKS * PAIRS, n, generator=g, dtype=dtype) for n in (10, 6)]
 
 
-def check(rank, name, dtype, tile, eps):
+def check(rank, name, readout, dtype, tile, eps):
     ours, plain = LOSSES[name]
-    alone, model = Towers(name, dtype), Towers(name, dtype)
+    alone, model = Towers(name, readout, dtype), Towers(name, readout, dtype)
     expected = plain(*alone(*whole_batch(dtype)))
     expected.backward()
     own = [t[rank * PAIRS:(rank + 1) * PAIRS] for t in whole_batch(dtype)]
@@ -55,7 +69,7 @@ def check(rank, name, dtype, tile, eps):
     torch.testing.assert_close(loss, expected, atol=eps, rtol=0)
     for (key, p), q in zip(model.named_parameters(), alone.parameters(), strict=True):
         difference = float((p.grad - q.grad).abs().max() / q.grad.abs().max())
-        assert difference < eps, f'{name}, {dtype}, {key}: gradients differ by {difference:.2g} of the largest'
+        assert difference < eps, f'{name}, {readout}, {dtype}, {key}: gradients differ by {difference:.2g} of the largest'
     with torch.no_grad(): # as in evaluation, where the second half of the work is left out
         torch.testing.assert_close(ours(*model(*own), gather_distributed=True, tile=tile), expected, atol=eps, rtol=0)
 
@@ -64,9 +78,9 @@ def one_rank(rank, store):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=RANKS)
     try:
-        for name in LOSSES:
-            check(rank, name, torch.float64, tile=5, eps=1e-9)
-            check(rank, name, torch.float32, tile=2048, eps=1e-5)
+        for name, readout in product(LOSSES, ('none', 'maxsim', 'caption')):
+            check(rank, name, readout, torch.float64, tile=5, eps=1e-9)
+            check(rank, name, readout, torch.float32, tile=2048, eps=1e-5)
     finally: dist.destroy_process_group()
 
 

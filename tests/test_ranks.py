@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from fastai.callback.core import Callback
 from pathlib import Path
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
@@ -147,9 +148,15 @@ def test_ranks_have_the_same_weights_and_their_own_dropout(tmp_path):
 
 
 def test_a_run_of_two_ranks_equals_one(tmp_path):
-    run, said = finish(tmp_path/'two', *SHORT)
+    words = [*SHORT, f'training.data.val_path={tmp_path}/colors', 'training.checkpoint.monitor=zero-shot/f1',
+             'training.checkpoint.mode=auto']
+    for color in ('red', 'lime', 'blue', 'gold'): # images with classes: their metrics need the images of all ranks
+        (tmp_path/'colors'/color).mkdir(parents=True)
+        for i in range(8): Image.new('RGB', (16 + i, 16), color).save(tmp_path/'colors'/color/f'{i}.png')
+    run, said = finish(tmp_path/'two', *words)
     assert 'on each of 2 ranks' in said[0] and said[1] == ''
-    one = fit(compose([*SHORT, 'training.batch_size=16', f'training.run_dir={tmp_path}/one'], config_name='quickstart'))
+    assert pd.read_csv(run/'classes.csv').images.tolist() == [8] * 4 and 'zero-shot/acc@1' in table(run)
+    one = fit(compose([*words, 'training.batch_size=16', f'training.run_dir={tmp_path}/one'], config_name='quickstart'))
     pd.testing.assert_frame_equal(table(run), table(one.folder), rtol=1e-3)
 
 

@@ -130,7 +130,7 @@ class StopAfter(Callback):
 
 def fit_run(folder, *words, stop=None):
     "A whole run of three steps, or one that is interrupted."
-    def make(cfg): return make_learner(cfg).add_cbs([StopAfter(stop)] if stop else [])
+    def make(cfg, **kwargs): return make_learner(cfg, **kwargs).add_cbs([StopAfter(stop)] if stop else [])
     words = [*SMALL, 'training.preflight=false', 'training.max_steps=3', 'training.resume=auto',
              f'training.run_dir={folder}', *words]
     with mock.patch('memory_vlm.run.make_learner', make): return fit(compose(words, config_name='quickstart'))
@@ -223,12 +223,16 @@ def test_run_records_its_environment(tmp_path):
     assert set(table) == set(COLUMNS.split()) and table.notna().any().all()
     assert table.data_wait.dropna().between(0, 1).all() and table.temperature.dropna().between(0.01, 1).all()
     events = EventAccumulator(str(next(run.folder.rglob('events.out.tfevents.*')).parent)).Reload()
-    assert set(COLUMNS.split()) - {'step', 'epoch', 'memory/reset_tokens',
-                                   'memory/reset_usage'} <= set(events.Tags()['scalars'])
+    tags = {c: f'val/{c}' if c == 'val_loss' or '/R@' in c else c for c in COLUMNS.split()}
+    texts = {'step', 'epoch', 'memory/reset_tokens', 'memory/reset_usage'}
+    usage = {f'memory/usage/{m}' for m in range(8)}
+    assert {t for c, t in tags.items() if c not in texts} | usage <= set(events.Tags()['scalars'])
     for name in ('train_loss', 'val_loss', 'memory/resets'):
-        written = table.dropna(subset=[name])
-        assert [e.step for e in events.Scalars(name)] == written.step.tolist()
-        assert [e.value for e in events.Scalars(name)] == pytest.approx(written[name].tolist(), rel=1e-5)
+        written, logged = table.dropna(subset=[name]), events.Scalars(tags[name])
+        assert [e.step for e in logged] == written.step.tolist()
+        assert [e.value for e in logged] == pytest.approx(written[name].tolist(), rel=1e-5)
+    least = min(events.Scalars(t)[0].value for t in usage)
+    assert least == pytest.approx(table['memory/least_usage'].dropna().iloc[0], rel=1e-5)
 
 
 @pytest.mark.slow

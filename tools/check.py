@@ -29,7 +29,7 @@ TEXTS = ('.py', '.yaml', '.toml', '.ini', '.md', '.sh', '.ipynb')
 # Stages in order: a module imports only its own stage and earlier ones. An entry is a module, or a folder with all its
 # modules; the longest matching entry decides. evaluation.compare opens runs and captures attention, so it comes late.
 STAGES = {
-    'base': ('core', 'schema', 'config', 'tokens', 'overrides', 'distributed'),
+    'base': ('core', 'schema', 'config', 'tokens', 'overrides', 'distributed', 'imports'),
     'data': ('data',),
     'model': ('memory', 'vision', 'clip', 'loss', 'models'),
     'evaluation': ('evaluation.retrieval', 'evaluation.classification', 'evaluation.localization',

@@ -16,13 +16,14 @@ from PIL import Image
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 TEACHING = [*sorted((NBS/'tutorials').glob('*.ipynb')),
-            *(NBS/'explain'/f'{n}.ipynb' for n in ('configuration', 'what_attention_shows'))]
+            *(NBS/'explain'/f'{n}.ipynb' for n in ('configuration', 'figures', 'what_attention_shows'))]
+PROGRESS = r'(?m)\r|^(Run folder: |step .*\d samples/s|epoch .* time \d)' # bars, or the lines in place of them
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 
 def worth_keeping(output):
     "Return whether an output is useful without a kernel."
-    if output.output_type == 'stream': return output.name == 'stdout' and '\r' not in output.text
+    if output.output_type == 'stream': return output.name == 'stdout' and not re.search(PROGRESS, output.text)
     data = output.get('data', {})
     return (output.output_type == 'error' or bool(data) and WIDGET not in data
             and not re.search('<progress|class=.progress', str(data.get('text/html', '')))) # not the bars of fastai

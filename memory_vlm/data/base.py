@@ -80,6 +80,10 @@ class Source:
         "Return the size of each image file (bytes); -1 for a missing file."
         return None
 
+    def class_labels(self)->tuple|None: # (class names, class of each index, int64 (num_indices,)); None: no classes
+        "Return the class of each image, for metrics of classification."
+        return None
+
     @property
     def num_indices(self)->int: # Larger than `len` if an epoch leaves some indices out
         "The largest index plus one."

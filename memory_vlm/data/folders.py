@@ -153,6 +153,8 @@ class ClassSource(FileSource):
         name = self.classes[self.class_index[i]]
         return clean_captions([t.replace('{}', name) for t in self.templates], self.label(i))
 
+    def class_labels(self): return self.classes, self.class_index
+
 # %% ../../nbs/data/02_folders.ipynb #145239c9
 def _class_folders(path:str|Path)->dict:
     "Return the image files of each class folder."
@@ -196,3 +198,4 @@ class LabeledSource(FileSource):
         self.labels = torch.tensor([i for i, f in enumerate(self.folders) for _ in files[f]])
 
     def captions(self, i)->list[str]: return [self.classes[self.labels[i]]]
+    def class_labels(self): return self.classes, self.labels.numpy()

@@ -49,6 +49,16 @@ class Mixture(_SourceView):
         k = int(np.searchsorted(self.starts, i, 'right')) - 1
         return self.sources[k], int(i - self.starts[k]) % self.sources[k].num_indices
 
+    def class_labels(self):
+        "Return the classes of all sources, matched by name; None if a source has none."
+        parts = [s.class_labels() for s in self.sources]
+        if None in parts: return None
+        names = list(dict.fromkeys(n for classes, _ in parts for n in classes))
+        rounds = [int(np.ceil(w)) for w in self.weights]
+        labels = [np.tile(np.array([names.index(n) for n in classes], int)[of], k)
+                  for (classes, of), k in zip(parts, rounds)]
+        return names, np.concatenate(labels)
+
     def sizes(self):
         parts = [s.sizes() for s in self.sources]
         return None if any(p is None for p in parts) else np.concatenate(parts)
@@ -76,6 +86,9 @@ class Subset(_SourceView):
     def sources(self): return [self.source]
     def __len__(self): return len(self.indices)
     def where(self, i): return self.source, int(self.indices[i])
+    def class_labels(self):
+        found = self.source.class_labels()
+        return found and (found[0], found[1][self.indices])
     def order(self, rng):
         position = np.full(self.source.num_indices, -1)
         position[self.indices] = np.arange(len(self.indices))

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from ..core import UserError, suggest
 from .base import IMAGE_SUFFIXES, FileSource, PathList, clean_captions, text_lines
-from .columns import caption_column, flatten_captions, group_rows, image_names, json_captions
+from .columns import caption_column, flatten_captions, group_rows, image_names, json_captions, one_chunk
 from pathlib import Path
 
 # %% ../../nbs/data/03_tables.ipynb #0ce94ef5
@@ -76,6 +76,7 @@ def _find_root(files:Sequence[str], beside:str, given:str|None, table:str)->str:
 class TableSource(FileSource):
     "Images and captions of a table."
     num_rows = None # Rows of the file, of all its parts; None: it is not a table
+    _classes = None # What `class_labels` returns
 
     def __init__(self,
         name:str,                # Name in messages
@@ -90,6 +91,8 @@ class TableSource(FileSource):
         "Return the captions of image `i`, without empty ones."
         first, last = (i, i + 1) if self._starts is None else self._starts[i:i + 2]
         return clean_captions(self._captions[int(first):int(last)].to_pylist(), self.label(i))
+
+    def class_labels(self): return self._classes
 
     @property
     def nbytes(self)->int: # bytes
@@ -130,6 +133,7 @@ def make_table_source(
     image_dir:str=None,     # Folder of the images; None: search for it
     rows:np.ndarray=None,   # bool (rows), rows to use; None: all
     images=None,            # By index the bytes of an image file, if there are no names
+    labels=None,            # Arrow column of class names
 )->TableSource:
     "Make a source of columns. Raises `UserError` if there is no row or no image is found."
     first = int(not name.lower().endswith('.parquet')) # rows count from 1 where they are lines
@@ -140,15 +144,35 @@ def make_table_source(
     chosen = None if rows is None else pa.array(rows)
     captions, starts = flatten_captions([c if rows is None else c.filter(chosen) for c in columns])
     if len(starts) == 1: raise UserError(f'{name} contains no row')
+    if labels is not None and rows is not None: labels = labels.filter(chosen)
     if files is None:
-        return TableSource(name, images if rows is None else _Rows(images, np.flatnonzero(rows)), captions, starts)
-    files, captions, starts = group_rows(files if rows is None else files.filter(chosen), captions, starts)
+        source = TableSource(name, images if rows is None else _Rows(images, np.flatnonzero(rows)), captions, starts)
+        source._classes = _read_classes(labels)
+        return source
+    files = files if rows is None else files.filter(chosen)
+    if labels is not None: labels = labels.take(np.unique(files.dictionary_encode().indices, return_index=True)[1])
+    files, captions, starts = group_rows(files, captions, starts)
     some = files.take(np.linspace(0, len(files) - 1, min(20, len(files))).astype(int)).to_pylist()
     if not any('/' in f for f in some) and any('\\' in f for f in some): # written on Windows
         files = pc.replace_substring(files, '\\', '/')
         some = [f.replace('\\', '/') for f in some]
-    return TableSource(name, PathList(files.cast(pa.large_binary()), _find_root(some, beside, image_dir, name)),
-                       captions, starts)
+    source = TableSource(name, PathList(files.cast(pa.large_binary()), _find_root(some, beside, image_dir, name)),
+                         captions, starts)
+    source._classes = _read_classes(labels)
+    return source
+
+_LABEL_NAMES = 'label', 'class', 'category', 'class_name', 'label_name'
+
+def _read_classes(labels)->tuple|None: # (class names, class of each image)
+    "Read a column of class names; None if it is no such column: numbers, gaps, or hardly two images per name."
+    try: names = None if labels is None else one_chunk(labels).cast(pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError): return None
+    if names is None or names.null_count: return None
+    names = pc.utf8_trim_whitespace(names).dictionary_encode()
+    known = names.dictionary.to_pylist()
+    if not 2 <= len(known) <= len(names)/2 or '' in known or all(k.isdigit() for k in known): return None
+    order = sorted(known)
+    return order, np.array([order.index(k) for k in known])[names.indices.to_numpy()]
 
 def _named_rows(files:pa.Array, rows:np.ndarray|None, name:str, first:int)->np.ndarray|None:
     "Return the rows to use that name an image. Raises `UserError` if over 1 % do not."
@@ -355,7 +379,10 @@ def open_table(
         chosen['image'], = choose_columns(names, 'image', image_key, path)[:1]
         chosen['captions'] = choose_columns(names, 'caption', caption_key, path)
         chosen['split'] = next((n for n in names if _normalize_name(n) == 'split'), None)
-        columns = list(dict.fromkeys(c for c in (chosen['image'], *chosen['captions'], chosen['split']) if c))
+        label = [n for n in names if _normalize_name(n) in _LABEL_NAMES and not path.lower().endswith('.jsonl')]
+        chosen['label'] = label[0] if len(label) == 1 and label[0] != chosen['image'] else None
+        columns = (chosen['image'], *chosen['captions'], chosen['split'], chosen['label'])
+        columns = list(dict.fromkeys(c for c in columns if c))
         if twice := [c for c in columns if names.count(c) > 1]:
             raise UserError(f"{path} has {names.count(twice[0])} columns called '{twice[0]}'; rename all but one")
         return columns
@@ -364,6 +391,7 @@ def open_table(
     inside = chosen['image'] not in table.column_names
     source = make_table_source(path, None if inside else table[chosen['image']],
                                [table[c] for c in chosen['captions']], os.path.dirname(path), image_dir, rows,
-                               _ParquetBytes(path, chosen['image']) if inside else None)
+                               _ParquetBytes(path, chosen['image']) if inside else None,
+                               table[chosen['label']] if chosen['label'] else None)
     source.has_split, source.has_valid, source.num_rows = rows is not None, has_valid, len(table)
     return source

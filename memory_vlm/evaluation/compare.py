@@ -35,7 +35,7 @@ from memory_vlm.evaluation.classification import (
 from .intervals import caption_groups, change_interval, group_sums, ratio_values, share_interval
 from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
 from .retrieval import chance_recall, retrieval_ranks
-from .validation import encode, evaluation_mode
+from .validation import encode, evaluation_mode, image_vectors
 from ..interp.features import memory_features
 from ..training.run_dir import LoadedModel, as_model
 from pathlib import Path
@@ -210,12 +210,15 @@ def _open_class_folder(path:str|Path, prompts:Prompts|None)->LabeledSource:
     "Open folders of images per class, in the classes of the prompts."
     return LabeledSource(path, prompts and prompts.names)
 
+def _one_vector(features:Tensor)->Tensor: # (N,D) or (N,K,D) -> (N,D), as `encode_image` gives it
+    return features if features.dim() == 2 else F.normalize(features.mean(1), dim=-1)
+
 def _labeled_features(model:EvalModel, source:LabeledSource, how:tuple)->tuple[Tensor, Tensor]:
     "Return features and labels of images."
     device, features, rows = next(model.model.parameters()).device, [], []
     with evaluation_mode(model.model):
         for images, _, index in model.make_batches(source, *how):
-            features.append(F.normalize(model.model.encode_image(images.to(device)).float(), dim=-1).cpu())
+            features.append(image_vectors(model.model, images.to(device)).cpu())
             rows.append(index)
     return torch.cat(features), source.labels[torch.cat(rows)]
 
@@ -231,7 +234,9 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
         images, labels = _labeled_features(model, source, how)
         classes = Prompts(source.classes, prompts.templates if prompts else TEMPLATES['imagenet'])
         scores = _zero_shot_scores(model, classes, images, labels)
-        if train: scores |= _probe_scores(images, labels, *_labeled_features(model, train, how))
+        if train:
+            known, of = _labeled_features(model, train, how)
+            scores |= _probe_scores(_one_vector(images), labels, _one_vector(known), of)
         return scores, len(images), 0
     images, texts, owner, captions = encode(model.model, model.make_batches(source, *how))
     scores = _retrieval_scores(images, texts, owner, captions)

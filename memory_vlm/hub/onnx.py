@@ -21,9 +21,11 @@ class _Encoder(nn.Module):
     "The image encoder or the text encoder of a model."
     def __init__(self, model:MemoryCLIP, kind:str):
         super().__init__()
-        self.model, self.encode = model, getattr(model, f'encode_{kind}')
+        self.model, self.kind = model, kind
 
-    def forward(self, inputs:Tensor)->Tensor: return self.encode(inputs, normalize=True) # (B,...) -> (B,D)
+    def forward(self, inputs:Tensor)->Tensor: # (B,...) -> (B,D), as `similarity` takes them
+        if self.kind == 'text': return self.model.with_query(self.model.encode_text(inputs, normalize=True))
+        return self.model.encode_image(inputs, normalize=True, vectors=self.model.visual.many_vectors)
 
 def example_input(
     model:MemoryCLIP, # Model whose image size and tokenizer are used
@@ -43,8 +45,9 @@ def _model_facts(model:MemoryCLIP)->dict:
                  std=list(cfg.std), **vars(Preprocessing.of(cfg)))
     text = dict(shape=['batch', cfg.text.max_len], dtype='int64', tokenizer=cfg.text.tokenizer,
                 tokenizer_kwargs=dict(cfg.text.tokenizer_kwargs))
-    return dict(name=cfg.name, image=image, text=text,
-                features=dict(shape=['batch', cfg.proj_dim or cfg.embed_dim], dtype='float32', length=1.0),
+    many = [model.visual.layout.num_memory] * model.visual.many_vectors
+    return dict(name=cfg.name, image=image, text=text, readout=cfg.memory.readout,
+                features=dict(shape=['batch', *many, cfg.proj_dim or cfg.embed_dim], dtype='float32', length=1.0),
                 logit_scale=model.logit_scale.exp().item(), logit_bias=None if bias is None else bias.item())
 
 # %% ../../nbs/hub/02_onnx.ipynb #724d91bf
@@ -96,17 +99,31 @@ facts = json.load(open('export.json'))
 encode_image, encode_text = (onnxruntime.InferenceSession(f'{kind}.onnx') for kind in ('image', 'text'))
 image_features, = encode_image.run(None, dict(inputs=images)) # float32 {image}
 text_features, = encode_text.run(None, dict(inputs=ids))      # int64 {text}
-logits = facts['logit_scale'] * image_features @ text_features.T''', torch='''import json, torch
+{score}''', torch='''import json, torch
 
 facts = json.load(open('export.json'))
 encode_image, encode_text = (torch.export.load(f'{kind}.pt2').module() for kind in ('image', 'text'))
 image_features, text_features = encode_image(images), encode_text(ids) # float32 {image}, int64 {text}
-logits = facts['logit_scale'] * image_features @ text_features.T''')
+{score}''')
+
+_SCORE = "logits = facts['logit_scale'] * image_features @ text_features.T"
+_SCORE_NEAREST = """scores = image_features @ text_features.T # (images, vectors, captions): the nearest vector counts
+logits = facts['logit_scale'] * scores.max(1){values}"""
+_SCORE_MIXED = """from numpy import einsum, exp, linalg, asarray
+
+images, texts = asarray(image_features), asarray(text_features) # beside each caption its query, which mixes the vectors
+weights = exp(einsum('bkd,cd->bkc', images, texts[:, 1]))
+mixed = einsum('bkc,bkd->bcd', weights, images)
+mixed /= linalg.norm(mixed, axis=-1, keepdims=True)
+logits = facts['logit_scale'] * einsum('bcd,cd->bc', mixed, texts[:, 0])"""
 
 def _write_card(model:MemoryCLIP, folder:Path, form:str, facts:dict):
     "Write a card with an example that runs the files."
     shapes = {kind: f"({', '.join(map(str, _model_facts(model)[kind]['shape']))})" for kind in ('image', 'text')}
-    code = _CODE.get(form, '').replace('{image}', shapes['image']).replace('{text}', shapes['text'])
+    score = dict(maxsim=_SCORE_NEAREST, caption=_SCORE_MIXED).get(model.cfg.memory.readout, _SCORE)
+    score = score.replace('{values}', '.values' if form == 'torch' else '')
+    code = _CODE.get(form, '').replace('{score}', score)
+    code = code.replace('{image}', shapes['image']).replace('{text}', shapes['text'])
     files = ' and '.join(f'`{kind}{FORMATS[form][0]}`' for kind in ('image', 'text'))
     use = _USAGE.replace('`{files}`', files).replace('{code}', code).replace('{', '{{').replace('}', '}}')
     model.generate_model_card(use=use, **facts).save(folder/'README.md')

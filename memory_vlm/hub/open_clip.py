@@ -134,6 +134,9 @@ def save_open_clip(
     **facts,          # Arguments of `model_card`, such as `metrics`
 )->Path:              # `folder`
     "Write a folder that open_clip opens. Raises `UserError` if its configuration cannot express the model."
+    if model.visual.many_vectors:
+        raise UserError(f'open_clip compares one vector per image, and readout={model.cfg.memory.readout} has '
+                        f"{model.visual.layout.num_memory}; export with to='hub', 'onnx' or 'torch'")
     cfg, folder, tokenizer = _open_clip_config(model.cfg), Path(folder), model.cfg.text.tokenizer
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer != 'clip': text_tokenizer(model.cfg.text).opened.save_pretrained(folder) # for open_clip's local-dir

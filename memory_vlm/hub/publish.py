@@ -6,6 +6,7 @@
 __all__ = ['share']
 
 # %% ../../nbs/hub/03_publish.ipynb #01fc96f8
+import shutil
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from ..core import UserError, pick, require
@@ -14,7 +15,7 @@ from .onnx import FORMATS, export_encoders
 from .open_clip import save_open_clip
 from ..overrides import command_line
 from ..report import memory_report
-from ..training.run_dir import LoadedModel, as_model
+from ..training.run_dir import LoadedModel, as_model, find_run
 from ..viz.html import memory_figures
 from omegaconf import OmegaConf
 from pathlib import Path
@@ -53,6 +54,13 @@ def _write_encoders(form): return lambda model, folder, facts: export_encoders(m
 
 _TARGETS = dict(hub=_write_hub, open_clip=_write_open_clip, **{form: _write_encoders(form) for form in FORMATS})
 
+def _copy_code(loaded:LoadedModel, folder:Path):
+    "Copy the code that a run imports. Opening the exported model does not execute it; say how to import it."
+    run = loaded.place and find_run(loaded.place)
+    if not run or not (run/'imports').is_dir(): return
+    shutil.copytree(run/'imports', folder/'imports', ignore=shutil.ignore_patterns('imports.json', '__pycache__'))
+    print(f'The model needs code of its own, which is in {folder}/imports; to open it in a command: --import FILE')
+
 def _push(folder:Path, repo:str, private:bool=False)->str:
     "Upload a folder to the Hugging Face hub. Raises `UserError` if the hub refuses it."
     api, kept = HfApi(), f'The files are in {folder}'
@@ -83,5 +91,6 @@ def share(
     if to == 'onnx': # before facts are measured and written
         for package in ('onnx', 'onnxscript', 'onnxruntime'): require(package, 'export to ONNX', extra='export')
     write(loaded.model, folder, _card_facts(loaded, folder, look) | (dict(place=repo) if repo else {}))
+    _copy_code(loaded, folder)
     if repo: print(_push(folder, repo, private))
     return folder

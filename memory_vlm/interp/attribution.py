@@ -101,7 +101,8 @@ def _check_linear_readout(vit):
     "Raise `UserError` if the output of the tower is not a sum over heads and keys."
     def plain(*modules): return all(isinstance(m, nn.Identity) for m in modules)
     reads_cls = vit.layout.num_cls and vit.global_pool == 'token' and vit.attn_pool is None
-    checks = {'pooling other than the CLS token': reads_cls,
+    checks = {f'readout={vit.readout}': vit.readout == 'none',
+            'pooling other than the CLS token': reads_cls,
             'a norm after pooling': plain(vit.fc_norm),
             'a final norm other than LayerNorm': plain(vit.norm) or isinstance(vit.norm, nn.LayerNorm),
             'a head other than a linear layer': plain(vit.readout_head) or isinstance(vit.readout_head, nn.Linear),

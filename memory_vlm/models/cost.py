@@ -61,7 +61,7 @@ def _parts(cfg, depth, num_tokens):
 def _cost(cfg_json, num_tokens):
     "Return the costs of a configuration in JSON."
     cfg = OmegaConf.create(json.loads(cfg_json))
-    plain = OmegaConf.merge(cfg, dict(memory=dict(enabled=False)))
+    plain = OmegaConf.merge(cfg, dict(memory=dict(enabled=False, readout='none')))
     def whole(one, two, depth): return Cost(*(a + (b - a) * (depth - 1) for a, b in zip(one, two)))
     one, two = _parts(cfg, 1, num_tokens), _parts(cfg, 2, num_tokens)
     vision, text = whole(one[0], two[0], cfg.depth), whole(one[1], two[1], cfg.text.depth)

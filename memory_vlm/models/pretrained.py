@@ -266,7 +266,7 @@ def build_pretrained(cls:type, cfg:DictConfig, spec:PretrainedSpec)->nn.Module:
     "Build a model with pretrained weights and the memory of a configuration."
     cfg = OmegaConf.to_container(cfg, resolve=True)
     later = cfg['memory']['enabled'] and 'memory' not in spec.cfg
-    model = cls(cfg | dict(memory=cfg['memory'] | dict(enabled=False)) if later else cfg)
+    model = cls(cfg | dict(memory=cfg['memory'] | dict(enabled=False, readout='none')) if later else cfg)
     _load_pretrained_weights(model, spec)
     if later: model.add_memory(cfg['memory'])
     return model

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 # %% ../../nbs/models/08_registry.ipynb #a1c0de08
 VIT_SIZES = ('img_size', 'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio')
 VIT_MEMORY = ('num_memory_tokens', 'memory_init', 'memory_update', 'memory_position', 'mem_alpha', 'memory_dim',
-              'key_bias')
+              'key_bias', 'readout')
 
 def vit_name(
     arguments:dict, # Plain values, as `memory_vlm.vision.vit_arguments` returns them

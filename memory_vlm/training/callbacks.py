@@ -219,8 +219,18 @@ class LogCallback(Callback):
         return dict(bad_samples=len(bad)) if bad else {}
     def write_evaluations(self):
         for e in self.learn.evaluations[self.written:]:
-            self.out.add(e['step'], {k: v for k, v in e.items() if k != 'step'})
+            self.out.add(e['step'], {k: v for k, v in e.items() if k != 'step'}, prefix='val/')
+        if self.written < len(self.learn.evaluations): self.write_classes()
         self.written = len(self.learn.evaluations)
+    def write_classes(self):
+        for m in getattr(self.learn, 'class_metrics', ()):
+            if getattr(m, 'report', None) is None: continue
+            prefix = f'{m.name}-' * bool(m.name)
+            for name, table in (('classes', m.report), ('confusion', m.confusion)):
+                self.out.add_table(f'{prefix}{name}', table)
+            pixels = m.draw_confusion() if self.out.shows else None
+            name = f'val/{m.name}/confusion' if m.name else 'val/confusion'
+            if pixels is not None: self.out.add_image(self.train_iter, name, pixels)
 
 # %% ../../nbs/training/03_callbacks.ipynb #d197e0f7
 def save_checkpoint(
@@ -232,7 +242,7 @@ def save_checkpoint(
     "Write a checkpoint, named by the configuration, with the metrics of exactly this step. Call it on rank 0."
     known = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     fresh = known if learn.evaluation.get('step') == learn.train_iter else {}
-    name = checkpoint_name(cfg.checkpoint.filename, cfg.logging.name, learn.epoch, learn.train_iter, known)
+    name = checkpoint_name(cfg.checkpoint.filename, cfg.logging.name, learn.epoch + 1, learn.train_iter, known)
     return write_checkpoint(Path(folder)/name, getattr(learn, 'averaged', None) or learn.model, state,
                             learn.train_iter, learn.epochs_done, fresh)
 
@@ -368,6 +378,7 @@ def check_callback(
     if 'SaveModelCallback' in classes and hasattr(learn, 'weight_average'):
         refuse('it saves weights, and training.ema_decay evaluates their average; use training.checkpoint')
     if isinstance(cb, TrackerCallback):
-        pick(['train_loss', 'valid_loss', *learn.metrics.attrgot('name')], cb.monitor, f'{name}(monitor)')
+        if cb.monitor == 'valid_loss': cb.monitor = 'val_loss' # fastai's name, and its default
+        pick(['train_loss', 'val_loss', *learn.metrics.attrgot('name')], cb.monitor, f'{name}(monitor)')
         if cb.comp is dict(min=np.greater, max=np.less)[better_values(cb.monitor)]:
             refuse(f"comp={cb.comp.__name__} would select the worst value of monitor='{cb.monitor}'; leave comp out")

@@ -205,7 +205,7 @@ class _Metrics(dict):
 def checkpoint_name(
     pattern:str,  # `training.checkpoint.filename`, such as '{name}-{step:07d}-{t2i_R_1:.3f}'
     name:str,     # Name of the run
-    epoch:int,    # Epoch, from 0
+    epoch:int,    # Epoch, from 1
     step:int,     # Optimizer steps done
     metrics:dict, # Metric values; `/` and `@` of their names are `_` here
 )->str:           # A file name
@@ -243,7 +243,7 @@ def better_values(
     monitor:str, # Name of a metric, such as val_loss or t2i/R@1
 )->str:          # 'min' or 'max'
     "Return whether small or large values of a metric are better."
-    return 'min' if monitor.endswith('loss') else 'max'
+    return 'min' if monitor.endswith(('loss', 'error')) else 'max'
 
 def check_monitor(
     kept:DictConfig, # `cfg.training.checkpoint`

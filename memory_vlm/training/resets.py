@@ -169,15 +169,28 @@ def end_window(self:MemoryResetCallback):
     self.window_steps.append(self.train_iter)
     self.usages.append(usage)
     self.was_reset.append(reset)
-    if hasattr(self.learn, 'run_log'): self.learn.run_log.out.add(self.train_iter, self.row()) # of a LogCallback
+    if hasattr(self.learn, 'run_log'): # of a LogCallback
+        self.learn.run_log.out.add(self.train_iter, self.row())
+        self.learn.run_log.out.add_plots(self.train_iter, self.token_usage())
     self.usage.clear()
     self.looks = 0
 
 # %% ../../nbs/training/04_resets.ipynb #82e696dc
+_MAX_CURVES = 256 # Most curves of single tokens in TensorBoard and W&B
+
 @patch(as_prop=True)
 def num_images(self:MemoryResetCallback)->int:
     "Return how many images of a batch k-means uses: few, so that it takes less time than the step."
     return max(8, -(-2 * self.vit.layout.num_memory // self.vit.layout.num_patches))
+
+@patch
+def token_usage(self:MemoryResetCallback)->dict: # 1: uniform attention
+    "Return the usage of each token in the last window, by number or as `block:token`; the mean of blocks if too many."
+    usage = self.usages[-1]
+    if usage.numel() > _MAX_CURVES: usage = usage.mean(0, keepdim=True)
+    width = len(str(usage.shape[1] - 1)) # with zeros in front, so that names are in order
+    return {'memory/usage/' + f'{g}:' * (len(usage) > 1) + f'{m:0{width}}': u
+            for g, row in enumerate(usage.tolist()) for m, u in enumerate(row)}
 
 @patch
 def row(self:MemoryResetCallback)->dict:

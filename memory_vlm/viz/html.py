@@ -11,7 +11,7 @@ import json
 import torch
 from datetime import date
 from importlib.metadata import version
-from ..attention import capture
+from ..attention import capture, checked_index
 from ..evaluation.validation import evaluation_mode
 from ..interp.features import map_layer
 from ..overrides import changed_keys, command_line
@@ -19,7 +19,7 @@ from ..training.logging import read_metrics
 from ..training.resets import ResetHistory
 from ..training.run_dir import as_model
 from .plots import token_overlays, training_curves, usage_through_training
-from .style import Plot, to_svg
+from .style import Plot, sizable, to_svg
 from pathlib import Path
 
 # %% ../../nbs/viz/03_html.ipynb #7642c40f
@@ -30,25 +30,30 @@ def _run_summary(metrics:dict, gallery:int, epochs:float)->str:
             f'on {gallery:,} validation images; chance is {1 / gallery:.1%}.')
 
 # %% ../../nbs/viz/03_html.ipynb #8050297c
+@sizable
 def memory_figures(
     model,         # A run folder, a Learner, a `LoadedModel`, or anything else that `as_model` takes
     num:int=4,     # Number of images
     tokens:int=6,  # Number of memory tokens, evenly spaced over all of them
+    layer:int=None, # Block, negative from the last; None: the last one whose memory affects the output
+    head:int=None, # Head; None: mean over heads
 )->Plot|None:      # Figure; None for a model without memory
-    "Draw attention maps of some memory tokens over the first validation images."
+    "Draw attention maps of some memory tokens over the first validation images. Raises `UserError` for unknown layers."
     loaded = as_model(model)
     memory = loaded.model.visual.layout.num_memory
     if not memory: return None
     images, ids, owner = loaded.valid_dl.one_batch()
     images = images[:num]
-    layer = map_layer(len(loaded.model.visual.blocks))
+    depth = len(loaded.model.visual.blocks)
+    layer, usual = map_layer(depth) if layer is None else checked_index(layer, depth, 'layer'), layer is None
     with evaluation_mode(loaded.model), capture(loaded.model, layer) as maps:
         loaded.model.encode_image(images.to(loaded.device))
     shown = torch.linspace(0, memory - 1, min(tokens, memory)).round().int().tolist()
-    values = torch.stack([maps.heatmap(layer, token=m) for m in shown], 1).numpy() # (B,m,h,w)
+    values = torch.stack([maps.heatmap(layer, head, token=m) for m in shown], 1).numpy() # (B,m,h,w)
     titles = [loaded.valid_dl.source.captions(i)[0] for i in owner.unique_consecutive()[:num].tolist()]
     return token_overlays(images.cpu(), values, names=[f'token {m}' for m in shown], titles=titles,
-                          note=f'Layer {layer}, the last one whose memory affects the output; mean over heads. '
+                          note=f'Layer {layer}{", the last one whose memory affects the output" * usual}; '
+                               f'{"mean over heads" if head is None else f"head {head}"}. '
                                f'{len(shown)} of {memory} tokens.',
                           uniform=1 / loaded.model.visual.layout.num_keys)
 

@@ -16,6 +16,7 @@ from ..ablation import ablate
 from ..attention import AttentionMaps, capture, find_vit
 from ..core import UserError, pick
 from ..evaluation.retrieval import retrieval_metrics
+from ..evaluation.validation import with_queries
 from ..interp.intervene import intervene, record_states
 from ..training.run_dir import as_model
 from ..viz.plots import ablation_bars, overlay, token_overlays
@@ -53,7 +54,7 @@ class _Retrieval:
         self.captions = ids.unique(dim=0, return_inverse=True)[1] # equal captions count as one
         device = next(model.parameters()).device
         with training_paused(model), record_states(model) as self.states:
-            self.texts = model.encode_text(ids.to(device), normalize=True).float().cpu() # (C,dim)
+            self.texts = with_queries(model, model.encode_text(ids.to(device), normalize=True)).float().cpu() # (C,dim)
             self.features()
 
     def features(self, kind:str='mask', off=(), batch:int=64)->Tensor: # (n, dim)

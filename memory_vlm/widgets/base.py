@@ -24,7 +24,7 @@ from ..attention import find_vit
 from ..clip import normalize_images
 from ..core import UserError
 from ..data.transforms import Preprocessing, center_crop
-from ..evaluation.validation import evaluation_mode
+from ..evaluation.validation import evaluation_mode, image_vectors
 from ..training.run_dir import LoadedModel, as_model
 from ..viz.plots import mixed_cmap, overlay, to_image
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -210,11 +210,11 @@ def find_model(
 def image_features(
     model:nn.Module, # A MemoryCLIP or a MemoryViT
     images:Tensor,   # uint8 (B, 3, height, width)
-)->Tensor:           # (B, dim), unit length
+)->Tensor:           # Of unit length (B, dim), or (B, K, dim) for a model that compares captions with K vectors
     "Encode images with the normalization of the model."
     parameter = next(model.parameters())
     images = images.to(parameter.device)
-    if hasattr(model, 'encode_image'): x = model.encode_image(images)
+    if hasattr(model, 'encode_image'): return image_vectors(model, images)
     else:
         mean, std = (torch.tensor(v, device=images.device) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
         x = model(normalize_images(images, mean, std))

@@ -168,6 +168,7 @@ def _make_field(key:str, value, **kwargs):
     "Make the field for a key."
     f = schema_fields()[key]
     if f.type is bool: return W.Checkbox(value, indent=False, **kwargs)
+    if f.metadata.get('pattern'): return W.Combobox(value=value, options=list(choice_values(f)), **kwargs)
     if choices := choice_values(f): return W.Dropdown(options=list(choices.items()), value=value, **kwargs)
     known = {'training.optimizer': list_optimizers(), 'training.data.train_path': list(BUILT_IN),
              'training.data.val_path': list(BUILT_IN)}

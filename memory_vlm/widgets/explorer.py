@@ -13,8 +13,10 @@ from contextlib import ExitStack, contextmanager
 from html import escape
 from ..attention import AttentionMaps, capture, checked_index, find_vit
 from ..core import UserError, pick
+from ..evaluation.validation import with_queries
 from ..interp.attribution import attribute
 from ..interp.features import map_layer
+from ..loss import similarity
 from ..training.run_dir import as_model
 from ..viz.plots import overlay, token_overlays
 from ..viz.style import color_scale
@@ -89,7 +91,7 @@ class _ModelView:
             try: yield
             finally: self.paused = False
 
-    def look(self, i:int)->tuple: # Index of an image -> AttentionMaps, feature (dim,)
+    def look(self, i:int)->tuple: # Index of an image -> AttentionMaps, feature (dim,) or (K, dim)
         "Return attention and feature of an image."
         seen = self.fresh()
         if ('image', i) not in seen:
@@ -114,8 +116,8 @@ class _ModelView:
     def score(self, i:int, caption:str, others:tuple)->tuple: # -> cosine, and the cosines of the other captions
         "Return the cosine of an image with a caption, and with captions of other images."
         feature = self.look(i)[1]
-        beside = (self.encode(others) @ feature).numpy() if others else np.zeros(0)
-        return (self.encode((caption,)) @ feature).item(), beside
+        def cosines(captions): return similarity(feature[None], with_queries(self.model, self.encode(captions)))[0]
+        return cosines((caption,)).item(), cosines(others).numpy() if others else np.zeros(0)
 
     def shares(self, i:int, caption:str)->tuple: # -> (M,), and a sentence
         "Return the direct contribution of each memory token to the cosine of an image and a caption."

@@ -15,7 +15,7 @@ from datetime import date
 from matplotlib import colormaps
 from ..attention import AttentionMaps
 from ..viz.html import save_html
-from ..viz.plots import HEAT, to_gray, to_image
+from ..viz.overlay import HEAT, to_gray, to_image
 from .base import asset, mosaic_cols
 from pathlib import Path
 from PIL import Image

@@ -58,7 +58,9 @@ class _IndexView:
     )->list:         # (index, cosine), best first
         "Return the images that match a caption best."
         with training_paused(self.model): query = text_feature(self.model, caption)
-        return best_rows(self.features(), query, top)
+        found = self.features()
+        if found.dim() == 2: return best_rows(found, query, top)
+        return best_rows(torch.nn.functional.normalize(found.mean(1), dim=-1), query, top, vectors=found)
 
     def look(self, ids:list)->AttentionMaps: # Images -> their maps, in the same order
         "Return the attention of some images."
