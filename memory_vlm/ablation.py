@@ -87,8 +87,9 @@ _HELP = """Use is not help: a model may rely on its memory and be no better for 
 same seeds without memory, and with memory that is never trained (the control for extra computation), all else equal:"""
 _SEEDS = 'training.seed=0,1,2'
 
-def _next_steps(cfg:DictConfig|None)->str:
+def _next_steps(cfg:DictConfig|None, has_text:bool=True)->str:
     "Return the commands that train the baselines of a run."
+    if not has_text: return _HELP[:-1] + '.' # this package did not train it
     if cfg is None:
         return (f'{_HELP}\nput `-m` and `{_SEEDS}` behind the command, with `model/memory=off` or with '
                 '`model.memory.memory_init=frozen`.')
@@ -188,7 +189,7 @@ class Ablation:
         return dict(verdict=self.verdict, sentence=self.sentence, num_images=self.num_images, scores=self.scores,
                     changes=rows, notes=self.notes)
 
-    def _next(self): return [_next_steps(self.cfg)] if self.part == 'memory' else []
+    def _next(self): return [_next_steps(self.cfg, '1-NN' not in self.scores)] if self.part == 'memory' else []
     def _notes(self): return [f'{kind} does not apply: {why}.' for kind, why in self.notes.items()]
     def __str__(self):
         return '\n'.join([self.table.to_string(), '', self.sentence, *self._notes(), *self._next()])

@@ -11,7 +11,6 @@ import torch
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from .ablation import Ablation, ablate
-from .attention import find_clip
 from .clip import MemoryCLIP
 from .core import UserError, pick
 from .evaluation.intervals import jackknife_values, mean_interval, share_interval
@@ -319,8 +318,9 @@ def _starts_like_twin(cfg:DictConfig)->bool: # `cfg.model`
 
 def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:
     "Return the ablation of a model on the first images, or the reason why there is none."
+    if not any(hasattr(m, 'encode_text') for m in loaded.model.modules()):
+        return 'the model has no text tower; `ablate(model, dl)` measures use by the class of the nearest image'
     try:
-        find_clip(loaded.model)
         batch = next(iter(loaded.valid_dl))
         if not isinstance(batch, (tuple, list)) or len(batch) < 3: return 'the data has no captions'
         return ablate(loaded, num_images=num_images)
