@@ -301,8 +301,8 @@ def check_memory(
     cfg, # `cfg.model`
 ):
     "Check the combination of memory keys. Raises `UserError` with the smallest changes that make it valid."
+    if not cfg.memory['enabled'] and cfg.memory.get('readout', 'none') == 'none': return
     m = dict(cfg.memory)
-    if not m['enabled'] and m.get('readout', 'none') == 'none': return
     _find_update(m['memory_update'])
     why = _memory_conflict(m, cfg.embed_dim)
     if not why: return
