@@ -2117,6 +2117,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'memory_vlm/training/progress.py'),
                                               'memory_vlm.training.progress.TableCallback': ( 'training/progress.html#tablecallback',
                                                                                               'memory_vlm/training/progress.py'),
+                                              'memory_vlm.training.progress.TableCallback.after_fit': ( 'training/progress.html#tablecallback.after_fit',
+                                                                                                        'memory_vlm/training/progress.py'),
                                               'memory_vlm.training.progress.TableCallback.before_epoch': ( 'training/progress.html#tablecallback.before_epoch',
                                                                                                            'memory_vlm/training/progress.py'),
                                               'memory_vlm.training.progress.TableCallback.before_fit': ( 'training/progress.html#tablecallback.before_fit',

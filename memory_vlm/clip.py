@@ -251,6 +251,9 @@ def from_pretrained(
     **kwargs,      # Keys of `cfg.model` to change, such as image_size, or options of the hub, such as revision
 )->MemoryCLIP:     # In evaluation mode
     "Open a pretrained model. Raises `UserError` if it is not found or its weights do not fit."
+    if not isinstance(name, (str, Path)):
+        raise UserError(f'from_pretrained opens names and files, not a {type(name).__name__}; save its `state_dict()`, '
+                        'and give open_clip:NAME/FILE or timm:NAME/FILE')
     if memory is None and kwargs.keys() <= _HUB_OPTIONS and ':' not in str(name) and not Path(name).is_file():
         if not Path(name).is_dir() or (Path(name)/'config.json').exists():
             options = dict(cache_dir=os.environ.get('TRANSFORMERS_CACHE')) | kwargs

@@ -217,7 +217,8 @@ def fit(
 
 def _with_own_code(learn:MemoryLearner, cfg:DictConfig, run:Path, metrics)->tuple[MemoryLearner, DictConfig]:
     "Return the learner of a resumed run with the code that the run keeps, if another one was imported."
-    changed, recorded = import_run(run), OmegaConf.load(run/'config.yaml').training.get('imports', [])
+    changed = import_run(run)
+    recorded = OmegaConf.select(OmegaConf.load(run/'config.yaml'), 'training.imports', default=[])
     if changed:
         with _imports_of(run): learn = make_learner(cfg, learn.dls, metrics=metrics)
     learn.cfg.training.imports = recorded

@@ -94,9 +94,8 @@ def paired_differences(
     table = runs.pivot(index='seed', columns='variant', values=pick(runs.columns, metric, 'metric'))
     own = table[pick(table.columns, baseline, 'variant')]
     changes = {v: (table[v] - own).dropna() for v in runs.variant.unique() if v != baseline}
-    errors = {v: d.std() / len(d)**0.5 for v, d in changes.items() if len(d) > 1}
-    p = {v: 2 * t.sf(abs(changes[v].mean()) / e, len(changes[v]) - 1) if e else float(changes[v].mean() == 0)
-         for v, e in errors.items()}
+    errors = {v: d.std() / len(d)**0.5 for v, d in changes.items() if d.std() > 1e-9} # equal differences show no spread
+    p = {v: 2 * t.sf(abs(changes[v].mean()) / e, len(changes[v]) - 1) for v, e in errors.items()}
     corrected, rows = holm(p), []
     levels = _levels(p, corrected)
     for v, d in changes.items():
@@ -125,8 +124,8 @@ def study_table(
         if baseline is None: continue
         found = paired_differences(runs, baseline, m)
         cells = [_points(row, m, '+') for row in found[['difference', 'low', 'high']].to_numpy()]
-        shown = [f'{d} [{low}, {high}], p {p:.2g}' if p == p else f'{d} (one pair)' for (d, low, high), p in
-                 zip(cells, found.p)]
+        shown = [f'{d} [{low}, {high}], p {p:.2g}' if p == p else f'{d} ({"no spread" if n > 1 else "one pair"})'
+                 for (d, low, high), p, n in zip(cells, found.p, found.pairs)]
         column = pd.Series(shown, index=found.index).reindex(table.index, fill_value='')
         table[f'{m}, difference from {baseline}'] = column
     return table.assign(parameters=[f'{p / 1e6:.3g} M' for p in summary.params],

@@ -26,6 +26,8 @@ class TableCallback(Callback):
     def before_fit(self):
         self.recorder.metric_names = self.recorder.metric_names.map(lambda n: 'val_loss' if n == 'valid_loss' else n)
     def before_epoch(self): self.recorder.log[0] += 1
+    def after_fit(self): # fastai's `plot_loss` asks for its own name
+        self.recorder.metric_names = self.recorder.metric_names.map(lambda n: 'valid_loss' if n == 'val_loss' else n)
 
 # %% ../../nbs/training/09_progress.ipynb #7deb3f4d
 class LineProgressCallback(ProgressCallback):

@@ -165,8 +165,8 @@ def _unfinished_runs(
 def _read_run_dir(path:Path)->Path:
     "Return the run that `training.resume` names. Raises `UserError` if there is none."
     given = f"training.resume='{path}'"
-    if path.is_file():
-        raise UserError(f'{given} is a file; give the folder of a run, or auto')
+    if path.is_file(): raise UserError(f'{given} is a file; give the folder of a run, or auto')
+    if not (path/'config.yaml').exists() and (of := sorted(path.glob('*/config.yaml'))): return of[-1].parent # newest
     if not path.exists(): raise UserError(f'{given} does not exist; give the folder of a run, or auto')
     run = next((p for p in (path, *path.parents) if (p/'config.yaml').exists()), None)
     if run is None: raise UserError(f'{given} is not a run folder: neither it nor a folder above it has a config.yaml')
