@@ -8,6 +8,7 @@ import sys
 import torch
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from lab import free_port
 from memory_vlm.cli import main
 from memory_vlm.config import compose
 from memory_vlm.core import UserError
@@ -145,8 +146,8 @@ def test_a_study_records_the_code_and_compose_reads_it(place):
 def test_ranks_and_workers_import_it(place):
     words = [*TINY, 'training.max_steps=2', 'training.data.num_workers=1', 'training.preflight=true',
              'training.data.prefetch_factor=2', '--import=leaky.py']
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0',
-                           str(ROOT/'train.py'), *words], env=os.environ | dict(PYTHONPATH=str(ROOT)),
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port', str(free_port()),
+                           str(ROOT/'train.py'), *words], env=os.environ | dict(PYTHONPATH=str(ROOT)), timeout=300,
                           capture_output=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr[-2000:]
     assert (find_run('runs/leaky')/'imports/leaky/leaky.py').exists()
