@@ -37,11 +37,11 @@ def test_a_mechanism_in_a_file_is_a_command(tmp_path):
     cells = read_nb(NBS/'tutorials'/'4_write_a_mechanism.ipynb').cells
     imports, mechanism = [c.source for c in cells if c.cell_type == 'code'][:2]
     text = next(c.source for c in cells if 'leaky.py' in c.source)
-    (tmp_path/'leaky.py').write_text('\n'.join([imports, mechanism, re.search('```python\n(.*?)```', text, re.S)[1]]))
+    (tmp_path/'leaky.py').write_text(f'{imports}\n{mechanism}')
     fit, ablate = (line.split()[1:] for line in re.search('```sh\n(.*?)```', text, re.S)[1].splitlines())
     short = ['training.max_steps=2', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny',
              'training.batch_size=16']
     for words in ([*fit, *short], ablate):
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, encoding='utf-8')
+        done = subprocess.run([sys.executable, '-m', 'memory_vlm', *words], cwd=tmp_path, capture_output=True, encoding='utf-8')
         assert done.returncode == 0, done.stdout + done.stderr
     assert 'no ablation' in done.stdout and 'shuffle' in done.stdout
