@@ -72,7 +72,7 @@ def _modules_in(root:Path, within:str='')->dict:
     return {n: f for n in names if (f := file(n))}
 
 def _execute(given:str, module:str, root:Path)->_Code:
-    "Execute a module anew. Raises `UserError` with the line of an error in it."
+    "Execute a module again. Raises `UserError` with the line of an error in it."
     own, top = f"training.imports: '{given}'", module.split('.')[0]
     within = top if '.' in module or (root/top).is_dir() else '' # a package; a file may import all files beside it
     hidden = {n: sys.modules.pop(n) for n in [*_modules_in(root, within), module] if n in sys.modules}
