@@ -9,7 +9,6 @@ ways) is more than 1.5 points below that of the model without memory; the bias h
 difference to the same mechanism without it is positive with an interval (Holm over the mechanisms of the table) that
 excludes 0. Finished runs are not repeated. nbs/explain/why_memory_trails.ipynb reads the file of results. """
 import argparse
-import pandas as pd
 import study as study_benchmark
 from memory_vlm.study import study
 from pathlib import Path
@@ -42,11 +41,7 @@ def main():
     base = [*study_benchmark.base(STEPS), f'training.scheduler_kwargs.warmup_epochs={args.warmup}']
     folder = f'runs/benchmark_key_bias/warmup_{args.warmup}'
     runs = study(variants(args.only), range(args.seeds), base, folder=folder)
-    rows = runs.drop(columns='folder').assign(warmup_epochs=args.warmup).round(5)
-    known = pd.read_csv(args.csv) if args.csv and Path(args.csv).exists() else rows[:0]
-    known = set(zip(known.warmup_epochs, known.variant, known.seed))
-    new = [r for r in rows.to_dict('records') if (r['warmup_epochs'], r['variant'], r['seed']) not in known]
-    if args.csv and new: store(args.csv, new)
+    if args.csv and (new := study_benchmark.new_rows(runs, args.csv, args.warmup)): store(args.csv, new)
 
 
 if __name__ == '__main__': main()

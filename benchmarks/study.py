@@ -40,10 +40,10 @@ def base(steps):
     return [*SMALL, 'model.memory.mem_reinit_steps=0', f'training.max_steps={steps}', f'training.epochs={steps}']
 
 
-def new_rows(runs, path):
+def new_rows(runs, path, warmup=WARMUP):
     "Return the rows of runs that are not in a file of results."
     key = ['steps', 'variant', 'seed', 'warmup_epochs']
-    rows = runs.drop(columns='folder').assign(warmup_epochs=WARMUP).round(5)
+    rows = runs.drop(columns='folder').assign(warmup_epochs=warmup).round(5)
     known = pd.read_csv(path)[key] if Path(path).exists() else rows[key][:0]
     known = {tuple(map(str, k)) for k in known.astype(rows[key].dtypes).itertuples(index=False)}
     return [r for r in rows.to_dict('records') if tuple(str(r[k]) for k in key) not in known]
