@@ -10,7 +10,7 @@ import html
 import torch
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from .ablation import Ablation, ablate
+from .ablation import Ablation, _has_text, ablate
 from .clip import MemoryCLIP
 from .core import UserError, pick
 from .evaluation.intervals import jackknife_values, mean_interval, share_interval
@@ -318,7 +318,7 @@ def _starts_like_twin(cfg:DictConfig)->bool: # `cfg.model`
 
 def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:
     "Return the ablation of a model on the first images, or the reason why there is none."
-    if not any(hasattr(m, 'encode_text') for m in loaded.model.modules()):
+    if not _has_text(loaded.model):
         return 'the model has no text tower; `ablate(model, dl)` measures use by the class of the nearest image'
     try:
         batch = next(iter(loaded.valid_dl))

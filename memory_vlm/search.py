@@ -13,7 +13,6 @@ import numpy as np
 import os
 import time
 import torch
-import torch.nn.functional as F
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from .data.mixture import Subset
 from .data.scenes import scenes_cache_dir
 from .data.sources import open_source
 from .data.transforms import Preprocessing
-from .evaluation.validation import evaluation_mode, image_vectors, with_queries
+from .evaluation.validation import _mean_vector, evaluation_mode, image_vectors, with_queries
 from .loss import similarity
 from omegaconf import OmegaConf
 from pathlib import Path
@@ -198,7 +197,7 @@ def _encode_into(index:ImageIndex, model:MemoryCLIP, source:Source, todo:np.ndar
                 if index.vectors is None: found = model.encode_image(images, normalize=True)
                 else:
                     vectors = image_vectors(model, images)
-                    index.vectors[rows], found = vectors.half().cpu(), F.normalize(vectors.mean(1), dim=-1)
+                    index.vectors[rows], found = vectors.half().cpu(), _mean_vector(vectors)
                 index.features[rows] = found.half().cpu()
                 index.good[rows] = True
                 done = int(which[-1]) + 1

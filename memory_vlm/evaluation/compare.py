@@ -11,7 +11,6 @@ import open_clip
 import os
 import platform
 import torch
-import torch.nn.functional as F
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -35,7 +34,7 @@ from memory_vlm.evaluation.classification import (
 from .intervals import caption_groups, change_interval, group_sums, ratio_values, share_interval
 from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
 from .retrieval import chance_recall, retrieval_ranks
-from .validation import encode, evaluation_mode, image_vectors
+from .validation import _encode_images, _mean_vector, encode
 from ..interp.features import memory_features
 from ..training.run_dir import LoadedModel, as_model
 from pathlib import Path
@@ -210,17 +209,10 @@ def _open_class_folder(path:str|Path, prompts:Prompts|None)->LabeledSource:
     "Open folders of images per class, in the classes of the prompts."
     return LabeledSource(path, prompts and prompts.names)
 
-def _one_vector(features:Tensor)->Tensor: # (N,D) or (N,K,D) -> (N,D), as `encode_image` gives it
-    return features if features.dim() == 2 else F.normalize(features.mean(1), dim=-1)
-
 def _labeled_features(model:EvalModel, source:LabeledSource, how:tuple)->tuple[Tensor, Tensor]:
     "Return features and labels of images."
-    device, features, rows = next(model.model.parameters()).device, [], []
-    with evaluation_mode(model.model):
-        for images, _, index in model.make_batches(source, *how):
-            features.append(image_vectors(model.model, images.to(device)).cpu())
-            rows.append(index)
-    return torch.cat(features), source.labels[torch.cat(rows)]
+    features, rows = _encode_images(model.model, model.make_batches(source, *how))
+    return features, source.labels[rows]
 
 def _object_names(source, prompts:Prompts|None)->Prompts:
     "Return the prompts for the objects of a source."
@@ -236,7 +228,7 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
         scores = _zero_shot_scores(model, classes, images, labels)
         if train:
             known, of = _labeled_features(model, train, how)
-            scores |= _probe_scores(_one_vector(images), labels, _one_vector(known), of)
+            scores |= _probe_scores(_mean_vector(images), labels, _mean_vector(known), of)
         return scores, len(images), 0
     images, texts, owner, captions = encode(model.model, model.make_batches(source, *how))
     scores = _retrieval_scores(images, texts, owner, captions)

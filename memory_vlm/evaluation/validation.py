@@ -89,6 +89,18 @@ def image_vectors(
     features = model.encode_image(images, vectors=True) if many else model.encode_image(images)
     return F.normalize(features.float(), dim=-1)
 
+def _encode_images(model:nn.Module, dl:Iterable)->tuple[Tensor, Tensor]: # (N,[K,]D) on the CPU; indices (N,)
+    "Encode the images of a loader, in evaluation mode."
+    device, features, rows = next(model.parameters()).device, [], []
+    with evaluation_mode(model):
+        for images, _, index in dl:
+            features.append(image_vectors(model, images.to(device)).cpu())
+            rows.append(index.unique_consecutive())
+    return torch.cat(features), torch.cat(rows)
+
+def _mean_vector(features:Tensor)->Tensor: # (N,D) or (N,K,D) -> (N,D), as `encode_image` gives it
+    return features if features.dim() == 2 else F.normalize(features.mean(1), dim=-1)
+
 def with_queries(
     model:nn.Module, # With open_clip's interface
     texts:Tensor,    # Text features of unit length (C, D), on any device

@@ -9,7 +9,6 @@ __all__ = ['ClassMetrics', 'retrieval_names', 'make_metrics', 'as_metric']
 import numpy as np
 import re
 import torch
-import torch.nn.functional as F
 from collections.abc import Callable, Sequence
 from fastai.learner import Metric, ValueMetric
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,7 +28,7 @@ from memory_vlm.evaluation.classification import (
     knn_classes,
     read_prompts,
 )
-from ..evaluation.validation import PRECISIONS, evaluation_mode, image_vectors
+from ..evaluation.validation import PRECISIONS, _encode_images, _mean_vector, evaluation_mode
 from ..loss import similarity
 from ..schema import schema_fields
 from omegaconf import DictConfig
@@ -62,17 +61,6 @@ def _plain_loader(source:Source, cfg:DictConfig):
                        augmentation='none', preprocessing=Preprocessing.of(cfg.model), num_workers=d.num_workers,
                        prefetch_factor=d.prefetch_factor, tokenizer=text_tokenizer(cfg.model.text),
                        max_bad_fraction=d.max_bad_fraction)
-
-def _image_features(model:nn.Module, dl)->tuple[Tensor, Tensor]: # (N,D) or (N,K,D) on the CPU; index of each image (N,)
-    "Return the normalized features of the images of a loader."
-    device, features, rows = next(model.parameters()).device, [], []
-    for images, _, index in dl:
-        features.append(image_vectors(model, images.to(device)).cpu())
-        rows.append(index.unique_consecutive())
-    return torch.cat(features), torch.cat(rows)
-
-def _mean_vector(features:Tensor)->Tensor: # (N,D) or (N,K,D) -> (N,D)
-    return features if features.dim() == 2 else F.normalize(features.mean(1), dim=-1)
 
 # %% ../../nbs/training/08_metrics.ipynb #a96c2edd
 class ClassMetrics:
@@ -152,9 +140,9 @@ class ClassMetrics:
         device = next(model.parameters()).device
         templates = tuple(prompts.templates if prompts else self.cfg.training.data.templates)
         with evaluation_mode(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            if self.loader: features, index = _image_features(model, self.loader)
+            if self.loader: features, index = _encode_images(model, self.loader)
             texts = class_features(model, model.tokenize, Prompts(self.classes, templates))
-            votes = self.voters and _image_features(model, self.voters)
+            votes = self.voters and _encode_images(model, self.voters)
         labels, C = self.labels[index], len(self.classes)
         ranks = class_ranks(features, texts, labels)
         predicted = torch.cat([similarity(x, texts).argmax(1) for x in features.split(4096)])
