@@ -196,7 +196,8 @@ class Ablation:
     __repr__ = __str__
     def _repr_html_(self):
         text = ''.join(f'<p>{escape(t)}</p>' for t in (self.sentence, *self._notes()))
-        return f'{self.table.to_html()}{text}<pre style="white-space:pre-wrap">{escape("".join(self._next()))}</pre>'
+        steps = ''.join(f'<pre style="white-space:pre-wrap">{escape(t)}</pre>' for t in self._next())
+        return f'{self.table.to_html()}{text}{steps}'
 
 # %% ../nbs/32_ablation.ipynb #8be9d865
 def _corrected_p_values(values:dict)->dict:

@@ -197,7 +197,7 @@ def _repository_spec(place:str)->PretrainedSpec:
     if 'cfg' in found: return _memory_clip_spec(place, found)
     if 'architecture' in found:
         return _timm_spec(f"{found['architecture']}/{_fetch_file(place, 'model.safetensors', 'pytorch_model.bin')}")
-    if any(Path(place).glob('**/manifest.json')):
+    if any(next(Path(place).glob(f'{runs}checkpoints/*/manifest.json'), None) for runs in ('', '*/')):
         raise UserError(f"'{place}' is a run; open it with memory_vlm.training.run_dir.open_trained('{place}')")
     raise UserError(f"'{place}' has no open_clip_config.json, and no config.json of timm or MemoryCLIP; "
                     'give a folder or repository that has one')
