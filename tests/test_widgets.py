@@ -1,6 +1,7 @@
 """The widgets in a real JupyterLab, driven by mouse and keyboard."""
 import pytest
 import re
+from memory_vlm.viz.html import save_html, section
 from playwright.sync_api import expect
 
 pytestmark = pytest.mark.slow
@@ -225,3 +226,11 @@ for mistake in {list(BAD)!r}:
     nb = notebook(lab, page, 'bad', code)
     messages = nb.ask('messages')
     for mistake, words in BAD.items(): assert words in messages[mistake], (mistake, messages[mistake])
+
+
+def test_pages_of_runs_fit_a_phone(offline_page, tmp_path):
+    row = '<tr><td><code>training.data.persistent_workers</code></td><td><code>{"warmup_epochs": 1.6}</code></td></tr>'
+    page = save_html(tmp_path/'page.html', 'run', 'lead', section('Configuration', f'<table>{row}</table>'), 'footer')
+    offline_page.set_viewport_size(dict(width=390, height=800))
+    offline_page.goto(page.as_uri())
+    assert offline_page.evaluate('document.documentElement.scrollWidth') == 390

@@ -84,7 +84,7 @@ p.lead { font-size: 1.15rem; margin: .5rem 0 0; max-width: 46rem; }
 .card span { color: var(--soft); font-size: .85rem; }
 figure { margin: 0; overflow-x: auto; } figure svg { width: 100%; min-width: 36rem; height: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
-td { padding: .2rem 1.4rem .2rem 0; border-bottom: 1px solid var(--line); }
+td { padding: .2rem 1.4rem .2rem 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 td:first-child { color: var(--soft); } code, pre { font: .86rem/1.5 ui-monospace, monospace; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   padding: .8rem 1rem; overflow-x: auto; }
