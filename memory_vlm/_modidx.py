@@ -461,6 +461,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'memory_vlm/data/loaders.py'),
                                          'memory_vlm.data.loaders.PairLoader.world_size': ( 'data/loaders.html#pairloader.world_size',
                                                                                             'memory_vlm/data/loaders.py'),
+                                         'memory_vlm.data.loaders._caption_numbers': ( 'data/loaders.html#_caption_numbers',
+                                                                                       'memory_vlm/data/loaders.py'),
                                          'memory_vlm.data.loaders._collate': ('data/loaders.html#_collate', 'memory_vlm/data/loaders.py'),
                                          'memory_vlm.data.loaders._collate_arrays': ( 'data/loaders.html#_collate_arrays',
                                                                                       'memory_vlm/data/loaders.py'),
