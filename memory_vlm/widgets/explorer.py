@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from fastcore.basics import patch
 from html import escape
 from IPython.display import HTML, display
-from pathlib import Path
 from ..attention import AttentionMaps, capture, checked_index, find_vit
 from ..core import UserError, pick
 from ..evaluation.validation import with_queries
@@ -26,14 +25,24 @@ from ..training.run_dir import as_model
 from ..viz.plots import overlay, token_overlays
 from ..viz.style import color_scale
 from .base import ImageSet, asset, enlarge, image_features, training_paused, weights_version
-from .html import _EXPLORER, _layer_maps, _quantize, _scripts, _side_data, image_data, image_url, maps_page
+from memory_vlm.widgets.html import (
+    _EXPLORER,
+    _layer_maps,
+    _quantize,
+    _scripts,
+    _side_data,
+    image_data,
+    image_url,
+    maps_page,
+)
+from pathlib import Path
 from torch import Tensor
 
 # %% ../../nbs/widgets/04_explorer.ipynb #e6d32ebf
 _DIRECTIONS = dict(reads='its attention to patches', read_by='attention of patches to it')
 
 def _token_maps(maps:AttentionMaps, layer:int, head='mean', direction:str='reads')->np.ndarray:
-    "Return the maps of CLS and of the other tokens for the first image (T, h, w); NaN for attention to CLS, if not known."
+    "Return the maps of CLS and of the other tokens of the first image (T, h, w); NaN for unknown attention to CLS."
     pick(_DIRECTIONS, direction, 'direction')
     layout = maps.layout
     layer = checked_index(layer, maps.depth, 'layer')
@@ -130,10 +139,11 @@ class _ModelView:
         return found | dict(adds=added.tolist(), by_patch=seen_by.tolist(), parts=parts)
 
 # %% ../../nbs/widgets/04_explorer.ipynb #dfd5f6a6
-_SHOWS = dict(_DIRECTIONS, minus_mean='minus the mean of the tokens', caption='contribution of each patch to the cosine')
+_SHOWS = dict(_DIRECTIONS, minus_mean='minus the mean of the tokens', caption='contribution of each patch')
 _SCALES = dict(robust='99th percentile', max='linear to the maximum', sqrt='square root', log='logarithm')
 _SORTS = ('index', 'use', 'difference')
-_STATE = ('image', 'layer', 'head', 'token', 'direction', 'show', 'scale', 'same_scale', 'opacity', 'patch', 'caption', 'sort')
+_STATE = ('image', 'layer', 'head', 'token', 'direction', 'show', 'scale', 'same_scale', 'opacity', 'patch', 'caption',
+          'sort')
 _KEPT_BYTES = 500_000 # Of the output of `keep`
 
 class AttentionExplorer(anywidget.AnyWidget):
@@ -162,7 +172,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         self,
         model,                # A run folder, a Learner, a model, or anything that `as_model` takes
         data=None,            # A loader, a source, a list of images or (image, caption); None: the validation data
-        other=None,           # A second model to compare with, such as the twin without memory: anything that `as_model` takes
+        other=None,           # A second model, such as the twin without memory: anything that `as_model` takes
         names:tuple=('model', 'other'), # Names of the two models
         width:int=520,        # Largest width of an image (pixels)
     ):
@@ -202,11 +212,11 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     @property
     def state(self)->dict:
-        "All that is chosen; assign a dict with some or all of these keys. Raises `UserError` for values that do not exist."
+        "All that is chosen; assign a dict with some of these keys. Raises `UserError` for values that do not exist."
         return {name: getattr(self, name) for name in _STATE}
     @state.setter
     def state(self, values):
-        for name in sorted(values, key=lambda n: (n not in ('image', 'direction'), n == 'caption')): # an image sets its caption
+        for name in sorted(values, key=lambda n: n not in ('image', 'direction')): # an image sets its caption
             setattr(self, pick(_STATE, name, 'state') and name, values[name])
 
     @property
@@ -224,7 +234,8 @@ class AttentionExplorer(anywidget.AnyWidget):
         try: yield
         except Exception as e:
             self.problem = e
-            self.show_message(str(e) if isinstance(e, ValueError) else f'Unexpected error, {type(e).__name__}: {e}', True)
+            known = isinstance(e, ValueError)
+            self.show_message(str(e) if known else f'Unexpected error, {type(e).__name__}: {e}', problem=True)
         else: self.problem = None
 
     def _changed(self, change):
@@ -266,8 +277,8 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     def _send_layer(self, i, side, layer, maps):
         packed = {way: _quantize(x) for way, x in zip(_DIRECTIONS, _layer_maps(maps, layer)) if x is not None}
-        self.send(dict(kind='layer', image=i, side=side, layer=layer, heads=self.sides[side].heads,
-                       **{way: top for way, (_, top) in packed.items()}), [data.tobytes() for data, _ in packed.values()])
+        found = dict(kind='layer', image=i, side=side, layer=layer, heads=self.sides[side].heads)
+        self.send(found | {way: top for way, (_, top) in packed.items()}, [x.tobytes() for x, _ in packed.values()])
 
     def _send_scores(self, i):
         found = {s.name: s.scored(i, self.caption, self.others) for s in self.sides}
@@ -293,7 +304,7 @@ def _described(self:AttentionExplorer)->str:
 
 @patch
 def snapshot(self:AttentionExplorer):
-    "Return a figure of the image with at most 16 tokens, the selected one among them; a row per model that has the layer."
+    "Return a figure of the image with at most 16 tokens, also the selected one; a row per model that has the layer."
     sides = [s for s in self.sides if self.layer < s.layers]
     same = len({bool(s.layout.num_memory) for s in sides}) == 1
     count = min(len(s.others) for s in sides) if same else 0 # a model without memory shares only CLS with its twin
@@ -341,12 +352,14 @@ def export_html(
             'A map shows where a token attends, not whether that affects the output.')
     title = 'Attention of memory tokens' if self.main.layout.num_memory else 'Attention of CLS and patches'
     state = self.state | dict(image=images.index(self.image) if self.image in images else 0)
-    return maps_page(path, title, lead, [self._export_image(i, max_kb) for i in images], self.images.attribution, **state)
+    shown = [self._export_image(i, max_kb) for i in images]
+    return maps_page(path, title, lead, shown, self.images.attribution, **state)
 
 @patch
 def _page(self:AttentionExplorer, **kwargs)->str:
     "Return a page as text."
-    with tempfile.TemporaryDirectory() as folder: return self.export_html(f'{folder}/page.html', **kwargs).read_text('utf-8')
+    with tempfile.TemporaryDirectory() as folder:
+        return self.export_html(f'{folder}/page.html', **kwargs).read_text('utf-8')
 
 @patch
 def keep(
@@ -360,8 +373,8 @@ def keep(
     still = overlay(enlarge(self.images[self.image].numpy(), 320), np.nan_to_num(maps[at]),
                     color_scale(maps[1:], uniform=1 / side.layout.num_keys))
     for kb in (300, 200, 100, 50, 25): # where frames are not allowed, as on GitHub, the still image remains
-        text = (f'<img src="{image_url(still)}" alt="{escape(self._described())}"><iframe title="attention explorer" style="width:100%;'
-                f'height:{height}px;border:0" onload="this.previousSibling.style.display=\'none\'" '
+        text = (f'<img src="{image_url(still)}" alt="{escape(self._described())}"><iframe title="attention explorer" '
+                f'style="width:100%;height:{height}px;border:0" onload="this.previousSibling.style.display=\'none\'" '
                 f'srcdoc="{escape(self._page(images=images, max_kb=kb))}"></iframe>')
         if len(text.encode()) <= _KEPT_BYTES: return display(HTML(text))
     raise UserError(f'{len(images or [0])} images take more than {_KEPT_BYTES // 1000} kB; keep fewer images.')

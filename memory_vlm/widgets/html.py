@@ -21,7 +21,7 @@ from PIL import Image
 
 # %% ../../nbs/widgets/02_html.ipynb #94772544
 def _quantize(values:np.ndarray)->tuple:
-    "Pack numbers as bytes: value = max * (byte / 255)^2. Return uint8 of the same shape, and the maxima of the first axis."
+    "Pack numbers as uint8, value = max * (byte / 255)^2; return them and the maxima along the first axis."
     values = np.asarray(values, np.float32)
     top = values.reshape(len(values), -1).max(1)
     scaled = values / np.where(top > 0, top, 1).reshape(-1, *[1] * (values.ndim - 1))
@@ -60,7 +60,8 @@ def _thin_out(layers:int, heads:int, tokens:int, patches:int, maps:int=2, kb:int
     keep = next((k for k, n in counts.items() if n * tokens * cost <= budget), 'mean')
     kept = np.linspace(0, tokens - 1, min(tokens, max(1, 2 * budget // (counts[keep] * cost))))
     kept = np.unique(kept.round().astype(int)).tolist()
-    left = dict(all=[], one=['only the chosen layer keeps its heads'], mean=['heads are averaged'])[keep if heads > 1 else 'all']
+    left = dict(all=[], one=['only the chosen layer keeps its heads'], mean=['heads are averaged'])
+    left = left[keep if heads > 1 else 'all']
     left = left + [f'{len(kept)} of {tokens} tokens are shown, evenly chosen'] * (len(kept) < tokens)
     return keep, kept, f'To keep the file small, {" and ".join(left)}.' if left else ''
 
@@ -91,13 +92,15 @@ def widget_page(
 
 # %% ../../nbs/widgets/02_html.ipynb #2554dbc4
 def _layer_maps(maps:AttentionMaps, layer:int)->tuple:
-    "Return the attention of tokens to patches (None for memory outside the sequence), and of patches to tokens (H, T, P)."
+    "Return the attention of tokens to patches (H, T, P), None for memory outside the sequence, and of patches to them."
     layout, at = maps.layout, maps.layers.index(layer)
     if not layout.num_memory: # CLS and the patches
-        full, tokens = maps.full[0, at].float(), [*range(layout.num_cls), *range(*layout.patches.indices(layout.num_tokens))]
+        patches = range(layout.patches.start, layout.patches.stop)
+        full, tokens = maps.full[0, at].float(), [*range(layout.num_cls), *patches]
         return full[:, tokens][:, :, layout.patches].numpy(), full[:, layout.patches][:, :, tokens].mT.numpy()
     columns = maps.to_memory[0, at][:, layout.patches].mT.float().numpy() # (H,M,P)
-    rows = maps.from_memory[0, at][..., layout.patches].float().numpy() if layout.in_sequence else np.zeros_like(columns)
+    rows = np.zeros_like(columns)
+    if layout.in_sequence: rows = maps.from_memory[0, at][..., layout.patches].float().numpy()
     if layout.num_cls: # CLS is the first token; attention to it is not captured
         rows = np.concatenate([maps.from_cls[0, at][:, None, layout.patches].float().numpy(), rows], 1)
         columns = np.concatenate([np.zeros_like(columns[:, :1]), columns], 1)
@@ -108,8 +111,9 @@ def _side_data(maps:AttentionMaps, name:str, title:str='')->dict:
     layout, memory = maps.layout, maps.layout.num_memory
     heads = (maps.to_memory if memory else maps.full).shape[2]
     others = range(memory or layout.num_patches)
-    return dict(name=name, title=title, grid=layout.grid, layers=maps.depth, heads=heads, kind='memory' if memory else 'patch',
-                tokens=[*[-1] * layout.num_cls, *others], all=len(others), uniform=1 / layout.num_keys,
+    return dict(name=name, title=title, grid=layout.grid, layers=maps.depth, heads=heads,
+                kind='memory' if memory else 'patch', uniform=1 / layout.num_keys,
+                tokens=[*[-1] * layout.num_cls, *others], all=len(others),
                 has=['reads'] * layout.in_sequence + ['read_by'], score=None, by_patch=None)
 
 def image_data(
@@ -129,7 +133,8 @@ def image_data(
 def _pack_maps(maps:AttentionMaps, name:str, layer:int, kb:int=_MAX_MAPS_KB)->dict:
     "Pack the maps of one model for a page, within a limit."
     side = _side_data(maps, name)
-    heads, kept, left = _thin_out(len(maps.layers), side['heads'], len(side['tokens']), np.prod(side['grid']), len(side['has']), kb)
+    shape = len(maps.layers), side['heads'], len(side['tokens']), int(np.prod(side['grid']))
+    heads, kept, left = _thin_out(*shape, len(side['has']), kb)
     side['blocks'] = [None] * maps.depth
     for l in maps.layers:
         found = dict(zip(('reads', 'read_by'), _layer_maps(maps, l)))
@@ -147,10 +152,12 @@ def maps_page(
 )->Path:                   # `path`
     "Write a page on which attention maps can be explored."
     side = images[0]['sides'][0]
-    first = dict(image=0, layer=side['layers'] - 1, head='mean', token='cls', direction=side['has'][0], show=side['has'][0],
-                 scale='robust', same_scale=True, opacity=0.8, patch=-1, caption='', sort='index') | state
+    first = dict(image=0, layer=side['layers'] - 1, head='mean', token='cls', direction=side['has'][0], scale='robust',
+                 same_scale=True, opacity=0.8, patch=-1, caption='', sort='index') | state
     if 'show' not in state: first['show'] = first['direction']
-    if (-1 if first['token'] == 'cls' else first['token']) not in side['tokens']: first['token'] = max(side['tokens'][-1], 0)
+    token = -1 if first['token'] == 'cls' else first['token']
+    if token not in side['tokens']: first['token'] = max(side['tokens'][-1], 0)
     left = ' '.join(dict.fromkeys(s['left'] for p in images for s in p['sides']))
-    return widget_page(path, title, f'{lead} {left}'.strip(), dict(images=images, state=first), *_EXPLORER[1:], 'page.js',
-                       footer=footer, style=f'main{{max-width:84rem}}{asset("explorer.css")}')
+    data = dict(images=images, state=first)
+    return widget_page(path, title, f'{lead} {left}'.strip(), data, *_EXPLORER[1:], 'page.js', footer=footer,
+                       style=f'main{{max-width:84rem}}{asset("explorer.css")}')

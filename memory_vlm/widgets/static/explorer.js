@@ -53,7 +53,7 @@ function makeExplorer(root, host) {
   Object.assign(opacity, { type: "range", min: 0, max: 1, step: 0.05, oninput: () => set({ opacity: +opacity.value }) });
   function possible(show) {
     if (!main()) return show === S.show;
-    if (show === "caption") return !!shown.sides.some((s) => s.by_patch);
+    if (show === "caption") return shown.sides.some((s) => s.by_patch) || (!!host.score && S.show === show); // it comes after the maps
     if (show === "minus_mean") return main().tokens.length > 2;
     return shown.sides.some((s) => s.has.includes(show));
   }
@@ -231,7 +231,7 @@ function makeExplorer(root, host) {
   function describe(view, t, values) {
     const side = view.side;
     if (view.difference) return values ? `The difference is largest at ${placeName(largest(values), side)}: ${number(values[largest(values)])}.` : "There is no difference of these maps.";
-    if (S.show === "caption") return values ? `Direct contribution of each patch to the cosine with “${S.caption}”; together ${number(total(values))}.` : `${side.name} has no such decomposition.`;
+    if (S.show === "caption") return values ? `Direct contribution of each patch to the cosine with “${S.caption}”; together ${number(total(values))}.` : answered[S.caption] || !host.score ? `${side.name} has no such decomposition.` : "Waiting for the contributions …";
     if (t < 0) return `${side.name} has no ${tokenName(main(), S.token)}${side.kind === "memory" ? `: it has ${side.all} memory tokens` : ": it has no memory tokens"}.`;
     if (S.layer >= side.layers) return `${side.name} has ${side.layers} layers; layer ${S.layer} does not exist.`;
     if (!values && !side.blocks[S.layer]) return "Waiting for the maps of this layer …";
@@ -278,7 +278,7 @@ function makeExplorer(root, host) {
       return ["mean", ...Array(side.heads).keys()].map((h) => { const map = side.has.includes(way()) && view.t >= 0 && (h === "mean" || side.blocks[l].heads > 1) ? mapsOf(side, l, h, way())?.[view.t] : null; return map ? measure(map, side) : undefined; });
     });
     const known = view.cells.flat().filter((v) => v !== undefined), low = Math.min(...known), top = Math.max(...known), wide = Math.max(120, Math.round(grid.clientWidth || 300));
-    view.gridNote.textContent = view.range = known.length ? `light ${number(low)}, dark ${number(top)}` : "";
+    view.gridNote.textContent = view.range = known.length ? `pale ${number(low)}, strong ${number(top)}` : "";
     Object.assign(grid, { width: wide * 2, height: (high * side.layers + 14) * 2 });
     grid.style.height = `${high * side.layers + 14}px`;
     pen.scale(2, 2);
