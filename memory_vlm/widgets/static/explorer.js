@@ -33,6 +33,7 @@ function makeExplorer(root, host) {
   const selects = {};
   function choice(name, label, options, parent = controls) { // options: [value, text]
     const box = make(parent, "label", `choice ${name}`, `${label} `), select = make(box, "select");
+    select.setAttribute("aria-label", label);
     select.onchange = () => set({ [name]: options()[select.selectedIndex][0] });
     selects[name] = () => {
       const all = options(), words = all.map((o) => o[1]).join("\n");
@@ -304,13 +305,14 @@ function makeExplorer(root, host) {
     });
   }
 
+  const said = make(below, "section", "words"), box = make(said, "label", "", "caption "), typed = make(box, "input"), words = make(said, "div");
+  box.hidden = !host.score;
+  typed.onchange = () => set({ caption: typed.value });
   function drawBelow() {
-    below.replaceChildren();
-    const words = below.appendChild(element("section"));
-    words.className = "words";
+    below.replaceChildren(said); // a caption being typed stays
+    words.replaceChildren();
     note.textContent = shown.words || "";
-    const box = host.score && words.appendChild(element("label", "caption ")), input = box && box.appendChild(element("input"));
-    if (input) Object.assign(input, { value: S.caption, onchange: () => set({ caption: input.value }) });
+    if (document.activeElement !== typed) typed.value = S.caption;
     for (const side of shown.sides) {
       const score = (host.score ? answered[S.caption] : null)?.[side.name] ?? (S.caption === (shown.captions[0] || "") || !host.score ? side.score : null);
       if (!score) continue;
