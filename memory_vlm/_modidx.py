@@ -765,6 +765,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'memory_vlm/data/transforms.py'),
                                             'memory_vlm.data.transforms._random_crop': ( 'data/transforms.html#_random_crop',
                                                                                          'memory_vlm/data/transforms.py'),
+                                            'memory_vlm.data.transforms._resize_with_alpha': ( 'data/transforms.html#_resize_with_alpha',
+                                                                                               'memory_vlm/data/transforms.py'),
                                             'memory_vlm.data.transforms._sample_rectangle': ( 'data/transforms.html#_sample_rectangle',
                                                                                               'memory_vlm/data/transforms.py'),
                                             'memory_vlm.data.transforms._sample_squashed': ( 'data/transforms.html#_sample_squashed',

@@ -118,11 +118,18 @@ tokenizer = open_clip.get_tokenizer('{{place}}')
 image_features = model.encode_image(preprocess(image).unsqueeze(0), normalize=True)
 text_features = model.encode_text(tokenizer(['a caption']), normalize=True)
 ```'''
+_OTHER_TRANSPARENCY = '''
+
+`preprocess` drops the alpha channel of a transparent image after the resize. This model was trained otherwise, so
+give it {}.'''
 
 def _open_clip_card(model:MemoryCLIP, place:str, **facts)->ModelCard:
     "Return the model card of a folder for open_clip, with the code that opens it."
     ours = _unsupported_by_open_clip(model.cfg)
     use = _USAGE.format(first=', memory_vlm.vision # registers the vision tower' if ours else '')
+    way = dict(white='transparent images that are put on white', drop="`image.convert('RGB')`")
+    how = Preprocessing.of(model.cfg).transparency
+    if how in way: use += _OTHER_TRANSPARENCY.format(way[how])
     card = model.generate_model_card(place=place, use=use, **facts)
     card.data.library_name = 'open_clip'
     return card

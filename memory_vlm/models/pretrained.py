@@ -156,7 +156,7 @@ def _timm_spec(rest:str)->PretrainedSpec:
         classes = pcfg['num_classes'] if not path else len(stored['head.weight']) if 'head.weight' in stored else 0
     with torch.device('meta'): vit = timm.create_model(arch, num_classes=classes)
     cfg = vit_config(vit, whole) | dict(name=arch, mean=list(pcfg['mean']), std=list(pcfg['std']))
-    cfg['vit_kwargs'] |= preprocessing_kwargs(pcfg)
+    cfg['vit_kwargs'] |= preprocessing_kwargs(pcfg, 'drop') # timm's data sets convert to RGB before the transform
     cfg |= dict(proj='affine', proj_dim=classes) if classes else dict(proj='none')
     def weights():
         if path: return stored

@@ -129,18 +129,19 @@ def _timm_tower_config(cfg:CLIPVisionCfg, width:int, name:str)->dict:
 # %% ../../nbs/models/02_pretrained_config.ipynb #7a50c6d1
 def preprocessing_kwargs(
     found:dict, # Settings of open_clip, or of timm (`crop_mode`)
+    transparency:str='drop_after_resize', # What the model's own transform does, unless `found` says it
 )->dict:        # Keys of `cfg.model.vit_kwargs`; empty for the defaults
-    "Return how images are resized for a pretrained model. Raises `UserError` for an unknown setting."
+    "Return how images are prepared for a pretrained model. Raises `UserError` for an unknown setting."
     mode = found.get('resize_mode') or dict(squash='squash', border='longest').get(found.get('crop_mode'), 'shortest')
     interpolation = 'bilinear' if found.get('interpolation') == 'bilinear' else 'bicubic' # as open_clip evaluates
-    how = Preprocessing(mode, interpolation, found.get('fill_color') or 0)
+    how = Preprocessing(mode, interpolation, found.get('fill_color') or 0, found.get('transparency') or transparency)
     return {k: v for k, v in vars(how).items() if v != getattr(Preprocessing, k)}
 
 # %% ../../nbs/models/02_pretrained_config.ipynb #e32814ed
 def clip_config(
     name:str,        # Name of the model
     cfg:dict,        # open_clip's configuration of the model
-    preprocess:dict, # `mean`, `std`, `resize_mode`, `interpolation`, `fill_color` of the images if not OpenAI's
+    preprocess:dict, # `mean`, `std`, `resize_mode`, `interpolation`, `fill_color`, `transparency` if not OpenAI's
 )->dict:             # Keys of `cfg.model`
     "Return the configuration of an open_clip model. Raises `UserError` for features that `MemoryCLIP` lacks."
     if 'multimodal_cfg' in cfg:
