@@ -47,9 +47,11 @@ class PairDataset(Dataset):
         one_caption:bool,    # Draw one caption of each image (training), or return all (evaluation)
         seed:int,            # Seed of all draws
         tokenizer:Tokenizer, # Tokenizer of the captions
+        alpha:bool=False,    # Give `augment` the alpha channel of transparent images, instead of putting them on white
         true_captions:bool=False, # Add to a sample the numbers of all captions of its image, the drawn one first
     ):
         self.source, self.image_size, self.augment, self.true_captions = source, image_size, augment, true_captions
+        self.options = dict(alpha=True) if alpha else {}
         self.one_caption, self.seed, self.tokenizer = one_caption, seed, tokenizer
 
     def __len__(self): return len(self.source)
@@ -59,11 +61,11 @@ class PairDataset(Dataset):
         rng:np.random.Generator, # Generator of caption and crop
     )->tuple:                    # (uint8 (3,image_size,image_size), ids of captions, index)
         "Return one sample. Raises `UserError` if the image or its captions are unusable."
-        captions, pixels = self.source.captions(index), self.source.pixels_for(index, self.image_size)
+        captions, pixels = self.source.captions(index), self.source.pixels_for(index, self.image_size, **self.options)
         known, drawn = captions, 0
         if self.one_caption: captions = [captions[drawn := rng.integers(len(captions))]]
         pixels = pixels if pixels.flags.writeable else pixels.copy() # torch needs writable memory, not a read-only map
-        image = torch.from_numpy(pixels).permute(2, 0, 1) # (3,height,width)
+        image = torch.from_numpy(pixels).permute(2, 0, 1) # (3,height,width), or 4 channels
         image = self.augment(image, self.image_size, rng) # (3,image_size,image_size)
         sample = image, [encode_caption(c, self.tokenizer) for c in captions], index
         return (*sample, _caption_numbers([known[drawn], *known])) if self.true_captions else sample
@@ -292,7 +294,7 @@ def make_loader(
     batch_size:int,               # Images per batch of this rank
     train:bool,                   # True: one random caption, augmented, shuffled; False: all captions, not random
     augmentation:str='clip',      # Key of `AUGMENTATIONS`, for training
-    preprocessing:Preprocessing=Preprocessing(), # How the model wants images resized
+    preprocessing:Preprocessing=Preprocessing(), # How the model wants images prepared
     seed:int=0,                   # Seed of order, captions and crops
     num_workers:int=0,            # Worker processes; 0: load in this process
     prefetch_factor:int|None=2,   # Batches that each worker loads ahead
@@ -315,7 +317,8 @@ def make_loader(
         raise UserError(f'{source.name} has {len(source)} images, too few for a batch of {batch_size} on each of '
                         f'{world_size} device(s); set training.batch_size to at most {len(source)//world_size}')
     augment = partial(augment if train else AUGMENTATIONS['none'], how=preprocessing)
-    dataset = PairDataset(source, image_size, augment, train, seed, tokenizer, train and true_captions)
+    dataset = PairDataset(source, image_size, augment, train, seed, tokenizer, preprocessing.transparency != 'white',
+                          train and true_captions)
     workers = worker_settings(num_workers, prefetch_factor, persistent_workers)
     pin_memory = pin_memory and torch.cuda.is_available()
     return PairLoader(source, batch_size, settings, dataset, sampler, pin_memory=pin_memory, **workers)
