@@ -86,6 +86,9 @@ class ContrastiveConfig:
     # clip: symmetric InfoNCE; siglip: pairwise sigmoid with a learned bias
     loss_type:str = _choice_field('clip', 'siglip')
     gather_distributed:bool = False # Use the pairs of all ranks as negatives, with gradients
+    # Pairs of a batch whose caption is also one of the other image's captions. none: they are negatives as all others;
+    # ignore: they are left out of the loss
+    false_negatives:str = _choice_field('none', 'ignore')
 
 @dataclass
 class ModelConfig:

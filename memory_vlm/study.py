@@ -20,7 +20,7 @@ from .evaluation.compare import check_table_path
 from .evaluation.intervals import holm
 from .imports import import_run
 from .models.cost import model_cost
-from .overrides import command_words
+from .overrides import command_words, with_imports
 from .run import fit
 from .schema import Config, schema_fields
 from .training.callbacks import DivergedError
@@ -29,7 +29,8 @@ from .training.run_dir import config_differences
 from .viz.style import INK, SERIES, Plot, make_figure, sizable, style
 from omegaconf import OmegaConf
 from pathlib import Path
-from scipy.stats import t
+from scipy.optimize import brentq
+from scipy.stats import nct, t
 
 # %% ../nbs/41_study.ipynb #bc1ea0f6
 def _read_run(folder:Path)->dict:
@@ -54,6 +55,21 @@ def _variant_names(cfgs:Sequence)->list[str]:
     shared = set.intersection(*map(set, words))
     return [' '.join(w for w in ws if w not in shared) or 'as it is' for ws in words]
 
+_RECORD = 'study.yaml' # File in the folder of a study
+
+def _run_place(folder:Path, name:str, seed:int)->Path:
+    "Return the folder of a run of a study."
+    return Path(folder)/re.sub(r'[^\w.=-]+', '_', name)/f'seed{seed}'
+
+def _names_in_studies(runs:Sequence[Path])->dict[Path, str]:
+    "Return the names of runs of a study, in the order of the variants; of several studies with the study's name."
+    found, folders = {}, dict.fromkeys(r.parent.parent for r in runs if (r.parent.parent/_RECORD).exists())
+    for folder in folders:
+        for name in read_spec(folder/_RECORD)['variants']:
+            shown = name if len(folders) == 1 else f'{folder.name}: {name}'
+            found |= {r: shown for r in runs if r.parent == _run_place(folder, name, 0).parent}
+    return found
+
 def collect(
     *folders:Path, # Run folders, or folders that hold some at any depth
 )->pd.DataFrame:   # A row per run
@@ -62,10 +78,12 @@ def collect(
     if not found:
         raise UserError(f"there is no finished run (a folder with a file DONE) in: "
                         f"{', '.join(map(str, folders)) or 'no folder'}")
-    schema = OmegaConf.structured(Config) # an older run may lack a key
+    schema, given = OmegaConf.structured(Config), _names_in_studies(found) # an older run may lack a key
     names = _variant_names([OmegaConf.merge(schema, OmegaConf.load(f/'config.yaml')) for f in found])
-    runs = pd.DataFrame([dict(variant=n) | _read_run(f) for n, f in zip(names, found)])
-    return runs.drop_duplicates(['variant', 'seed'], keep='last').reset_index(drop=True)
+    runs = pd.DataFrame([dict(variant=given.get(f, n)) | _read_run(f) for n, f in zip(names, found)])
+    runs, order = runs.drop_duplicates(['variant', 'seed'], keep='last'), [*dict.fromkeys(given.values())]
+    place = runs.variant.map(lambda v: order.index(v) if v in order else len(order)) # a study has an order of its own
+    return runs.assign(place=place).sort_values('place', kind='stable').drop(columns='place').reset_index(drop=True)
 
 # %% ../nbs/41_study.ipynb #019f56c6
 def summarize(
@@ -85,12 +103,20 @@ def _levels(p:dict, corrected:dict)->dict:
     significant = sum(c < 0.05 for c in corrected.values())
     return {v: 1 - 0.05 / (len(p) - min(i, significant)) for i, v in enumerate(sorted(p, key=p.get))}
 
+def _detectable(error:float, df:int, level:float, power:float=0.8)->float:
+    "Return the difference that a paired t-test with this standard error finds with probability `power`."
+    limit = t.ppf((1 + level) / 2, df)
+    return error * brentq(lambda shift: nct.sf(limit, df, shift) - power, 0, 2 * limit)
+
 def paired_differences(
     runs:pd.DataFrame,    # As `collect` or `study` gives it
     baseline:str,         # The variant that the others are compared with
     metric:str='i2t/R@1', # Column of `runs`
-)->pd.DataFrame:          # A row per other variant: pairs, difference, low, high, p
-    "Compute differences from a baseline, paired by seed, with CIs and p-values corrected for all rows (Holm 1979)."
+)->pd.DataFrame:          # A row per other variant: pairs, difference, low, high, p, detectable
+    """Compute differences from a baseline, paired by seed, with CIs and p-values corrected for all rows (Holm 1979).
+
+    A true difference as large as `detectable` has an interval without 0 in 80 % of such sets of seeds: the power of the
+    paired t-test, with the spread that was found."""
     table = runs.pivot(index='seed', columns='variant', values=pick(runs.columns, metric, 'metric'))
     own = table[pick(table.columns, baseline, 'variant')]
     changes = {v: (table[v] - own).dropna() for v in runs.variant.unique() if v != baseline}
@@ -101,8 +127,10 @@ def paired_differences(
     for v, d in changes.items():
         half = t.ppf((1 + levels[v]) / 2, len(d) - 1) * errors[v] if v in errors else np.nan
         rows.append(dict(variant=v, pairs=len(d), difference=d.mean(), low=d.mean() - half, high=d.mean() + half,
-                         p=corrected.get(v, np.nan)))
-    return pd.DataFrame(rows).set_index('variant')
+                         p=corrected.get(v, np.nan),
+                         detectable=_detectable(errors[v], len(d) - 1, levels[v]) if v in errors else np.nan))
+    columns = ['variant', 'pairs', 'difference', 'low', 'high', 'p', 'detectable'] # also without another variant
+    return pd.DataFrame(rows, columns=columns).set_index('variant')
 
 # %% ../nbs/41_study.ipynb #2490b416
 def _points(values:Sequence[float], metric:str, sign:str='')->list[str]:
@@ -115,7 +143,7 @@ def study_table(
     baseline:str=None,    # The variant that the others are compared with; None: no comparison
     metrics:Sequence[str]=('i2t/R@1', 't2i/R@1'), # Columns of `runs`
 )->pd.DataFrame:          # A row of text per variant
-    "Show means ± standard deviations over seeds, and paired differences [CI] with their p-values, as text."
+    "Show means ± standard deviations, paired differences [CI], their p-values and detectable differences as text."
     summary = summarize(runs, metrics)
     table = pd.DataFrame(dict(seeds=summary.seeds.astype(str)), index=summary.index)
     for m in metrics:
@@ -128,8 +156,10 @@ def study_table(
                  for (d, low, high), p, n in zip(cells, found.p, found.pairs)]
         column = pd.Series(shown, index=found.index).reindex(table.index, fill_value='')
         table[f'{m}, difference from {baseline}'] = column
-    return table.assign(parameters=[f'{p / 1e6:.3g} M' for p in summary.params],
-                        step=[f'{ms:.3g} ms' if ms == ms else '' for ms in summary.step_ms])
+        limits = pd.Series(_points(found.detectable, m), index=found.index).replace('nan', '')
+        table[f'{m}, detectable'] = limits.reindex(table.index, fill_value='')
+    steps = [f'{ms:,.0f} ms' if ms >= 100 else f'{ms:.3g} ms' if ms == ms else '' for ms in summary.step_ms]
+    return table.assign(parameters=[f'{p / 1e6:.3g} M' for p in summary.params], step=steps)
 
 TABLE_SUFFIXES = '.md', '.tex', '.csv'
 
@@ -174,6 +204,18 @@ def _grid(values:Mapping[str, Sequence])->dict[str, list[str]]:
     rows = [[f'{k}={v}' for k, v in zip(values, combination)] for combination in itertools.product(*values.values())]
     return {' '.join(row): row for row in rows}
 
+def _record_study(folder:Path, spec:dict, baseline:str=None, metrics:Sequence[str]=None):
+    "Write what a study is into its folder, together with what it had before."
+    path = Path(folder)/_RECORD
+    before = read_spec(path) if path.exists() else dict(variants={}, seeds=[], baseline=None, metrics=[])
+    words = lambda values: [str(v) for v in values]
+    spec = spec | dict(variants=before['variants'] | {n: words(v) for n, v in spec['variants'].items()},
+                       seeds=sorted({*before['seeds'], *map(int, spec['seeds'])}), base=words(spec['base']),
+                       baseline=baseline or before['baseline'], metrics=words(metrics or before['metrics']))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({k: v for k, v in spec.items() if v or k == 'base'}, sort_keys=False,
+                                   allow_unicode=True), encoding='utf-8', errors='surrogateescape')
+
 def _is_finished(cfg)->bool:
     "Return whether its run has finished. Raises `UserError` if the run has another configuration."
     folder = Path(cfg.training.run_dir)
@@ -191,18 +233,22 @@ def study(
     base:Sequence[str]=(),                # Overrides of all runs
     config_name:str='quickstart',         # YAML file in configs/
     folder:Path='runs/study',             # Folder of the runs
+    baseline:str=None,                    # Variant that the others are compared with, when the folder is read again
+    metrics:Sequence[str]=None,           # Metrics of the table, when the folder is read again
 )->pd.DataFrame:                          # As `collect` gives it, with the names of `variants`
     "Train every variant with every seed, except finished runs. Raises `UserError` before the first fit."
     if not variants or not len(seeds): raise UserError('a study needs at least one variant and one seed')
-    place = lambda name, seed: Path(folder)/re.sub(r'[^\w.=-]+', '_', name)/f'seed{seed}'
-    plan = {(name, seed): compose([*base, *words, f'training.seed={seed}', 'training.resume=auto'],
-                                  config_name=config_name)
+    if baseline is not None: pick(variants, baseline, 'baseline')
+    plan = {(name, seed): compose([*base, *words, f'training.seed={seed}'], config_name=config_name)
             for seed in seeds for name, words in variants.items()}
-    for (name, seed), cfg in plan.items(): cfg.training.run_dir = str(place(name, seed))
+    for (name, seed), cfg in plan.items():
+        cfg.training.run_dir = str(place := _run_place(folder, name, seed))
+        cfg.training.resume = 'auto' if (place/'config.yaml').exists() else None
     if len({c.training.run_dir for c in plan.values()}) < len(plan):
         raise UserError(f"two runs would share a folder; names must differ in letters or digits, seeds from each "
                         f"other: {', '.join(variants)}; {list(seeds)}")
     todo = {key: cfg for key, cfg in plan.items() if not _is_finished(cfg)}
+    _record_study(folder, dict(variants=variants, seeds=seeds, base=base, config_name=config_name), baseline, metrics)
     start = time.perf_counter()
     for i, ((name, seed), cfg) in enumerate(todo.items(), 1):
         left = (time.perf_counter() - start) / max(i - 1, 1) * (len(todo) - i + 1)
@@ -219,6 +265,7 @@ def study(
     return pd.DataFrame(rows).sort_values('variant', key=lambda v: v.map(order.index), kind='stable', ignore_index=True)
 
 # %% ../nbs/41_study.ipynb #8e663950
+_METRICS = 'i2t/R@1', 't2i/R@1'
 _SPEC_KEYS = 'variants', 'seeds', 'base', 'config_name', 'baseline', 'metrics'
 
 def read_spec(
@@ -236,9 +283,31 @@ def read_spec(
     except ValueError:
         raise UserError(f"seeds={seeds} in '{path}' must be a number of seeds, or a list such as [0, 1, 2]") from None
     if (baseline := spec.get('baseline')) is not None: pick(spec['variants'], baseline, f"'{path}': baseline")
-    metrics = words(spec.get('metrics', ['i2t/R@1', 't2i/R@1']))
+    metrics = words(spec.get('metrics', _METRICS))
     known = schema_fields()['training.checkpoint.monitor'].metadata['choices']
     for m in metrics: pick(known, m, f"'{path}': metrics")
     return dict(variants={name: words(v) for name, v in spec['variants'].items()}, seeds=seeds,
                 base=words(spec.get('base', [])), config_name=spec.get('config_name', 'quickstart'), baseline=baseline,
                 metrics=metrics)
+
+def _study_of(source:str, folder:Path=None, baseline:str=None, imports:Sequence=())->tuple:
+    "Return runs, baseline and metrics of a study in a file, which is fitted, or of a folder with finished runs."
+    given = Path(source)
+    place = given/_RECORD if given.is_dir() else given
+    spec = read_spec(place) if place.exists() or not given.is_dir() else dict(baseline=None, metrics=_METRICS)
+    if given.is_dir(): runs = collect(given)
+    else:
+        if baseline: pick(spec['variants'], baseline, '--baseline')
+        runs = study(spec['variants'], spec['seeds'], with_imports(spec['base'], imports), spec['config_name'],
+                     folder or f'runs/{given.stem}', baseline or spec['baseline'], spec['metrics'])
+    baseline = baseline or (spec['baseline'] if spec['baseline'] in [*runs.variant] else None)
+    return runs, baseline, spec['metrics']
+
+def _footnote(runs:pd.DataFrame, baseline:str|None)->str:
+    "Return what the numbers of `study_table` are."
+    several = bool(runs.groupby('variant').seed.nunique().max() > 1)
+    means = 'Mean ± standard deviation over seeds' if several else 'One seed each: no spread, no interval, no p-value'
+    if baseline is None: return f'{means}. `--baseline NAME` adds differences; NAME: {", ".join(runs.variant.unique())}'
+    corrected = ", with intervals and p-values corrected for the number of comparisons (Holm's method)" * several
+    return f'{means}; differences from {baseline} are paired by seed{corrected}'
+
