@@ -1479,6 +1479,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'memory_vlm/models/pretrained.py'),
                                               'memory_vlm.models.pretrained._fill_config': ( 'models/pretrained.html#_fill_config',
                                                                                              'memory_vlm/models/pretrained.py'),
+                                              'memory_vlm.models.pretrained._is_hub_reachable': ( 'models/pretrained.html#_is_hub_reachable',
+                                                                                                  'memory_vlm/models/pretrained.py'),
                                               'memory_vlm.models.pretrained._live_spec': ( 'models/pretrained.html#_live_spec',
                                                                                            'memory_vlm/models/pretrained.py'),
                                               'memory_vlm.models.pretrained._load_pretrained_weights': ( 'models/pretrained.html#_load_pretrained_weights',

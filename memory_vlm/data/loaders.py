@@ -284,7 +284,8 @@ def worker_settings(
     unused = ['persistent_workers=true'] if persistent_workers else []
     if prefetch_factor not in (None, 2): unused.append(f'prefetch_factor={prefetch_factor}')
     if unused:
-        warnings.warn(f'{" and ".join(unused)} has no effect: num_workers=0 loads in the main process', stacklevel=3)
+        # at this line for every loader, so that it is shown once
+        warnings.warn(f'{" and ".join(unused)} has no effect: num_workers=0 loads in the main process')
     return dict(num_workers=0)
 
 def make_loader(

@@ -18,9 +18,9 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from httpx import HTTPError
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import get_session
 from ..config import check_sizes, leaf_keys
 from ..core import UserError, pick, suggest
 from ..memory import rename_old_weights
@@ -101,20 +101,32 @@ def hub_cache_dir()->str:
     "Return the folder of downloads."
     return os.environ.get('TRANSFORMERS_CACHE') or constants.HF_HUB_CACHE
 
+_HTTPError = HfHubHTTPError.__bases__[0] # of httpx, or of the package that the hub's library uses in its place
+
 @contextmanager
 def hub_errors(
     name:str,  # Name of the model that is opened
     where:str, # Repository or URL
 ):
-    "Convert download errors to a `UserError` with the cause and a remedy."
-    local = 'Or use a local file: open_clip:NAME/FILE or timm:NAME/FILE'
-    try: yield
+    "Convert download errors to a `UserError` with the cause and a remedy. Without a network only the cache is read."
+    local, before = 'Or use a local file: open_clip:NAME/FILE or timm:NAME/FILE', constants.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = before or not _is_hub_reachable()
+        yield
     except (RepositoryNotFoundError, HFValidationError) as e:
         raise UserError(f"{name}: the hub has no repository {where}, or it requires a login. {local}") from e
-    except (OSError, HTTPError, RuntimeError) as e:
+    except (OSError, _HTTPError, RuntimeError) as e:
         missing = 'is not in' if ':' in name else 'is neither a local path nor in'
         raise UserError(f"{name} {missing} {hub_cache_dir()}, and could not be fetched from {where} "
                         f"({type(e).__name__}); check the name and the network connection. {local}") from e
+    finally: constants.HF_HUB_OFFLINE = before
+
+def _is_hub_reachable()->bool:
+    "Return whether the hub answers. Its library repeats a request for minutes before it says that there is no network."
+    try: get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as e: # of httpx, or of the package that the hub's library uses in place of it
+        return type(e).__name__ not in ('ConnectError', 'ConnectTimeout')
+    return True
 
 def _fetch_file(place:str, *names:str)->Path|None:
     "Return the first of several files that a folder or a repository has."
@@ -132,8 +144,10 @@ def _open_clip_spec(rest:str)->PretrainedSpec:
     if name not in names: raise UserError(f"open_clip has no model '{name}'{suggest(name, names, limit=3)}")
     trained = get_pretrained_cfg(name, tag)
     if not trained and not Path(tag).is_file():
-        hint = suggest(tag, tags, limit=3) or (f"; one of: {', '.join(tags)}" if tags else '')
-        raise UserError(f"open_clip:{name} has no weights '{tag}', and no such file exists{hint}")
+        hint = suggest(tag, tags, limit=3) if tag else ''
+        given = f"has no weights '{tag}', and no such file exists" if tag else 'does not say which weights'
+        known = '' if hint or not tags else f", TAG one of: {', '.join(tags)}"
+        raise UserError(f'open_clip:{name} {given}{hint}; give open_clip:{name}/TAG or open_clip:{name}/FILE{known}')
     cfg = open_clip.get_model_config(name)
     cfg['quick_gelu'] = cfg.get('quick_gelu', False) or trained.get('quick_gelu', False)
     def weights():
