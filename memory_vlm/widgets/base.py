@@ -287,14 +287,22 @@ class Panel(W.VBox):
         "Wait until the work in the background has ended."
         if self._thread and self._thread is not threading.current_thread(): self._thread.join()
 
+    def __del__(self): pass # not `close`: when Python ends, the functions of this module are gone
+
     def close(self):
         "Close the panel and all its widgets."
-        found = [self]
-        for w in found:
-            parts = *getattr(w, 'children', ()), getattr(w, 'layout', None), getattr(w, 'style', None)
-            found += [part for part in parts if part is not None]
-        for w in found[1:]: w.close()
+        for w in _widgets_within(self, {})[1:]: w.close()
         super().close()
+
+def _widgets_within(x, seen:dict)->list: # Shown or not: a filter may hide some
+    "Return the widgets that a widget, a container or an object of this package holds, itself first."
+    if id(x) in seen: return []
+    seen[id(x)], is_widget = x, isinstance(x, W.Widget)
+    if isinstance(x, (list, tuple, set)): parts = x
+    elif isinstance(x, dict): parts = x.values()
+    elif is_widget: parts = [*vars(x).values(), *x._trait_values.values()]
+    else: parts = vars(x).values() if type(x).__module__.startswith('memory_vlm.widgets') else ()
+    return [x] * is_widget + [w for part in list(parts) for w in _widgets_within(part, seen)]
 
 _CELLS = {} # (cell, class): panels of its latest run, with the number of that run
 
