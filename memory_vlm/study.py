@@ -29,7 +29,8 @@ from .training.run_dir import config_differences
 from .viz.style import INK, SERIES, Plot, make_figure, sizable, style
 from omegaconf import OmegaConf
 from pathlib import Path
-from scipy.stats import t
+from scipy.optimize import brentq
+from scipy.stats import nct, t
 
 # %% ../nbs/41_study.ipynb #bc1ea0f6
 def _read_run(folder:Path)->dict:
@@ -102,12 +103,20 @@ def _levels(p:dict, corrected:dict)->dict:
     significant = sum(c < 0.05 for c in corrected.values())
     return {v: 1 - 0.05 / (len(p) - min(i, significant)) for i, v in enumerate(sorted(p, key=p.get))}
 
+def _detectable(error:float, df:int, level:float, power:float=0.8)->float:
+    "Return the difference that a paired t-test with this standard error finds with probability `power`."
+    limit = t.ppf((1 + level) / 2, df)
+    return error * brentq(lambda shift: nct.sf(limit, df, shift) - power, 0, 2 * limit)
+
 def paired_differences(
     runs:pd.DataFrame,    # As `collect` or `study` gives it
     baseline:str,         # The variant that the others are compared with
     metric:str='i2t/R@1', # Column of `runs`
-)->pd.DataFrame:          # A row per other variant: pairs, difference, low, high, p
-    "Compute differences from a baseline, paired by seed, with CIs and p-values corrected for all rows (Holm 1979)."
+)->pd.DataFrame:          # A row per other variant: pairs, difference, low, high, p, detectable
+    """Compute differences from a baseline, paired by seed, with CIs and p-values corrected for all rows (Holm 1979).
+
+    A true difference as large as `detectable` has an interval without 0 in 80 % of such sets of seeds: the power of the
+    paired t-test, with the spread that was found."""
     table = runs.pivot(index='seed', columns='variant', values=pick(runs.columns, metric, 'metric'))
     own = table[pick(table.columns, baseline, 'variant')]
     changes = {v: (table[v] - own).dropna() for v in runs.variant.unique() if v != baseline}
@@ -118,8 +127,9 @@ def paired_differences(
     for v, d in changes.items():
         half = t.ppf((1 + levels[v]) / 2, len(d) - 1) * errors[v] if v in errors else np.nan
         rows.append(dict(variant=v, pairs=len(d), difference=d.mean(), low=d.mean() - half, high=d.mean() + half,
-                         p=corrected.get(v, np.nan)))
-    columns = ['variant', 'pairs', 'difference', 'low', 'high', 'p'] # also without another variant
+                         p=corrected.get(v, np.nan),
+                         detectable=_detectable(errors[v], len(d) - 1, levels[v]) if v in errors else np.nan))
+    columns = ['variant', 'pairs', 'difference', 'low', 'high', 'p', 'detectable'] # also without another variant
     return pd.DataFrame(rows, columns=columns).set_index('variant')
 
 # %% ../nbs/41_study.ipynb #2490b416
@@ -133,7 +143,7 @@ def study_table(
     baseline:str=None,    # The variant that the others are compared with; None: no comparison
     metrics:Sequence[str]=('i2t/R@1', 't2i/R@1'), # Columns of `runs`
 )->pd.DataFrame:          # A row of text per variant
-    "Show means ± standard deviations over seeds, and paired differences [CI] with their p-values, as text."
+    "Show means ± standard deviations, paired differences [CI], their p-values and detectable differences as text."
     summary = summarize(runs, metrics)
     table = pd.DataFrame(dict(seeds=summary.seeds.astype(str)), index=summary.index)
     for m in metrics:
@@ -146,6 +156,8 @@ def study_table(
                  for (d, low, high), p, n in zip(cells, found.p, found.pairs)]
         column = pd.Series(shown, index=found.index).reindex(table.index, fill_value='')
         table[f'{m}, difference from {baseline}'] = column
+        limits = pd.Series(_points(found.detectable, m), index=found.index).replace('nan', '')
+        table[f'{m}, detectable'] = limits.reindex(table.index, fill_value='')
     steps = [f'{ms:,.0f} ms' if ms >= 100 else f'{ms:.3g} ms' if ms == ms else '' for ms in summary.step_ms]
     return table.assign(parameters=[f'{p / 1e6:.3g} M' for p in summary.params], step=steps)
 

@@ -255,4 +255,4 @@ class AblationPanel(Panel):
                              self.images.captions(self.image), words)
         return maps_page(path, 'Ablation of memory tokens',
                          'The same image and the same weights, original and with ablated memory tokens.', [shown],
-                         len(find_vit(self.model).blocks) - 1, footer=self.images.attribution)
+                         layer=len(find_vit(self.model).blocks) - 1, footer=self.images.attribution)

@@ -178,6 +178,6 @@ class ImageSearch(Panel):
             shown.append(image_data(i, self.images[i].numpy(), {'model': self.index.look([i])},
                                       self.images.captions(i), words))
         return maps_page(path, f'Best images for “{self.caption}”', 'Choose an image, a layer, a head and a token.',
-                         shown, len(find_vit(self.model).blocks) - 1,
+                         shown, layer=self.layer,
                          token=self.token, direction='reads' if self.tokens.in_sequence else 'read_by',
                          footer=self.images.attribution)
