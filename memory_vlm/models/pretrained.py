@@ -286,7 +286,7 @@ def _fill_config(cfg:DictConfig, spec:PretrainedSpec, given=())->DictConfig:
         elif follows and key not in given: OmegaConf.update(cfg, key, value)
         elif mine != value and key not in _MAY_DIFFER:
             raise UserError(f'{key}={mine} disagrees with {spec.name}, which has {value}; '
-                            f'leave it at its default, {default_value(f)}')
+                            f'to take its sizes: model=base model.pretrained={cfg.model.pretrained}, without {key}')
     check_sizes(cfg)
     return cfg
 
