@@ -171,7 +171,8 @@ def _value_norms(v:Tensor, weight:Tensor)->Tensor:
     "Return the norm of each head's value after the output projection, ||W_O v||: the most it can add to a token."
     heads = weight.float().unflatten(1, (v.shape[1], -1)) # (D,H,d)
     gram = torch.einsum('ohd,ohe->hde', heads, heads)
-    return (v.float() @ gram * v).sum(-1).clamp_min(0).sqrt()
+    v = v.float()
+    return (v @ gram * v).sum(-1).clamp_min(0).sqrt()
 
 # %% ../nbs/30_attention.ipynb #e244cae4
 class _Recorder:

@@ -100,20 +100,20 @@ class _AttentionHooks(list):
 
     def __call__(self, q, k, v, *args, **kwargs): # (B,H,N,d), (B,H,K,d), (B,H,K,d) -> (B,H,N,d)
         out, weights = _attend(q, k, v, *args, **kwargs)
-        self.report(q, k, v, weights)
+        self.report(q.detach(), k.detach(), v.detach()[..., :self.head_dim], weights)
         return out
 
     def report(self, q, k, v, weights):
         "Call all hooks, except in a backward pass."
         if in_backward(): return
         with eager_attention(q.device.type):
-            for hook in self: hook(q.detach(), k.detach(), v.detach()[..., :self.head_dim], weights)
+            for hook in self: hook(q, k, v, weights)
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #0967bea7
 @contextmanager
 def attention_hooks(
     attn:nn.Module, # A block's attention: `MemoryAttention`, or a module of timm, open_clip or torch
-    hook=None,      # Function of q, k, v and `weights(rows, columns)`; None: none
+    hook=None,      # Function of q, k, v (tensors; of torch's attention `_Projection`) and `weights(rows, columns)`
     mask=None,      # Function of a number of queries and keys -> bool (N, K), True: attended; not for `MemoryAttention`
 ):
     """Call `hook` at each attention of `attn`, or mask its attention. Raises `UserError` if something else replaced the
@@ -151,7 +151,7 @@ class _Intercept(TorchFunctionMode):
             weights, self.softmax = self.softmax, None
             v = args[1].reshape(*weights.shape[:2], -1, args[1].shape[-1])
             q = v.new_zeros(*weights.shape[:3], v.shape[-1]) # known no more: only their shapes are used
-            self.hooks.report(q, v, v, _from_function(weights.float))
+            self.hooks.report(q, v.detach(), v.detach(), _from_function(weights.float))
         return func(*args, **kwargs)
 
     def fused(self, q, k, v, attn_mask=None, *args, **kwargs):
@@ -167,6 +167,35 @@ class _Intercept(TorchFunctionMode):
         weights = func(logits, *args, **kwargs)
         self.softmax = weights.detach().reshape(-1, self.hooks.attn.num_heads, *weights.shape[-2:])
         return weights
+
+class _Projection:
+    "Queries, keys or values (B, H, N, d) of `nn.MultiheadAttention`, computed when `float()` is called."
+    def __init__(self, attn:nn.MultiheadAttention, x:Tensor, which:int): # x (B,N,D); 0: queries, 1: keys, 2: values
+        self.x, self.device, self.num_heads = x.detach(), x.device, attn.num_heads
+        part = slice(which * attn.embed_dim, (which + 1) * attn.embed_dim)
+        self.weight = attn.in_proj_weight.detach()[part]
+        self.bias = None if attn.in_proj_bias is None else attn.in_proj_bias.detach()[part]
+        self.shape = torch.Size((len(x), attn.num_heads, x.shape[1], attn.head_dim))
+
+    def float(self, rows:slice=slice(None))->Tensor:
+        "Return the projection of some tokens in fp32."
+        out = F.linear(self.x[:, rows].to(self.weight.dtype), self.weight, self.bias)
+        return out.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).float()
+
+def _projected_weights(q:_Projection, k:_Projection, mask:Tensor|None, rows:slice=slice(None),
+        columns:slice=slice(None), out:Tensor=None)->Tensor:
+    "Return attention weights. A few rows take no projection of the keys: q (W x + b) = (q W) x + q b, and q b cancels."
+    few, D = q.float(rows), q.x.shape[-1]
+    if few.shape[1] * few.shape[2] > D: logits = few @ k.float().mT
+    else: # (B,H i,D) with (B,N,D)
+        read = torch.einsum('bhid,hdf->bhif', few, k.weight.float().unflatten(0, (q.num_heads, -1)))
+        logits = (read.flatten(1, 2) @ k.x.float().mT).unflatten(1, (q.num_heads, -1))
+    logits = logits * q.shape[-1] ** -0.5
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-2], *(q.shape[2], k.shape[2]))[..., rows, :]
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    found = logits.softmax(-1)[..., columns]
+    return found if out is None else out.copy_(found)
 
 class _ForwardHooks(_AttentionHooks):
     "Hooks and masks of an attention module of another library, in place of its `forward`."
@@ -194,12 +223,9 @@ class _ForwardHooks(_AttentionHooks):
         if not attn.batch_first or attn.in_proj_weight is None or kwargs.get('key_padding_mask') is not None:
             raise UserError('this nn.MultiheadAttention cannot be observed: only batch_first=True, with queries, keys '
                             'and values of equal width and no padding mask, is known')
-        with torch.no_grad():
-            biases = attn.in_proj_bias.chunk(3) if attn.in_proj_bias is not None else (None,) * 3
-            q, k, v = (F.linear(x, w, b).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-                       for x, w, b in zip((query, key, value), attn.in_proj_weight.chunk(3), biases))
-            if mask is not None and mask.dim() == 3: mask = mask.unflatten(0, (-1, attn.num_heads))
-            self.report(q, k, v, _from_function(lambda: explicit_attention(q, k, mask)))
+        q, k, v = (_Projection(attn, x, i) for i, x in enumerate((query, key, value)))
+        if mask is not None and mask.dim() == 3: mask = mask.unflatten(0, (-1, attn.num_heads))
+        self.report(q, k, v, partial(_projected_weights, q, k, mask))
         return out
 
 # %% ../../nbs/models/07_attention_hooks.ipynb #b97ba4a8

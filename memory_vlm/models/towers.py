@@ -8,7 +8,7 @@ __all__ = ['Tower', 'find_module', 'find_tower']
 # %% ../../nbs/models/09_towers.ipynb #54331879
 import torch
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ..core import UserError
 from ..tokens import TokenLayout
 from ..vision import MemoryViT
@@ -91,6 +91,16 @@ def _open_clip_tower(vit)->Tower:
     blocks = list(vit.transformer.resblocks)
     return Tower(vit, TokenLayout(tuple(vit.grid_size)), blocks, vit.conv1, tuple(vit.image_size))
 
+def _with_register(tower:Tower)->Tower:
+    "Return the tower with the test-time register that `TestTimeRegisters.apply` inserted behind CLS and registers."
+    if isinstance(tower.vit, MemoryViT) or not hasattr(tower.vit, 'test_time_register'): return tower
+    layout, entering = replace(tower.layout, num_memory=tower.layout.num_memory + 1), tower.fresh
+    kind = next(tower.vit.parameters())
+    zero = kind.new_zeros(1, 1, tower.vit.test_time_register)
+    def stored(): return torch.cat([tower.stored(), zero], 1) if tower.stored else zero
+    def fresh(tokens): return torch.cat([entering(tokens[:-1]), tokens[-1:]]) if tower.stored else tokens
+    return replace(tower, layout=layout, stored=stored, fresh=fresh)
+
 _FAMILIES = {_memory_vit_tower: lambda m: isinstance(m, MemoryViT), _timm_tower: _is_timm_vit,
              _open_clip_tower: lambda m: isinstance(m, OpenClipViT)}
 
@@ -102,4 +112,4 @@ def find_tower(
     inner = model if isinstance(model, nn.Module) else getattr(model, 'model', None)
     needed = 'MemoryViT, and no other vision transformer of timm or open_clip that is known: pass a model with one'
     vit = find_module(inner if isinstance(inner, nn.Module) else model, lambda m: family(m) is not None, needed)
-    return family(vit)(vit)
+    return _with_register(family(vit)(vit))

@@ -178,6 +178,7 @@ class ImageSet:
         self.size = find_vit(model).patch_embed.img_size
         cfg = getattr(getattr(model, 'model', model), 'cfg', None) # a MemoryViT has none
         self.preprocessing = Preprocessing() if cfg is None else Preprocessing.of(cfg)
+        self.alpha = self.preprocessing.transparency != 'white'
         self.attribution = getattr(self.source, 'attribution', '')
 
     def __len__(self): return len(self.source)
@@ -189,7 +190,8 @@ class ImageSet:
 
     def _item(self, i):
         "Return image `i` as it is in the source."
-        item = self.source[i] if isinstance(self.source, (list, tuple, Tensor, np.ndarray)) else self.source.pixels(i)
+        if isinstance(self.source, (list, tuple, Tensor, np.ndarray)): item = self.source[i]
+        else: item = self.source.pixels_for(i, None, alpha=True) if self.alpha else self.source.pixels(i)
         return item[0] if isinstance(item, tuple) else item
 
     def captions(self, i:int)->list: # Index of an image -> list of str
@@ -204,6 +206,7 @@ class ImageSet:
         x = self._item(i)
         x = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
         if x.dim() == 3 and x.shape[0] != 3: x = x.permute(2, 0, 1)
+        if x.dim() == 3 and x.shape[0] == 4 and self.alpha: x = center_crop(x, self.size[0], how=self.preprocessing)
         if x.dim() != 3 or x.shape[0] != 3 or x.dtype != torch.uint8:
             raise UserError(f'Image {i} is {x.dtype} {tuple(x.shape)}; give uint8 with three color channels.')
         if tuple(x.shape[1:]) == tuple(self.size): return x
