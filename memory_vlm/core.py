@@ -22,6 +22,7 @@ from tqdm import tqdm
 # %% ../nbs/00_core.ipynb #0392a3a3
 class UserError(ValueError):
     "An error caused by user input; the message has one line per mistake."
+    def _render_traceback_(self): return [f'{type(self).__name__}: {self}'] # what a notebook shows
 
 class MissingPackage(UserError, ImportError):
     "An optional package that is needed and not installed."

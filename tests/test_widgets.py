@@ -233,6 +233,10 @@ def test_config_editor_checks_each_keystroke(lab, page, offline_page):
     expect(cell.locator('.mvlm-side pre')).to_contain_text('0.003')
     assert 'learning_rate: 0.003' in (lab.folder/'config.yaml').read_text()
     nb.ask("str(editor.export_html('editor.html'))")
+    counted = 'len(__import__("ipywidgets").widgets.widget._instances)'
+    before = nb.ask(counted)
+    nb.run() # closes the widgets of the earlier run
+    assert nb.ask(counted) <= before + 2
     offline_page.goto((lab.folder/'editor.html').as_uri())
     expect(offline_page.locator('main')).to_contain_text('training.learning_rate')
 
@@ -252,6 +256,7 @@ def test_atlas_ablation_and_search(lab, page, offline_page):
     press(atlas, 'layer', 'ArrowLeft')
     expect(atlas).to_contain_text('Layer 0')
 
+    expect(panel).to_contain_text('Not measured yet')
     panel.get_by_role('button', name='2', exact=True).click()
     expect(panel).to_contain_text('1 of 8 off')
     panel.get_by_role('button', name='all off').click()

@@ -24,7 +24,15 @@ from ..loss import similarity
 from ..training.run_dir import as_model
 from ..viz.plots import overlay, token_overlays
 from ..viz.style import color_scale
-from .base import ImageSet, asset, enlarge, image_features, training_paused, weights_version
+from memory_vlm.widgets.base import (
+    ImageSet,
+    _close_panels_of_earlier_runs,
+    asset,
+    enlarge,
+    image_features,
+    training_paused,
+    weights_version,
+)
 from memory_vlm.widgets.html import (
     _EXPLORER,
     _layer_maps,
@@ -191,6 +199,7 @@ class AttentionExplorer(anywidget.AnyWidget):
                          models=[dict(name=s.name, layers=s.layers, heads=s.heads) for s in self.sides])
         self.observe(self._changed, _STATE)
         self.on_msg(self._heard)
+        _close_panels_of_earlier_runs(self)
 
     @T.validate('image')
     def _image(self, proposal):
