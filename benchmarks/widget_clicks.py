@@ -25,12 +25,12 @@ explorer
 """
 # Which control, and what to do there with a number i
 KINDS = dict(
-    patch=('.mvlm-image', "const b = e.getBoundingClientRect(); e.dispatchEvent(new MouseEvent('click', "
+    patch=('.frame canvas', "const b = e.getBoundingClientRect(); e.dispatchEvent(new MouseEvent('click', "
                             "{bubbles: true, clientX: b.left + (i * 29) % b.width, clientY: b.top + (i * 53) % "
                             "b.height}));"),
-    token=('select >> nth=1', "e.selectedIndex = 1 + i % 8; e.dispatchEvent(new Event('change', {bubbles: true}));"),
-    head=('select >> nth=0', "e.selectedIndex = i % 5; e.dispatchEvent(new Event('change', {bubbles: true}));"),
-    image=('input[type=number]', "e.value = i + 1; e.dispatchEvent(new Event('change', {bubbles: true}));"))
+    token=('.choice.token select', "e.selectedIndex = 1 + i % 8; e.dispatchEvent(new Event('change', {bubbles: true}));"),
+    head=('.choice.head select', "e.selectedIndex = i % 5; e.dispatchEvent(new Event('change', {bubbles: true}));"),
+    image=('.gallery input', "e.value = i + 1; e.dispatchEvent(new Event('change', {bubbles: true}));"))
 
 
 def clicks(page, kind, count):

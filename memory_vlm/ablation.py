@@ -54,6 +54,8 @@ def _paired_difference(values:dict)->Tensor:
     return torch.stack(rows, 1).clamp(-1, 1)
 
 # %% ../nbs/32_ablation.ipynb #55c17eee
+_FEW_IMAGES = 30 # below, an ablation of memory that matters may well show nothing
+
 _VERDICTS = {
     'content used':
         "What memory holds about an image is used: neither the mean nor another image's memory can replace it.",
@@ -70,6 +72,8 @@ _VERDICTS = {
         'No verdict: on this part of the data no decisive ablation lowers the score significantly; ablate all of it.',
     'incomplete':
         'No verdict: run every ablation that applies to this model.',
+    'too few images':
+        f'No verdict: fewer than {_FEW_IMAGES} images (or groups that share a caption) decide nothing; ablate more.',
     'at chance':
         'No verdict: the model without ablation is not better than chance, so an ablation cannot hurt.'}
 
@@ -222,7 +226,10 @@ def _compare(values:dict, own:dict, chance:float, notes:dict, is_all:bool)->Abla
                            index=pd.MultiIndex.from_tuples(list(values), names=['kind', 'token']))
     p_values, decisive = _corrected_p_values(values), next(iter(own.values()))
     hurts = {kind: p < ALPHA for (kind, token), p in p_values.items() if token == 'all'} | dict.fromkeys(notes)
-    verdict = _verdict(hurts, is_all) if share_interval(decisive)[0] > chance else 'at chance'
+    verdict = _verdict(hurts, is_all)
+    if verdict != 'incomplete':
+        if len(decisive) < _FEW_IMAGES: verdict = 'too few images'
+        elif share_interval(decisive)[0] <= chance: verdict = 'at chance'
     scores = {k: v.mean().item() for k, v in own.items()}
     return Ablation(scores, changes, verdict, len(decisive), notes, p_values=p_values)
 

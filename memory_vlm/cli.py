@@ -15,13 +15,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from fastcore.script import anno_parser
+from functools import wraps
 from io import TextIOWrapper
-from json import dumps
 from .config import compose, config_dir, explain_arguments, hydra_overrides, register_schema
-from .core import Progress, UserError, pick
+from .core import Progress, UserError, _to_json, pick
 from .imports import import_code
 from .overrides import explain_keys, find_keys, split_imports, with_imports
 from .schema import schema_fields
@@ -104,11 +104,16 @@ def fit_main(
         _exit_with(explain_arguments(words, e))
 
 # %% ../nbs/50_cli.ipynb #e2cfacb2
-def _configuration_text(cfg:DictConfig, json:bool)->str:
-    "Return a whole configuration as YAML or JSON."
-    if json: return dumps(OmegaConf.to_container(cfg, resolve=True), indent=1)
-    return OmegaConf.to_yaml(cfg, resolve=True).rstrip()
+def _answers(command:Callable)->Callable:
+    "Print what a command returns (facts, text, exit status): as text, or as JSON with all other output on stderr."
+    @wraps(command)
+    def run(*args, json=False, **kwargs):
+        with redirect_stdout(sys.stderr) if json else nullcontext(): facts, text, status = command(*args, **kwargs)
+        print(_to_json(facts) if json else text)
+        return status
+    return run
 
+@_answers
 def _config_command(
     words:Annotated[str, dict(nargs='*')], # Arguments of `memory_vlm fit`, and keys or blocks to explain
     config_name:str='default', # Configuration to start from: default, training or quickstart
@@ -118,13 +123,14 @@ def _config_command(
     keys = [w for w in words if '=' not in w and not w.startswith('~')]
     cfg = compose([w for w in words if w not in keys], config_name=config_name)
     facts = explain_keys(cfg, dict.fromkeys(k for w in keys for k in find_keys(w)))
+    if not keys: return OmegaConf.to_container(cfg, resolve=True), OmegaConf.to_yaml(cfg, resolve=True).rstrip(), 0
     def text(k, f):
-        return f"{k}={dumps(f['value'])}\n    {f['help']}\n    {f['allowed']}; default {dumps(f['default'])}"
-    if not keys: print(_configuration_text(cfg, json))
-    else: print(dumps(facts, indent=1) if json else '\n'.join(text(k, f) for k, f in facts.items()))
-    return 0
+        return f"{k}={_to_json(f['value'])}\n    {f['help']}\n    {f['allowed']}; default {_to_json(f['default'])}"
+    return facts, '\n'.join(text(k, f) for k, f in facts.items()), 0
+
 
 # %% ../nbs/50_cli.ipynb #3f7a5fef
+@_answers
 def _check_command(
     data:str,               # A folder, a table or shards: any value of training.data.train_path
     split:str='train',      # 'train', 'valid' or 'test', where the data has splits
@@ -143,9 +149,9 @@ def _check_command(
     from memory_vlm.data.tokenizer import Tokenizer
     report = check(data, split, seconds, sheet, max_bad_fraction, Tokenizer(tokenizer, max_len),
                    image_key=image_key, caption_key=caption_key, image_dir=image_dir)
-    print(dumps(report.to_dict(), indent=1) if json else report)
-    if sheet and report.sheet and not json: print(f'Contact sheet: {sheet}')
-    return int(bool(report.problems))
+    place = f'\nContact sheet: {sheet}' if sheet and report.sheet else ''
+    return report.to_dict(), f'{report}{place}', int(bool(report.problems))
+
 
 def _make_shards_command(
     source:str,             # Any value of training.data.train_path
@@ -166,6 +172,7 @@ def _make_shards_command(
     return 0
 
 # %% ../nbs/50_cli.ipynb #a262ae28
+@_answers
 def _eval_command(
     models:Annotated[str, dict(nargs='+')], # Runs, checkpoints, or open_clip names such as ViT-B-32/TAG
     data:Annotated[str, dict(opt=False)],   # Images with captions, or a folder of images for each class
@@ -184,11 +191,12 @@ def _eval_command(
     if out: check_table_path(out) # before hours of work
     found = eval_models(models, data, classes, train, split, max_bad_fraction=max_bad_fraction,
                         image_key=image_key, caption_key=caption_key, image_dir=image_dir)
-    print(dumps(found.to_dict(), indent=1) if json else found)
     if out: found.save(out)
-    return int(bool(found.not_opened))
+    return found.to_dict(), found, int(bool(found.not_opened))
+
 
 # %% ../nbs/50_cli.ipynb #e9f99a9a
+@_answers
 def _report_command(
     model:str,              # A run, a checkpoint of one, or with --data a model such as vit_small_patch14_reg4_dinov2
     data:str=None,          # Images, as for eval; None: the validation data of the run
@@ -208,9 +216,10 @@ def _report_command(
         page = write_report_page(find_run(Path(model)), loaded)
         about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
         text += f'\n\nReport of {loaded.place.name}: {page}'
-    print(dumps(about | dict(memory=memory.to_dict()), indent=1) if json else text)
-    return 0
+    return about | dict(memory=memory.to_dict()), text, 0
 
+
+@_answers
 def _ablate_command(
     model:str,                # As for report
     data:str=None,            # Images with captions or classes, as for eval; None: the validation data of the run
@@ -224,10 +233,11 @@ def _ablate_command(
     from memory_vlm.ablation import ablate
     from memory_vlm.evaluation.models import _open_with_data
     found = ablate(_open_with_data(model, data, split), leave_one_out=leave_one_out, seed=seed, part=part)
-    print(dumps(found.to_dict(), indent=1) if json else found)
-    return 0
+    return found.to_dict(), found, 0
+
 
 # %% ../nbs/50_cli.ipynb #f3ac51d4
+@_answers
 def _study_command(
     source:str,             # YAML file that lists variants and seeds, or a folder with finished runs
     folder:str=None,        # Folder of the runs; None: runs/ and the name of the file
@@ -238,22 +248,13 @@ def _study_command(
 )->int:
     "Train variants with several seeds, or read finished runs, and compare them in a table"
     from memory_vlm.evaluation.compare import check_table_path
-    from memory_vlm.study import TABLE_SUFFIXES, collect, read_spec, save_table, study, study_table
+    from memory_vlm.study import TABLE_SUFFIXES, _footnote, _study_of, save_table, study_table
     if out: check_table_path(out, TABLE_SUFFIXES) # before hours of work
-    spec = dict(baseline=None, metrics=['i2t/R@1', 't2i/R@1'])
-    if Path(source).is_dir(): runs = collect(source)
-    else:
-        spec = read_spec(source)
-        if baseline: pick(spec['variants'], baseline, '--baseline')
-        base = with_imports(spec['base'], own.get('imports', ()))
-        runs = study(spec['variants'], spec['seeds'], base, spec['config_name'], folder or f'runs/{Path(source).stem}')
-    table = study_table(runs, baseline or spec['baseline'], spec['metrics'])
-    note = ("Mean ± standard deviation over seeds; differences are paired by seed, with intervals and p-values "
-            "corrected for the number of comparisons (Holm's method).")
+    runs, baseline, metrics = _study_of(source, folder, baseline, own.get('imports', ()))
+    table = study_table(runs, baseline, metrics)
     facts = dict(runs=runs.to_dict('records'), table=table.to_dict('index'))
-    print(dumps(facts, indent=1) if json else f'{table.to_string()}\n\n{note}')
     if out: save_table(table, out)
-    return 0
+    return facts, f'{table.to_string()}\n\n{_footnote(runs, baseline)}', 0
 
 # %% ../nbs/50_cli.ipynb #1f3f046c
 def _export_command(
@@ -270,6 +271,7 @@ def _export_command(
     return 0
 
 # %% ../nbs/50_cli.ipynb #75b13a56
+@_answers
 def _search_command(
     model:str,              # A run, a checkpoint, or a pretrained model such as open_clip:ViT-B-32/TAG
     data:str,               # A folder of images, or any value of training.data.train_path
@@ -291,14 +293,13 @@ def _search_command(
     def rows(caption):
         return [dict(rank=r, cosine=c, path=p) for r, (c, p) in enumerate(search(clip, images, caption, top), 1)]
     found = {caption: rows(caption) for caption in captions}
-    if json: print(dumps(dict(images=len(images), unreadable=bad, found=found), indent=1))
-    elif not captions: print(f'{len(images):,} images of {data} are indexed in {path}; to search, add captions: '
-                             f'memory_vlm search {shlex.quote(model)} {shlex.quote(data)} "a red car"')
-    else:
-        for caption, best in found.items():
-            if len(found) > 1: print(caption)
-            for b in best: print(f"{b['rank']:3}  {b['cosine']:.3f}  {b['path']}")
-    return 0
+    lines = [] if captions else [f'{len(images):,} images of {data} are indexed in {path}; to search, add captions: '
+                                 f'memory_vlm search {shlex.quote(model)} {shlex.quote(data)} "a red car"']
+    for caption, best in found.items():
+        if len(found) > 1: lines.append(caption)
+        lines += [f"{b['rank']:3}  {b['cosine']:.3f}  {b['path']}" for b in best]
+    return dict(images=len(images), unreadable=bad, found=found), '\n'.join(lines), 0
+
 
 # %% ../nbs/50_cli.ipynb #2014443d
 @dataclass(frozen=True)
@@ -336,8 +337,7 @@ def _run_command(command:_Command, words:Sequence[str])->int:
     parser.add_argument('--import', metavar='FILE', help='Python file or module to import first; repeatable')
     parser.epilog = f'Example: memory_vlm {command.example}'
     words, files = split_imports(words)
-    found = vars(parser.parse_intermixed_args(words)).items()
-    options = {k: v for k, v in found if k not in ('pdb', 'xtra', 'import')}
+    options = {k: v for k, v in vars(parser.parse_intermixed_args(words)).items() if k not in ('pdb', 'xtra', 'import')}
     import_code(files)
     if command.function is _config_command: options['words'] = with_imports(options['words'], files)
     if command.function is _study_command: options['imports'] = files

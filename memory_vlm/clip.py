@@ -246,14 +246,16 @@ _HUB_OPTIONS = {'force_download', 'token', 'cache_dir', 'local_files_only', 'rev
 @patch(cls_method=True)
 def from_pretrained(
     cls:MemoryCLIP,
-    name:str|Path, # open_clip:NAME/TAG, timm:NAME.TAG, hf-hub:OWNER/NAME, a weights file, or a `save_pretrained` folder
+    # open_clip:NAME/TAG, timm:NAME.TAG, hf-hub:OWNER/NAME, a weights file, a `save_pretrained` folder, or a model in
+    # memory: a CLIP of open_clip, a VisionTransformer of timm or a `MemoryCLIP`, whose weights are copied
+    name:str|Path|nn.Module,
     memory=None,   # Memory to add: name of a preset in model/memory, or keys of `cfg.model.memory`
     **kwargs,      # Keys of `cfg.model` to change, such as image_size, or options of the hub, such as revision
 )->MemoryCLIP:     # In evaluation mode
     "Open a pretrained model. Raises `UserError` if it is not found or its weights do not fit."
+    if isinstance(name, nn.Module): return open_pretrained(cls, name, memory, **kwargs)
     if not isinstance(name, (str, Path)):
-        raise UserError(f'from_pretrained opens names and files, not a {type(name).__name__}; save its `state_dict()`, '
-                        'and give open_clip:NAME/FILE or timm:NAME/FILE')
+        raise UserError(f'from_pretrained opens a name, a path or a model (nn.Module), not a {type(name).__name__}')
     if memory is None and kwargs.keys() <= _HUB_OPTIONS and ':' not in str(name) and not Path(name).is_file():
         if not Path(name).is_dir() or (Path(name)/'config.json').exists():
             options = dict(cache_dir=os.environ.get('TRANSFORMERS_CACHE')) | kwargs

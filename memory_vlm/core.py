@@ -9,17 +9,20 @@ __all__ = ['UserError', 'MissingPackage', 'suggest', 'pick', 'missing_package', 
 # %% ../nbs/00_core.ipynb #a3529839
 import difflib
 import importlib
+import json
 import numpy as np
 import random
 import torch
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
+from math import isfinite
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #0392a3a3
 class UserError(ValueError):
     "An error caused by user input; the message has one line per mistake."
+    def _render_traceback_(self): return [f'{type(self).__name__}: {self}'] # what a notebook shows
 
 class MissingPackage(UserError, ImportError):
     "An optional package that is needed and not installed."
@@ -86,6 +89,15 @@ def format_duration(
     units = [('s', 1), ('min', 60), ('h', 3600), ('days', 86400)]
     unit, size = next(u for u in units if seconds < 100 * u[1] or u[0] == 'days')
     return f'{seconds / size:.2g} {unit}'
+
+# %% ../nbs/00_core.ipynb #f506a535
+def _to_json(value)->str:
+    "Format plain values as JSON; `null` for numbers that are not finite."
+    def plain(x):
+        if isinstance(x, Mapping): return {k: plain(v) for k, v in x.items()}
+        if isinstance(x, list | tuple): return [plain(v) for v in x]
+        return None if isinstance(x, float) and not isfinite(x) else x
+    return json.dumps(plain(value), indent=1, allow_nan=False)
 
 # %% ../nbs/00_core.ipynb #733614f5
 def sample_rng(

@@ -87,7 +87,8 @@ def make_dls(
                         f'training.accumulate_grad_batches={t.accumulate_grad_batches} '
                         f'batches of {t.batch_size}; set one of the two lower')
     train = make_loader(sources[0], train=True, augmentation=d.augmentation, batch_size=pairs, rank=rank(),
-                        world_size=world_size(), **common)
+                        world_size=world_size(), true_captions=cfg.model.contrastive.false_negatives == 'ignore',
+                        **common)
     valid = make_loader(sources[1], train=False, augmentation='none', batch_size=min(t.batch_size, 256), **common)
     return DataLoaders(train, valid, path='runs', device=device or default_device())
 
@@ -297,10 +298,11 @@ def make_loss(
 ):                   # What fastai calls with the model's output and the index of the images
     "Make the loss of a configuration, as fastai's `loss_func`."
     loss = pick(LOSSES, cfg.loss_type, 'model.contrastive.loss_type')
-    def mean_of_parts(outputs, image_index):
-        pairs = zip(*(features.chunk(num_parts) for features in outputs[:2]))
-        return torch.stack([loss(*pair, *outputs[2:], gather_distributed=cfg.gather_distributed)
-                            for pair in pairs]).mean()
+    def mean_of_parts(outputs, image_index, true_captions=None):
+        images, texts = (features.chunk(num_parts) for features in outputs[:2])
+        true = [None] * num_parts if true_captions is None else true_captions.chunk(num_parts)
+        return torch.stack([loss(*pair, *outputs[2:], gather_distributed=cfg.gather_distributed, true_captions=t)
+                            for *pair, t in zip(images, texts, true)]).mean()
     mean_of_parts.takes_features = True # of images and texts, unlike fastai's losses
     return mean_of_parts
 

@@ -57,8 +57,11 @@ def _matmul(a:Tensor, b:Tensor, out:Tensor|None=None)->Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.dtype.itemsize < 4 else torch.mm(a, b, out=out)
 
 # %% ../nbs/13_loss.ipynb #ffc93544
+_LEFT_OUT = -1e9 # Logit of a pair that is left out: its probability is 0
+
 class _TiledLogits:
     "Logits of rows `x` (R,D) against columns `y` (C,D), a tile at a time; row i belongs to column `first + i`."
+    true_captions = None # (R, T), if pairs of an image and another's caption that is true of it are left out
     def __init__(self, x, y, scale, bias, first, world, side):
         self.x, self.y, self.scale, self.bias, self.first, self.world = x, y, scale, bias, first, world
         self.own = slice(first, first + len(x)) # columns that belong to these rows
@@ -75,8 +78,24 @@ class _TiledLogits:
 
     def tile(self, r, c):
         "Compute a tile of logits (r,c). It overwrites the previous tile."
-        z = _matmul(self.x[r], self.y[c].T, out=self.space(0, r, c)).mul_(self.scale)
-        return z if self.bias is None else z.add_(self.bias)
+        return self.scaled(_matmul(self.x[r], self.y[c].T, out=self.space(0, r, c)), r, c)
+
+    def scaled(self, z, r, c):
+        "Turn similarities into logits in place."
+        z.mul_(self.scale)
+        if self.bias is not None: z.add_(self.bias)
+        return z if self.true_captions is None else z.masked_fill_(self.false_negatives(r, c), _LEFT_OUT)
+
+    def leave_out(self, true_captions):
+        self.true_captions, self.captions = true_captions, _gather(true_captions[:, 0], self.world)
+
+    def false_negatives(self, r, c):
+        "Return which captions of other images are true, bool (r,c)."
+        captions = self.captions[c]
+        found = torch.zeros(r.stop - r.start, len(captions), dtype=torch.bool, device=captions.device)
+        for known in self.true_captions[r].T: found |= known[:, None] == captions
+        self.matching(found, r, c).fill_(False)
+        return found
 
     def matching(self, z, r, c):
         "Return a view of the matching pairs in a tile; empty if there are none."
@@ -118,8 +137,7 @@ class _TiledVectors(_TiledLogits):
     def tile(self, r, c):
         if self.y.dim() == 2: z, self.best = (self.x[r] @ self.y[c].T).max(1)
         else: z = similarity(self.x[r], self.y[c])
-        z = z.mul_(self.scale)
-        return z if self.bias is None else z.add_(self.bias)
+        return self.scaled(z, r, c)
 
     def add_gradients(self, r, c, p):
         if self.bias is not None: self.gbias.add_(p.sum())
@@ -206,7 +224,11 @@ def _with_pairs(positives:Tensor, pairs:int, world:int)->Tensor:
     own = torch.eye(pairs, dtype=torch.bool, device=positives.device)
     return positives | F.pad(own, (first, pairs * (world - 1) - first))
 
-def _contrast(objective, image, text, scale, bias, gather_distributed, tile, positives=None):
+def _without_false_negatives(objective:Callable, true_captions:Tensor, logits:_TiledLogits, *args):
+    logits.leave_out(true_captions)
+    return objective(logits, *args)
+
+def _contrast(objective, image, text, scale, bias, gather_distributed, tile, positives=None, true_captions=None):
     "Check the features and apply `objective`, with gradients if an input requires them."
     several = image.dim() == 3 and image.shape[1] > 0 and text.dim() in (2, 3)
     if several: fits = (image.shape[0], *(2,) * (text.dim() - 2), image.shape[2]) == text.shape
@@ -217,6 +239,11 @@ def _contrast(objective, image, text, scale, bias, gather_distributed, tile, pos
                          '(pairs, vectors, width) and (pairs, width) or (pairs, 2, width)')
     world = dist.get_world_size() if gather_distributed and dist.is_available() and dist.is_initialized() else 1
     inputs, tile = (image, text, scale, bias), tile or (2048 if image.device.type == 'cpu' else 4096)
+    if true_captions is not None:
+        if true_captions.dim() != 2 or len(true_captions) != len(image) or positives is not None:
+            raise ValueError(f'true_captions is {tuple(true_captions.shape)}; give a row of numbers for each of '
+                             f'{len(image)} pairs, its own caption first, and no positives')
+        objective = partial(_without_false_negatives, objective, true_captions)
     if positives is not None: objective = partial(objective, positives=_with_pairs(positives, len(image), world))
     if torch.is_grad_enabled() and any(torch.is_tensor(t) and t.requires_grad for t in inputs):
         return (_ContrastLater if several else _Contrast).apply(objective, world, tile, *inputs)
@@ -265,11 +292,15 @@ def clip_loss(
     # Texts that are also right for an image, such as equal captions, bool (B, B; with `gather_distributed` the columns
     # of all ranks); None: only row i
     positives:Tensor|None=None,
+    # Numbers of the captions that are true of each image, its own first, int64 (B, T): another's caption among them is
+    # no negative of the image, and the pair is left out; None: all others are negatives
+    true_captions:Tensor|None=None,
 )->Tensor:                         # Loss, 0-d, float32 or float64
     """Compute CLIP's symmetric softmax loss in memory linear in B. Raises ValueError if the shapes differ or are empty.
 
     With several positives it is the negative log of their summed softmax, so that a perfect model reaches 0."""
-    return _contrast(_clip, image_features, text_features, logit_scale, None, gather_distributed, tile, positives)
+    return _contrast(_clip, image_features, text_features, logit_scale, None, gather_distributed, tile, positives,
+                     true_captions)
 
 # %% ../nbs/13_loss.ipynb #63b3e81f
 def _siglip(logits:_TiledLogits, grads:bool, positives:Tensor|None=None)->tuple[Tensor, int]:
@@ -301,10 +332,13 @@ def siglip_loss(
     # Texts that are also right for an image, such as equal captions, bool (B, B; with `gather_distributed` the columns
     # of all ranks); None: only row i
     positives:Tensor|None=None,
+    # Numbers of the captions that are true of each image, its own first, int64 (B, T): another's caption among them is
+    # no negative of the image, and the pair is left out; None: all others are negatives
+    true_captions:Tensor|None=None,
 )->Tensor:                         # Loss, 0-d, float32 or float64
     "Compute SigLIP's pairwise sigmoid loss in memory linear in B. Raises ValueError if the shapes differ or are empty."
     return _contrast(_siglip, image_features, text_features, logit_scale, logit_bias, gather_distributed, tile,
-                     positives)
+                     positives, true_captions)
 
 # %% ../nbs/13_loss.ipynb #f1efc5b4
 LOSSES:dict[str, Callable] = dict(clip=clip_loss, siglip=siglip_loss)

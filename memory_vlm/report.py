@@ -10,10 +10,12 @@ import html
 import torch
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from .ablation import Ablation, _has_text, ablate
+from functools import partial
+from math import log
+from .ablation import _FEW_IMAGES, Ablation, _has_text, ablate
 from .clip import MemoryCLIP
 from .core import UserError, pick
-from .evaluation.intervals import jackknife_values, mean_interval, share_interval
+from .evaluation.intervals import _interval_within, jackknife_values, mean_interval, share_interval
 from .interp.features import map_layer, memory_features
 from memory_vlm.interp.stats import (
     effective_number,
@@ -43,8 +45,9 @@ class _Metric(NamedTuple):
     of:Callable|None = None   # Averaged features -> (samples,), (samples, L) or (samples, G); None: the feature itself
     uniform:float|str|None = None # Value under uniform attention, or the feature that has it
     largest:bool = False      # Report the layer with the largest value, not the mean over layers
-    limits:tuple = (-torch.inf, torch.inf) # Smallest and largest possible value
+    limits:tuple = (0, torch.inf) # Smallest and largest possible value
     is_share:bool = False     # A mean of scores 0..1 that all images may have alike: the interval of a share
+    is_curved:bool = False    # `of` is no mean over images: the interval is taken of its logit in `limits`
     is_step:bool = False      # `of` falls in steps as the feature grows: the interval is taken of the feature
 
 # %% ../nbs/31_report.ipynb #31f26ccb
@@ -69,37 +72,42 @@ def _attention_metrics(layout:TokenLayout)->list:
                 limits=(0, K / P)),
         _Metric('usage', 'effect of masking memory', 'hidden', 'change of the output: 1 - cosine', limits=(0, 2)),
         _Metric('usage', 'effective number of tokens', 'usage', 'exp of the entropy of usage',
-                lambda f: effective_number(f['usage']), M, limits=(1, M)),
+                lambda f: effective_number(f['usage']), M, limits=(1, M), is_curved=True),
         _Metric('usage', 'inverse Simpson index', 'usage', 'as above, less weight on rarely used tokens',
-                lambda f: inverse_simpson(f['usage']), M, limits=(1, M)),
+                lambda f: inverse_simpson(f['usage']), M, limits=(1, M), is_curved=True),
         _Metric('usage', 'dead tokens', 'usage', 'below 5 % of uniform attention; `ablate` measures effect',
                 lambda f: is_dead(f['usage'], 1 / K).float().sum((-2, -1)), 0, is_step=True),
         _Metric('images', 'information of usage about the image', 'shares', 'nats; 0: every image uses the same tokens',
-                lambda f: usage_information(f['shares'], f['entropy']), 0, limits=(0, torch.inf)),
+                lambda f: usage_information(f['shares'], f['entropy']), 0, limits=(0, log(M)), is_curved=True),
         _Metric('images', 'variance over images', 'state', 'share of the mean square; 0: the same for every image',
-                lambda f: variance_share(f['state'], f['square']), limits=(0, 1))]
+                lambda f: variance_share(f['state'], f['square']), limits=(0, 1), is_curved=True)]
 
 # %% ../nbs/31_report.ipynb #ad562681
-def _state_metrics(features:dict)->list:
+def _state_metrics(layout:TokenLayout, features:dict)->list:
     "Return the rows about token states, norms, patches and localization."
+    cosine, M = (-1, 1), max(layout.num_memory, 1)
     rows = [
-        _Metric('tokens', 'most similar pair', 'similarity', 'cosine; above 0.95 they are near duplicates'),
-        _Metric('tokens', 'effective rank', 'rank', 'number of directions'),
-        _Metric('tokens', 'cosine to CLS', 'cls_cosine', 'mean over tokens; near 1 they are copies of CLS'),
-        _Metric('tokens', 'cosine to mean patch', 'patch_cosine', 'mean over tokens'),
+        _Metric('tokens', 'most similar pair', 'similarity', 'cosine; above 0.95 they are near duplicates',
+                limits=cosine),
+        _Metric('tokens', 'effective rank', 'rank', 'number of directions', limits=(1, M)),
+        _Metric('tokens', 'cosine to CLS', 'cls_cosine', 'mean over tokens; near 1 they are copies of CLS',
+                limits=cosine),
+        _Metric('tokens', 'cosine to mean patch', 'patch_cosine', 'mean over tokens', limits=cosine),
         _Metric('tokens', 'change across layers', 'written', 'last layer - stored, relative to the stored norm'),
-        _Metric('norms', 'largest patch norm', 'contrast', 'relative to the median patch', largest=True),
+        _Metric('norms', 'largest patch norm', 'contrast', 'relative to the median patch', largest=True,
+                limits=(1, torch.inf)),
         _Metric('norms', 'memory norm', 'memory_norm', 'relative to the median patch')]
     for name in features:
         if not name.startswith('above'): continue
         rows.append(_Metric('norms', f'patch norms {name}', name, 'share of patches', largest=True, is_share=True))
     rows += [
         _Metric('patches', 'most attended patch', 'sink_lift', 'relative to uniform attention', uniform=1,
-                largest=True),
+                largest=True, limits=(0, layout.num_keys)),
         _Metric('patches', 'value of the most attended patch', 'sink_value',
                 'relative to the median; up to 0.2 a no-op, from 0.5 it broadcasts'),
-        _Metric('patches', 'effective rank of patches', 'patch_rank', 'number of directions'),
-        _Metric('patches', 'mean cosine of patches', 'patch_similarity', '1: all patches are alike', limits=(-1, 1))]
+        _Metric('patches', 'effective rank of patches', 'patch_rank', 'number of directions',
+                limits=(1, layout.num_patches)),
+        _Metric('patches', 'mean cosine of patches', 'patch_similarity', '1: all patches are alike', limits=cosine)]
     for name in features:
         if not name.startswith('sinks'): continue
         rows.append(_Metric('patches', name, name, 'share of patches', largest=True, is_share=True))
@@ -113,7 +121,7 @@ def _state_metrics(features:dict)->list:
 
 def _metrics(layout:TokenLayout, features:dict)->list:
     "Return all metrics whose features are there."
-    rows = (_attention_metrics(layout) if layout.num_memory else []) + _state_metrics(features)
+    rows = (_attention_metrics(layout) if layout.num_memory else []) + _state_metrics(layout, features)
     return [m for m in rows if m.feature in features]
 
 # %% ../nbs/31_report.ipynb #27f0b512
@@ -137,8 +145,12 @@ def _values(metrics:list, means:dict)->list:
     found = [m.of(means) if m.of else means[m.feature] for m in metrics]
     return [x if x.dim() > 1 else x.unsqueeze(1) for x in found]
 
+def _logit(values:Tensor, limits:tuple)->Tensor:
+    "Return the logit of the place between two limits; an end counts as very near."
+    return ((values.double() - limits[0]) / max(limits[1] - limits[0], 1e-300)).clamp(1e-12, 1 - 1e-12).logit()
+
 def _image_values(metrics:list, features:dict)->list:
-    "Return the jackknife's value per image of all metrics (n, L or G or 1), the average features of steps instead."
+    "Return the jackknife's value per image (n, L or G or 1), of steps the feature; of curved metrics also the logit's."
     n, totals = len(next(iter(features.values()))), {name: x.double().sum(0) for name, x in features.items()}
     smooth = [m for m in metrics if not m.is_step]
     whole = _values(smooth, {name: x[None] / n for name, x in totals.items()})
@@ -146,8 +158,11 @@ def _image_values(metrics:list, features:dict)->list:
     for i in range(0, n, 100):
         means = {name: (totals[name] - x[i:i+100].double()) / max(n - 1, 1) for name, x in features.items()}
         for collected, x in zip(left_out, _values(smooth, means)): collected.append(x)
-    values = iter(jackknife_values(w[0], torch.cat(x)) for w, x in zip(whole, left_out))
-    return [features[m.feature].double() if m.is_step else next(values) for m in metrics]
+    def of(metric, w, x):
+        logits = jackknife_values(*(_logit(v.mean(-1), metric.limits) for v in (w[0], x))) if metric.is_curved else None
+        return jackknife_values(w[0], x), logits
+    values = iter(of(m, w, torch.cat(x)) for m, w, x in zip(smooth, whole, left_out))
+    return [(features[m.feature].double(), None) if m.is_step else next(values) for m in metrics]
 
 def _interval_of_largest(values:Tensor, interval:Callable)->Tensor:
     "Return the interval of the largest of several means (n, L); it allows for choosing the largest by the same images."
@@ -156,24 +171,32 @@ def _interval_of_largest(values:Tensor, interval:Callable)->Tensor:
     level = 1 - 0.1 / max(int(rivals.sum()), 2) # of equals one is too high by chance, but hardly all are too low
     return torch.stack([interval(values[:, rivals], level=level)[0].max(), high.max()])
 
-def _estimate(metric:_Metric, values:Tensor)->tuple:
-    "Return a metric in each layer (L or G or 1), one number of it, and the ends of its interval (None for one image)."
+def _interval_of_curved(value:Tensor, logits:Tensor, limits:tuple)->tuple:
+    "Return the interval of a curved metric from the logits of its jackknife (n,); None for fewer than three images."
+    if len(logits) < 3: return None, None # without one of two images nothing varies
+    low, high = (limits[0] + (limits[1] - limits[0]) * mean_interval(logits).sigmoid()).tolist()
+    return min(low, value.item()), max(high, value.item())
+
+def _estimate(metric:_Metric, values:Tensor, logits:Tensor=None)->tuple:
+    "Return a metric in each layer (L or G or 1), one number of it, and its interval (None: too few images)."
     if metric.is_step:
         ends = mean_interval(values).nan_to_num(torch.nan).flip(0)
         point, low, high = metric.of({metric.feature: torch.stack([values.mean(0), *ends])}).tolist()
         return torch.tensor([point]), point, *((low, high) if len(values) > 1 else (None, None)), None
     point = values.mean(0).clamp(*metric.limits)
-    interval, layer = share_interval if metric.is_share else mean_interval, None
+    interval, layer = share_interval if metric.is_share else partial(_interval_within, limits=metric.limits), None
+    value = values.mean().clamp(*metric.limits)
+    if metric.is_curved: return point, value.item(), *_interval_of_curved(value, logits, metric.limits), None
     if metric.largest:
         value, layer = point.max(), int(point.argmax())
         ends = _interval_of_largest(values, interval)
-    else: value, ends = values.mean().clamp(*metric.limits), interval(values.mean(-1))
-    return point, value.item(), *(ends.clamp(*metric.limits).tolist() if len(values) > 1 else (None, None)), layer
+    else: ends = interval(values.mean(-1))
+    return point, value.item(), *(ends.tolist() if len(values) > 1 else (None, None)), layer
 
-def _make_row(metric:_Metric, values:Tensor, untrained:Tensor|None, features:dict)->_Row:
+def _make_row(metric:_Metric, values:tuple, untrained:tuple|None, features:dict)->_Row:
     "Return one row, its layers reduced to one number."
-    point, value, low, high, layer = _estimate(metric, values)
-    new = None if untrained is None else _estimate(metric, untrained)[1]
+    point, value, low, high, layer = _estimate(metric, *values)
+    new = None if untrained is None else _estimate(metric, *untrained)[1]
     uniform = features[metric.uniform].mean().item() if isinstance(metric.uniform, str) else metric.uniform
     return _Row(metric.group, metric.name, value, low, high, uniform, new, metric.note, layer,
                 point.tolist() if len(point) > 1 else None)
@@ -216,27 +239,43 @@ def _usage_summary(rows:dict, use:Ablation|str)->str:
             f'them {attention.value:.2f} times as much as under uniform attention{untrained}. Use is not help: only '
             'training without memory shows whether it helps.')
 
-def _difference_summary(rows:dict, num_memory:int)->str:
-    "Return whether the tokens differ from each other."
-    if num_memory == 1: return 'There is only one token.'
-    number, dead = rows['effective number of tokens'].value, rows['dead tokens'].value
-    pair, rank = [(rows.get(n) or rows[f'stored, {n}']).value for n in ('most similar pair', 'effective rank')]
-    copies, few = pair > 0.95, min(number, rank) < num_memory / 2
-    verdict = 'mostly copies' if copies and few else 'partly different' if copies or few else 'different'
-    return (f'They are {verdict}: the effective number of tokens is {number:.1f} of {num_memory}, {dead:.0f} are dead, '
-            f'the effective rank is {rank:.1f}, and the most similar pair has a cosine of {pair:.2f}.')
+def _too_few(num:int)->str:
+    "Return why there is no verdict on images."
+    return f"No verdict: {num} image{'s' * (num != 1)} are too few, {_FEW_IMAGES} are needed (`num_images`)."
 
-def _images_summary(rows:dict)->str:
-    "Return whether memory depends on the image."
-    usage = rows['information of usage about the image'].value
-    variance = rows.get('variance over images')
-    if variance is None or variance.value < 1e-6:
+def _difference_summary(rows:dict, num_memory:int, num:int=_FEW_IMAGES)->str:
+    "Return whether the states of the tokens differ, and how evenly the tokens are used."
+    if num_memory == 1: return 'There is only one token.'
+    number, dead = rows['effective number of tokens'], rows['dead tokens'].value
+    pair, rank = [(rows.get(n) or rows[f'stored, {n}']).value for n in ('most similar pair', 'effective rank')]
+    middle, every = (1 + num_memory) / 2, num_memory * len(number.layers or [0]) # of 1..M; tokens of all layers
+    few = rank < middle
+    states = {(True, True): 'They are much alike', (False, False): 'They differ',
+              (False, True): 'No two are near duplicates, but they span few directions',
+              (True, False): 'They differ, except for near duplicates'}[pair > 0.95, few]
+    used = 'is spread over most of them' if number.value >= middle else 'goes mostly to few of them'
+    facts = (f'the effective rank of their states is {rank:.1f} of {num_memory}, and the most similar pair has a '
+             f'cosine of {pair:.2f}')
+    usage = f'the effective number of tokens is {number.value:.1f} of {num_memory}, and {dead:.0f} of {every} are dead'
+    if num < _FEW_IMAGES: return f'{_too_few(num)} On these, {facts}; {usage}.'
+    return f'{states}: {facts}. Attention {used}: {usage}.'
+
+def _images_summary(rows:dict, num:int=_FEW_IMAGES, little:float=0.01, much:float=0.05)->str:
+    "Return whether memory depends on the image: hardly below a share of variance `little`, certainly above `much`."
+    usage, variance = rows['information of usage about the image'].value, rows.get('variance over images')
+    information = f'their usage has {usage:.2g} nats of information about the image'
+    if variance is None or variance.value < 1e-6 and num > 1:
         return ('They are the same for every image, a learned constant of this mechanism; only their usage can depend '
                 f'on the image ({usage:.2g} nats of information).')
+    share = f'{variance.value:.1%} of their mean square is variance over images'
+    if num < _FEW_IMAGES: return f'{_too_few(num)} On these, {share}, and {information}.'
     low, high = (variance.value if end is None else end for end in (variance.low, variance.high))
-    verdict = 'depend' if low > 0.05 else 'hardly depend' if high < 0.01 else 'depend a little'
-    return (f'They {verdict} on the image: {variance.value:.1%} of their mean square is variance over images, and '
-            f'their usage has {usage:.2g} nats of information about the image.')
+    verdict = ('depend' if low > much else 'hardly depend' if high < little else
+               'depend a little' if low >= little and high <= much else 'depend at most a little' if high <= much else
+               'depend at least a little' if low >= little else None)
+    between = f'{share} (95 % CI {low:.1%} to {high:.1%})'
+    if verdict is None: return f'Whether they depend on the image is open: {between}, and {information}.'
+    return f'They {verdict} on the image: {between}, and {information}.'
 
 # %% ../nbs/31_report.ipynb #0a74fec0
 def _short(x:float|None)->str:
@@ -346,8 +385,8 @@ def memory_report(
     untrained = twin and memory_features(twin, dl, num_images, absolute_norm)
     layout, M = tower.layout, tower.layout.num_memory
     if 'grid' in features: layout = replace(layout, grid=tuple(features['grid'][0].int().tolist()))
-    rows = _image_rows(layout, features, untrained)
-    title = (f"{'Memory' if M else 'Patches'} of {loaded.name} on {len(features['contrast'])} images of "
+    rows, num = _image_rows(layout, features, untrained), len(features['contrast'])
+    title = (f"{'Memory' if M else 'Patches'} of {loaded.name} on {num} images of "
              f"{getattr(getattr(dl, 'source', None), 'name', 'unnamed')}")
     if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(tower.blocks))}'
     if not M:
@@ -355,6 +394,5 @@ def memory_report(
         return MemoryReport(title, rows, [note], features)
     rows += _stored_rows(model, twin, is_start=bool(cfg) and _starts_like_twin(cfg.model))
     by_name, use = {r.name: r for r in rows}, ablation or _measure_use(loaded, num_images)
-    sentences = [_usage_summary(by_name, use), _difference_summary(by_name, M),
-                 _images_summary(by_name)]
+    sentences = [_usage_summary(by_name, use), _difference_summary(by_name, M, num), _images_summary(by_name, num)]
     return MemoryReport(title, rows, sentences, features, None if isinstance(use, str) else use)

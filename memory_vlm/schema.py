@@ -86,6 +86,9 @@ class ContrastiveConfig:
     # clip: symmetric InfoNCE; siglip: pairwise sigmoid with a learned bias
     loss_type:str = _choice_field('clip', 'siglip')
     gather_distributed:bool = False # Use the pairs of all ranks as negatives, with gradients
+    # Pairs of a batch whose caption is also one of the other image's captions. none: they are negatives as all others;
+    # ignore: they are left out of the loss
+    false_negatives:str = _choice_field('none', 'ignore')
 
 @dataclass
 class ModelConfig:
@@ -106,7 +109,8 @@ class ModelConfig:
     # Share of the patches of each image that training drops at random; CLS and memory are never dropped (0..1)
     patch_drop_rate:float = _number_field(0.0, 0, .999999)
     # Further arguments of timm's VisionTransformer, such as `act_layer: quick_gelu`, and how images are resized:
-    # `resize_mode` (shortest, longest, squash), `interpolation` (bicubic, bilinear), `fill_color` (0..255)
+    # `resize_mode` (shortest, longest, squash), `interpolation` (bicubic, bilinear), `fill_color` (0..255),
+    # `transparency` (white, drop, drop_after_resize)
     vit_kwargs:dict[str, Any] = _kwargs_field()
     # Projection of the image feature into the joint space. linear: a matrix; affine: a matrix with bias; none: no
     # projection

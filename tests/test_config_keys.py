@@ -126,7 +126,7 @@ def gathered(cfg):
     "The argument that reaches the loss; tests/test_loss_distributed.py shows its effect on two ranks."
     from memory_vlm.learner import make_loss
     seen = []
-    def loss(*args, gather_distributed): return seen.append(gather_distributed) or torch.zeros(())
+    def loss(*args, gather_distributed, true_captions): return seen.append(gather_distributed) or torch.zeros(())
     with patch('memory_vlm.learner.LOSSES', dict(clip=loss)):
         make_loss(cfg.model.contrastive)((torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(())), torch.arange(2))
     return seen
@@ -142,6 +142,11 @@ def batch(cfg):
     dls = loaders(cfg)
     images, ids, _ = dls.train.one_batch()
     return images.tolist(), ids.tolist(), len(dls.valid.source), [ids.tolist() for _, ids, _ in dls.valid]
+
+
+def true_captions(cfg):
+    "Return whether the loss learns which captions are true; nbs/13_loss.ipynb and 20_learner show what follows."
+    return len(loaders(cfg).train.one_batch()) == 4
 
 
 def workers(cfg):
@@ -289,6 +294,7 @@ KEYS = {
     'model.contrastive.temperature': row(.1, features),
     'model.contrastive.loss_type': row('siglip', shapes),
     'model.contrastive.gather_distributed': row('true', gathered),
+    'model.contrastive.false_negatives': row('ignore', true_captions),
     'training.epochs': row(2, training),
     'training.batch_size': row(3, training),
     'training.accumulate_grad_batches': row(2, training),

@@ -19,14 +19,14 @@ def cosine(x, y):
     return torch.stack([torch.stack([F.normalize((v @ q).softmax(0) @ v, dim=0) @ t for t, q in y]) for v in x])
 
 
-def plain_clip(x, y, scale):
-    z, label = scale * cosine(x, y), torch.arange(len(x))
+def plain_clip(x, y, scale, left_out):
+    z, label = (scale * cosine(x, y)).masked_fill(left_out, -torch.inf), torch.arange(len(x))
     return (F.cross_entropy(z, label) + F.cross_entropy(z.T, label)) / 2
 
 
-def plain_siglip(x, y, scale, bias):
+def plain_siglip(x, y, scale, bias, left_out):
     sign = 2 * torch.eye(len(x), dtype=x.dtype) - 1
-    return -F.logsigmoid(sign * (scale * cosine(x, y) + bias)).sum() / len(x)
+    return -F.logsigmoid((sign * (scale * cosine(x, y) + bias)).masked_fill(left_out, torch.inf)).sum() / len(x)
 
 
 # The ranks' losses, and the same for one process (nbs/13_loss.ipynb holds ours equal to open_clip's)
@@ -57,30 +57,42 @@ def whole_batch(dtype):
     return [torch.randn(RANKS * PAIRS, n, generator=g, dtype=dtype) for n in (10, 6)]
 
 
-def check(rank, name, readout, dtype, tile, eps):
+def true_captions():
+    "Numbers of the captions that are true of each image, its own first; one rank knows more of them than the other."
+    return torch.randint(40, (RANKS * PAIRS, 3), generator=torch.Generator().manual_seed(2))
+
+
+def check(rank, name, readout, dtype, tile, eps, false_negatives):
     ours, plain = LOSSES[name]
     alone, model = Towers(name, readout, dtype), Towers(name, readout, dtype)
-    expected = plain(*alone(*whole_batch(dtype)))
+    mine, true, left_out = slice(rank * PAIRS, (rank + 1) * PAIRS), true_captions(), torch.zeros((), dtype=torch.bool)
+    kwargs = dict(gather_distributed=True, tile=tile)
+    if false_negatives:
+        true[PAIRS:, 2] = -1
+        left_out = (true[:, None] == true[:, :1]).any(-1) & ~torch.eye(len(true), dtype=torch.bool)
+        assert left_out[:PAIRS, PAIRS:].any(), 'no pair of two ranks is left out'
+        kwargs['true_captions'] = true[mine, :3 - rank]
+    expected = plain(*alone(*whole_batch(dtype)), left_out)
     expected.backward()
-    own = [t[rank * PAIRS:(rank + 1) * PAIRS] for t in whole_batch(dtype)]
+    own = [t[mine] for t in whole_batch(dtype)]
     parallel = DistributedDataParallel(model)
-    loss = ours(*parallel(*own), gather_distributed=True, tile=tile)
+    loss = ours(*parallel(*own), **kwargs)
     loss.backward()
     torch.testing.assert_close(loss, expected, atol=eps, rtol=0)
     for (key, p), q in zip(model.named_parameters(), alone.parameters(), strict=True):
         difference = float((p.grad - q.grad).abs().max() / q.grad.abs().max())
         assert difference < eps, f'{name}, {readout}, {dtype}, {key}: gradients differ by {difference:.2g} of the largest'
     with torch.no_grad(): # as in evaluation, where the second half of the work is left out
-        torch.testing.assert_close(ours(*model(*own), gather_distributed=True, tile=tile), expected, atol=eps, rtol=0)
+        torch.testing.assert_close(ours(*model(*own), **kwargs), expected, atol=eps, rtol=0)
 
 
 def one_rank(rank, store):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=RANKS)
     try:
-        for name, readout in product(LOSSES, ('none', 'maxsim', 'caption')):
-            check(rank, name, readout, torch.float64, tile=5, eps=1e-9)
-            check(rank, name, readout, torch.float32, tile=2048, eps=1e-5)
+        for name, readout, false_negatives in product(LOSSES, ('none', 'maxsim', 'caption'), (False, True)):
+            check(rank, name, readout, torch.float64, 5, 1e-9, false_negatives)
+            check(rank, name, readout, torch.float32, 2048, 1e-5, false_negatives)
     finally: dist.destroy_process_group()
 
 

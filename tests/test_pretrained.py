@@ -113,7 +113,7 @@ def folder_of_mode(request, folder, tmp_path_factory):
     cfg = json.loads((copy/'open_clip_config.json').read_text())
     cfg['preprocess_cfg'] = dict(zip(('resize_mode', 'interpolation', 'fill_color'), request.param))
     (copy/'open_clip_config.json').write_text(json.dumps(cfg))
-    return copy, Preprocessing(*request.param)
+    return copy, Preprocessing(*request.param, 'drop_after_resize')
 
 
 def theirs_features(folder, photos):
@@ -143,12 +143,12 @@ def test_preprocessing_belongs_to_the_model(folder_of_mode, photos, tmp_path):
     model.save_pretrained(tmp_path/'saved')
     assert Preprocessing.of(MemoryCLIP.from_pretrained(tmp_path/'saved').cfg) == how
     shown = f'resize_mode={how.resize_mode}' in (tmp_path/'saved/README.md').read_text()
-    assert shown == (how != Preprocessing())
+    assert shown == (how != Preprocessing(transparency='drop_after_resize'))
     for memory in (None, 'registers', 'learnable_memory'): # export
         with_memory = MemoryCLIP.from_pretrained(folder, memory=memory)
         save_open_clip(with_memory, tmp_path/f'{memory}')
         written = json.loads((tmp_path/f'{memory}/open_clip_config.json').read_text())['preprocess_cfg']
-        assert Preprocessing(*[written[k] for k in ('resize_mode', 'interpolation', 'fill_color')]) == how
+        assert Preprocessing(**{k: written[k] for k in vars(how)}) == how
         assert_same_features(features(with_memory), theirs_features(tmp_path/f'{memory}', photos))
     assert _model_facts(model)['image']['resize_mode'] == how.resize_mode
 

@@ -181,8 +181,8 @@ def test_lost_rank_ends_the_others_and_the_run_resumes(tmp_path, lost):
     ranks = start(tmp_path, *words)
     wait_until(lambda: saved(tmp_path/'run'), *ranks)
     ranks[lost].kill()
-    ranks[left].join(60)
-    assert ranks[left].exitcode == 1, f'a minute after its peer was killed, rank {left} still runs'
+    ranks[left].join(300)
+    assert ranks[left].exitcode == 1, f'minutes after its peer was killed, rank {left} still runs'
     last = (tmp_path/f'said{left}').read_text().splitlines()[-1]
     assert re.fullmatch(rf"LostRankError: Another process of this run has ended, so rank {left} stops too after step "
                         rf"\d+; "
@@ -215,16 +215,16 @@ def test_torchrun_fits_stops_resumes_and_reports_errors_once(tmp_path):
     process = torchrun(tmp_path/'run', *words)
     wait_until(lambda: rows(tmp_path/'run') > 4)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert 'DataLoader worker' not in err, err
     step = int(re.search(r'Interrupted after (\d+) steps. To resume after step \1, fit again with training.resume=auto', out)[1])
     assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
     process = torchrun(tmp_path/'run', *words)
     wait_until(lambda: rows(tmp_path/'run') > step + 4)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert f'resumed after step {step}' in out, err
-    out, err = torchrun(tmp_path/'other', 'training.epoch=3').communicate(timeout=120)
+    out, err = torchrun(tmp_path/'other', 'training.epoch=3').communicate(timeout=300)
     assert err.count("did you mean 'training.epochs'?") == 1, err
 
 

@@ -80,7 +80,7 @@ def test_interrupt_saves_and_ends_the_run(tmp_path):
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert 'Interrupted after' in out and 'Traceback' not in err
     assert (run/'report.html').exists() and not (run/'DONE').exists()

@@ -40,7 +40,7 @@ except LostWorkerError as e: print('ended:', e)
 
 
 def python(code, *args, before=()):
-    done = subprocess.run([*before, sys.executable, '-c', code, *args], capture_output=True, encoding='utf-8', timeout=100)
+    done = subprocess.run([*before, sys.executable, '-c', code, *args], capture_output=True, encoding='utf-8', timeout=300)
     return done.stdout, done.stderr
 
 
@@ -94,5 +94,5 @@ print('stopped', fit(compose(words, config_name='quickstart')).interrupted, flus
     while not (lines and lines[-1].startswith('Run folder')): lines.append(process.stdout.readline())
     time.sleep(3) # the workers have started, and none of them sends a batch
     process.send_signal(number)
-    out, _ = process.communicate(timeout=90)
+    out, _ = process.communicate(timeout=300)
     assert 'stopped True' in out

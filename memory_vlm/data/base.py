@@ -49,7 +49,8 @@ class Source:
     def pixels_for(self,
         i:int,       # Index of the image
         side:int,    # Length of the shorter side at which the image will be used (pixels)
-    )->np.ndarray:   # uint8 (height, width, 3)
+        alpha:bool=False, # Keep the alpha channel of a transparent image, instead of putting it on white
+    )->np.ndarray:   # uint8 (height, width, 3), or 4 channels if it is kept
         "Return image `i`, reduced if that is faster to decode and still larger than `side` needs."
         return self.pixels(i)
 
@@ -60,9 +61,10 @@ class Source:
 
     def image(self,
         i:int,       # Index of the image
-    )->Image.Image:  # RGB
-        "Return image `i` for display."
-        return Image.fromarray(self.pixels(i))
+        alpha:bool=False, # Keep the alpha channel of a transparent image
+    )->Image.Image:  # RGB; or RGBA if it is kept
+        "Return image `i` for display, or for the transform of another library."
+        return Image.fromarray(self.pixels_for(i, None, alpha=True) if alpha else self.pixels(i))
 
     def label(self,
         i:int,       # Index of the image
@@ -106,15 +108,17 @@ class BadSample(UserError):
 # %% ../../nbs/data/01_base.ipynb #bc7ec2e6
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff') # Suffixes of image files
 
-def _to_rgb(image:Image.Image)->Image.Image:
-    "Scale 16 bits to 8 and put transparent images on white; Pillow's `convert` clips the first, blackens the second."
+def _to_rgb(image:Image.Image, alpha:bool=False)->Image.Image:
+    "Scale 16 bits to 8, which `convert` clips, and put transparent images on white; with `alpha`, keep their alpha."
     if image.mode.startswith(('I', 'F')):
         gray = np.asarray(image, np.float32)
         top = 65535 if image.mode.startswith('I') else max(1, gray.max(initial=0))
         image = Image.fromarray((gray.clip(0, top)*(255/top)).astype(np.uint8))
     if image.mode != 'RGB' and image.has_transparency_data:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+        kind, image = image.mode, image.convert('RGBA')
+        is_opaque = image.getextrema()[3][0] == 255
+        if alpha and kind in ('LA', 'RGBA') and not is_opaque: return image # a color of a palette has one value
+        if not alpha: image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image.convert('RGB')
 
 # %% ../../nbs/data/01_base.ipynb #9d630c94
@@ -128,7 +132,7 @@ def _error_reason(e:Exception)->str:
     if isinstance(e, OSError) and e.errno: return os.strerror(e.errno).lower()
     return 'cut short' if 'truncated' in str(e) else 'damaged'
 
-def _read_pixels(data:str|Path|bytes, label:str=None, side:int=None)->np.ndarray:
+def _read_pixels(data:str|Path|bytes, label:str=None, side:int=None, alpha:bool=False)->np.ndarray:
     "Decode an image. Raises `BadSample`, which names the file and the reason."
     content = None
     try:
@@ -141,7 +145,7 @@ def _read_pixels(data:str|Path|bytes, label:str=None, side:int=None)->np.ndarray
             if side: image.draft(None, (least, least))
             image.load()
             method = _TRANSPOSE.get(_orientation(image)) # after `load`, which turns a TIFF upright
-            return np.asarray(_to_rgb(image if method is None else image.transpose(method)))
+            return np.asarray(_to_rgb(image if method is None else image.transpose(method), alpha))
     except Exception as e:
         reason = 'empty file' if content == b'' else _error_reason(e)
         detail = '' if isinstance(e, UnidentifiedImageError) else f': {e}' # that error contains a memory address
@@ -221,17 +225,17 @@ class FileSource(Source):
         "Return the pixels of image `i`: uint8 (height, width, 3)."
         return self.pixels_for(i, None)
 
-    def pixels_for(self, i, side)->np.ndarray:
+    def pixels_for(self, i, side, alpha=False)->np.ndarray:
         "Return image `i`; a large JPEG at a half to an eighth of its size if that is enough for `side`."
         def decode():
             try: data = self.images[i]
             except (OSError, pa.ArrowException) as e: # the file that holds the images is gone or damaged
                 reason = _error_reason(e)
                 raise BadSample(f"{self.label(i)} cannot be read ({reason}): {' '.join(str(e).split())}", reason) from e
-            return _read_pixels(data, self.label(i), side)
+            return _read_pixels(data, self.label(i), side, alpha)
         if side is None or self._cache is None: return decode()
         cache, position = self._cache
-        return cache.pixels(position + 8*_ENTRY_LENGTH*int(i), side, decode)
+        return cache.pixels(position + 8*_ENTRY_LENGTH*int(i), -side if alpha else side, decode)
 
     def set_cache(self, cache):
         if self._cache and self._cache[0] is cache: return # both parts of a divided source call this
@@ -239,7 +243,8 @@ class FileSource(Source):
         self._cache = position and (cache, position)
 
 # %% ../../nbs/data/01_base.ipynb #23dcf4dc
-_ENTRY_LENGTH = 5 # Numbers of an entry: position in the file, height, width, side of the decode, memory layout
+# Numbers of an entry: position in the file, height, width, channels, side of the decode (below 0: with alpha), layout
+_ENTRY_LENGTH = 6
 
 class PixelCache:
     "Decoded images in an unnamed file that a process shares with its workers. After an error, images are decoded."
@@ -283,9 +288,9 @@ class PixelCache:
         "Return a cached image."
         entry, again = np.zeros((2, _ENTRY_LENGTH), np.int64)
         try:
-            if not self._read(position, entry) or entry[3] != side: return None
-            at, height, width, _, planar = entry.tolist()
-            pixels = np.empty((3, height, width) if planar else (height, width, 3), np.uint8)
+            if not self._read(position, entry) or entry[4] != side: return None
+            at, height, width, channels, _, planar = entry.tolist()
+            pixels = np.empty((channels, height, width) if planar else (height, width, channels), np.uint8)
             # The entry is repeated before the pixels, which detects an image that another worker is still writing
             if not self._read(at, again, pixels) or (entry != again).any(): return None
         except (OSError, ValueError): return None
@@ -302,7 +307,7 @@ class PixelCache:
         data = planes if planar else np.ascontiguousarray(pixels)
         at = self.reserve(8*_ENTRY_LENGTH + data.nbytes)
         if at is None: return
-        entry = np.array([at, *pixels.shape[:2], side, planar])
+        entry = np.array([at, *pixels.shape, side, planar])
         try:
             self._write(at, entry, data)
             self._write(position, entry) # last: from here on other workers find the image

@@ -43,6 +43,7 @@ class DataReport:
     attribution:str = ''     # License text to print beside the images
     rows:int|None = None     # Rows that were read from a text table; None: the data are no such table
     lines:int|None = None    # Lines of that table, without blank lines and the column names
+    classes:dict|None = None # Images of each class; None: the data has no classes
 
     @property
     def problems(self)->list[str]:
@@ -62,6 +63,7 @@ class DataReport:
         return dict(name=self.name, images=self.total, checked=self.bad.seen, seconds=self.seconds,
                     rows=self.rows, lines=self.lines,
                     bad=dict(self.bad.reasons), bad_samples=self.bad.named, copies=self.copies,
+                    classes=self.classes,
                     different_captions=len(self.captions), captions_cut=self.cut, captions_lost=self.lost,
                     problems=self.problems,
                     **{k: np.quantile(v, [0, .5, 1]).tolist() if len(v) else None for k, v in ranges.items()})
@@ -72,6 +74,10 @@ class DataReport:
             apart = ('; a row has several lines if a quoted cell holds line breaks or a quote is not closed'
                      if self.rows < self.lines else '')
             lines.append(f'rows      {self.rows:,} rows from {self.lines:,} lines{apart}')
+        if self.classes:
+            ranked = [f'{c} {n:,}' for c, n in sorted(self.classes.items(), key=lambda item: -item[1])]
+            shown = ', '.join(ranked if len(ranked) <= 12 else [*ranked[:6], '...', *ranked[-3:]])
+            lines.append(f'classes   {len(self.classes):,}, images of each: {shown}')
         if self.sizes:
             shape = np.array(self.sizes)
             lines += [f'pixels    {_format_span(shape[:, 0])} wide, {_format_span(shape[:, 1])} high',
@@ -129,6 +135,9 @@ def check(
                         attribution=source.attribution, limit=tokenizer.length)
     if isinstance(source, TableSource) and source.num_rows is not None:
         report.rows, report.lines = source.num_rows, count_lines(source.name)
+    if found := source.class_labels():
+        count = np.bincount(found[1], minlength=len(found[0])).tolist()
+        report.classes = {str(name): n for name, n in zip(found[0], count)}
     start, seen = time.perf_counter(), {}
     for i in np.random.default_rng(0).permutation(len(source)).tolist():
         try: _inspect_sample(source, i, report, seen, tokenizer)

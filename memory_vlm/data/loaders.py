@@ -7,6 +7,7 @@ __all__ = ['PairDataset', 'EpochSampler', 'BadSamples', 'LostWorkerError', 'expl
            'make_loader', 'draw_image_grid']
 
 # %% ../../nbs/data/11_loaders.ipynb #b2570054
+import hashlib
 import math
 import numpy as np
 import os
@@ -28,9 +29,15 @@ from .tokenizer import Tokenizer, encode_caption, pad_ids, untokenize
 from .transforms import AUGMENTATIONS, Preprocessing
 from multiprocessing import parent_process, queues
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 # %% ../../nbs/data/11_loaders.ipynb #bcbe6698
+def _caption_numbers(captions:list[str])->Tensor: # int64 (captions,)
+    "Return a 64-bit hash of each caption, whatever its case and blanks."
+    digests = (hashlib.blake2b(' '.join(c.lower().split()).encode(), digest_size=8).digest() for c in captions)
+    return torch.tensor([int.from_bytes(d, 'little', signed=True) for d in digests])
+
 class PairDataset(Dataset):
     "Samples of a source by (epoch, index): ((image, ids of its captions, index), bad samples that were replaced)."
     def __init__(self,
@@ -40,8 +47,11 @@ class PairDataset(Dataset):
         one_caption:bool,    # Draw one caption of each image (training), or return all (evaluation)
         seed:int,            # Seed of all draws
         tokenizer:Tokenizer, # Tokenizer of the captions
+        alpha:bool=False,    # Give `augment` the alpha channel of transparent images, instead of putting them on white
+        true_captions:bool=False, # Add to a sample the numbers of all captions of its image, the drawn one first
     ):
-        self.source, self.image_size, self.augment = source, image_size, augment
+        self.source, self.image_size, self.augment, self.true_captions = source, image_size, augment, true_captions
+        self.options = dict(alpha=True) if alpha else {}
         self.one_caption, self.seed, self.tokenizer = one_caption, seed, tokenizer
 
     def __len__(self): return len(self.source)
@@ -51,12 +61,14 @@ class PairDataset(Dataset):
         rng:np.random.Generator, # Generator of caption and crop
     )->tuple:                    # (uint8 (3,image_size,image_size), ids of captions, index)
         "Return one sample. Raises `UserError` if the image or its captions are unusable."
-        captions, pixels = self.source.captions(index), self.source.pixels_for(index, self.image_size)
-        if self.one_caption: captions = [captions[rng.integers(len(captions))]]
+        captions, pixels = self.source.captions(index), self.source.pixels_for(index, self.image_size, **self.options)
+        known, drawn = captions, 0
+        if self.one_caption: captions = [captions[drawn := rng.integers(len(captions))]]
         pixels = pixels if pixels.flags.writeable else pixels.copy() # torch needs writable memory, not a read-only map
-        image = torch.from_numpy(pixels).permute(2, 0, 1) # (3,height,width)
+        image = torch.from_numpy(pixels).permute(2, 0, 1) # (3,height,width), or 4 channels
         image = self.augment(image, self.image_size, rng) # (3,image_size,image_size)
-        return image, [encode_caption(c, self.tokenizer) for c in captions], index
+        sample = image, [encode_caption(c, self.tokenizer) for c in captions], index
+        return (*sample, _caption_numbers([known[drawn], *known])) if self.true_captions else sample
 
     def _candidates(self, epoch:int, index:int): # Yield the requested index, then replacements
         yield index
@@ -71,14 +83,17 @@ class PairDataset(Dataset):
             except UserError as e: bad.append((getattr(e, 'reason', 'other'), str(e)))
         return None, bad
 
+_NO_CAPTION = -2**63 # Number in place of a caption, for images with fewer captions than others
+
 def _collate(samples:list)->tuple:
     "Return a batch of samples. Captions of an image are adjacent; ids are padded to the longest caption."
     good, bad = [s for s, _ in samples if s], [b for _, several in samples for b in several]
     if not good: return None, None, None, bad
-    images, captions, index = zip(*good)
+    images, captions, index, *numbers = zip(*good)
     ids = pad_ids([c for several in captions for c in several])
     image_index = torch.tensor(index).repeat_interleave(torch.tensor([len(c) for c in captions]))
-    return torch.stack(images), ids, image_index, bad
+    true_captions = [pad_sequence(n, batch_first=True, padding_value=_NO_CAPTION) for n in numbers]
+    return torch.stack(images), ids, image_index, *true_captions, bad
 
 # %% ../../nbs/data/11_loaders.ipynb #4933e873
 class EpochSampler(Sampler):
@@ -179,7 +194,7 @@ def _collate_arrays(samples:list)->tuple:
     return *(None if t is None else t.numpy() for t in batch), bad
 
 class PairLoader(DataLoader):
-    "Loader of batches (images, ids, image_index) of a source. Made by `make_loader`."
+    "Loader of batches (images, ids, image_index[, true_captions]) of a source. Made by `make_loader`."
     n_inp, device = 2, None
     def __init__(self, source, batch_size, settings, dataset, sampler, **kwargs):
         generator = torch.Generator() # torch draws worker seeds; from its global generator, that would change dropout
@@ -269,7 +284,8 @@ def worker_settings(
     unused = ['persistent_workers=true'] if persistent_workers else []
     if prefetch_factor not in (None, 2): unused.append(f'prefetch_factor={prefetch_factor}')
     if unused:
-        warnings.warn(f'{" and ".join(unused)} has no effect: num_workers=0 loads in the main process', stacklevel=3)
+        # at this line for every loader, so that it is shown once
+        warnings.warn(f'{" and ".join(unused)} has no effect: num_workers=0 loads in the main process')
     return dict(num_workers=0)
 
 def make_loader(
@@ -279,7 +295,7 @@ def make_loader(
     batch_size:int,               # Images per batch of this rank
     train:bool,                   # True: one random caption, augmented, shuffled; False: all captions, not random
     augmentation:str='clip',      # Key of `AUGMENTATIONS`, for training
-    preprocessing:Preprocessing=Preprocessing(), # How the model wants images resized
+    preprocessing:Preprocessing=Preprocessing(), # How the model wants images prepared
     seed:int=0,                   # Seed of order, captions and crops
     num_workers:int=0,            # Worker processes; 0: load in this process
     prefetch_factor:int|None=2,   # Batches that each worker loads ahead
@@ -291,6 +307,7 @@ def make_loader(
     shuffle:bool|None=None,       # None: as `train`
     drop_last:bool|None=None,     # None: as `train`
     max_bad_fraction:float=.01,   # Largest share of unusable images, 0..1
+    true_captions:bool=False,     # With `train`, add the numbers of all captions of each image, as losses take them
 )->PairLoader:
     "Make the loader of a source. Raises `UserError` for an unknown augmentation, or too few images for a batch."
     settings = {k: v for k, v in locals().items() if k != 'source'}
@@ -301,7 +318,8 @@ def make_loader(
         raise UserError(f'{source.name} has {len(source)} images, too few for a batch of {batch_size} on each of '
                         f'{world_size} device(s); set training.batch_size to at most {len(source)//world_size}')
     augment = partial(augment if train else AUGMENTATIONS['none'], how=preprocessing)
-    dataset = PairDataset(source, image_size, augment, train, seed, tokenizer)
+    dataset = PairDataset(source, image_size, augment, train, seed, tokenizer, preprocessing.transparency != 'white',
+                          train and true_captions)
     workers = worker_settings(num_workers, prefetch_factor, persistent_workers)
     pin_memory = pin_memory and torch.cuda.is_available()
     return PairLoader(source, batch_size, settings, dataset, sampler, pin_memory=pin_memory, **workers)
@@ -335,7 +353,7 @@ def show_batch(self:PairLoader,
 ):                    # Figure
     "Draw images of a batch, each with its first caption."
     import matplotlib.pyplot as plt
-    images, ids, image_index = batch or self.one_batch()
+    images, ids, image_index = (batch or self.one_batch())[:3]
     rows, words = _image_rows(image_index).tolist(), untokenize(ids, self.settings['tokenizer'])
     figure = draw_image_grid(images[:max_n], [words[rows.index(r)] for r in range(min(max_n, len(images)))],
                              footer=self.source.attribution)
@@ -351,7 +369,7 @@ def show_results(self:PairLoader,
     **kwargs,    # Not used; fastai passes further arguments
 ):               # Figure, left open: fastai drops it, and the notebook shows open figures
     "Draw images of a batch, each with the nearest of all captions of the batch: green if correct, red if not."
-    images, ids, image_index = batch
+    images, ids, image_index = batch[:3]
     image_features, text_features = (F.normalize(f.float(), dim=-1) for f in outs[:2])
     nearest = (image_features @ text_features.T).argmax(1).cpu() # (B,)
     correct = _image_rows(image_index.cpu())[nearest] == torch.arange(len(images))

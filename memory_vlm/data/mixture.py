@@ -21,7 +21,7 @@ class _SourceView(Source):
     )->tuple[Source, int]:  # Source of image `i`, and the index in that source
         raise NotImplementedError
     def pixels(self, i): return (at := self.where(i))[0].pixels(at[1])
-    def pixels_for(self, i, side): return (at := self.where(i))[0].pixels_for(at[1], side)
+    def pixels_for(self, i, side, **how): return (at := self.where(i))[0].pixels_for(at[1], side, **how)
     def captions(self, i): return (at := self.where(i))[0].captions(at[1])
     def label(self, i): return (at := self.where(i))[0].label(at[1])
     def file(self, i): return (at := self.where(i))[0].file(at[1])

@@ -199,9 +199,12 @@ def open_source(
     o = _OpenOptions(split, image_size, image_key, caption_key, image_dir, tuple(templates), key)
     unused = [f'training.data.{k}' for k in (*_COLUMNS, 'templates') if getattr(o, k) not in (None, _TEMPLATES)
               and k not in data_format.uses]
-    if unused: warnings.warn(f"{' and '.join(unused)} has no effect on {key}='{path}', which is {name}")
     try: source = data_format.open(path, o)
     except UserError as e: raise e if key in str(e) else UserError(f'{key}: {e}') from e
+    prompts = 'training.data.templates' # of zero-shot classification, if the data has classes
+    if prompts in unused and source.class_labels() is not None: unused.remove(prompts)
+    why = ' without a column of classes' if prompts in unused and data_format.uses == _COLUMNS else ''
+    if unused: warnings.warn(f"{' and '.join(unused)} has no effect on {key}='{path}', which is {name}{why}")
     if split == 'test' and not source.has_split:
         raise UserError(f"{key}='{path}' has no test part, called {' or '.join(SPLITS['test'])}")
     return source

@@ -8,10 +8,12 @@ __all__ = ['AUGMENTATIONS', 'Preprocessing', 'center_crop']
 # %% ../../nbs/data/09_transforms.ipynb #00015a5c
 import math
 import numpy as np
+import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from dataclasses import dataclass, fields
 from ..core import UserError, pick
+from PIL import Image
 from torch import Tensor
 
 # %% ../../nbs/data/09_transforms.ipynb #014e58b6
@@ -21,10 +23,12 @@ class Preprocessing:
     resize_mode:str='shortest'  # Key of `_RESIZE_MODES`
     interpolation:str='bicubic' # 'bicubic' or 'bilinear'
     fill_color:int=0            # Gray level of the border with 'longest', 0..255
+    transparency:str='white'    # Key of `_TRANSPARENCY`: what happens to transparent images
 
     def __post_init__(self):
         pick(_RESIZE_MODES, self.resize_mode, 'model.vit_kwargs.resize_mode')
         pick(('bicubic', 'bilinear'), self.interpolation, 'model.vit_kwargs.interpolation')
+        pick(_TRANSPARENCY, self.transparency, 'model.vit_kwargs.transparency')
         if not (type(self.fill_color) is int and 0 <= self.fill_color <= 255):
             raise UserError(f'model.vit_kwargs.fill_color={self.fill_color} must be an integer from 0 to 255')
 
@@ -39,12 +43,21 @@ class Preprocessing:
 
     def resize(
         self,
-        image:Tensor, # uint8 (3,H,W)
+        image:Tensor, # uint8 (3,H,W), or (4,H,W) with alpha
         size:tuple,   # Height and width (pixels)
     )->Tensor:        # uint8 (3,height,width)
-        "Resize with antialiasing."
-        return F.interpolate(image[None], size, mode=self.interpolation, antialias=True)[0]
+        "Resize with antialiasing, and drop the alpha channel if there is one."
+        if len(image) == 4 and self.transparency == 'drop_after_resize': return _resize_with_alpha(image, size, self)
+        return F.interpolate(image[None, :3], size, mode=self.interpolation, antialias=True)[0]
 
+def _resize_with_alpha(image:Tensor, size:tuple, how:Preprocessing)->Tensor: # uint8 (4,H,W) -> (3,height,width)
+    "Resize as Pillow does, which weights colors by alpha; then drop alpha."
+    pil, method = Image.fromarray(image.permute(1, 2, 0).numpy()), Image.Resampling[how.interpolation.upper()]
+    return torch.from_numpy(np.array(pil.resize(size[::-1], method).convert('RGB'))).permute(2, 0, 1)
+
+# What happens to transparent images, in the words of a model card
+_TRANSPARENCY = dict(white='are put on white', drop='lose their alpha channel before the resize',
+                     drop_after_resize='lose their alpha channel after the resize')
 
 # %% ../../nbs/data/09_transforms.ipynb #014e58b7
 def _shortest(image:Tensor, size:int, how:Preprocessing)->Tensor:
@@ -69,13 +82,13 @@ def _squash(image:Tensor, size:int, how:Preprocessing)->Tensor: return how.resiz
 _RESIZE_MODES = dict(shortest=_shortest, longest=_longest, squash=_squash)
 
 def center_crop(
-    image:Tensor,                 # uint8 (3,H,W)
+    image:Tensor,                 # uint8 (3,H,W), or (4,H,W) with alpha
     size:int,                     # Side of the result (pixels)
     rng:np.random.Generator=None, # Not used
     how:Preprocessing=Preprocessing(), # Settings of the model
 )->Tensor:                        # uint8 (3,size,size); the image itself if it has this size
     "Make a square as in evaluation; by default, resize the shorter side to `size` and crop the center."
-    if image.shape[1:] == (size, size): return image
+    if image.shape[1:] == (size, size): return image[:3] if len(image) == 4 else image
     return _RESIZE_MODES[how.resize_mode](image, size, how)
 
 

@@ -53,13 +53,19 @@ def _read_templates(given, where:str)->Sequence:
     return tuple(given)
 
 def read_prompts(
-    path:str|Path, # A YAML file with `classes`, and with `templates` unless they are ImageNet's; or 'imagenet'
+    # A YAML file with `classes`, and with `templates` unless they are ImageNet's; a .txt with one class per line; or
+    # 'imagenet'
+    path:str|Path,
 )->Prompts:
     "Read classes and prompts from a file. Raises `UserError` for missing, unknown or malformed entries."
     if str(path) == 'imagenet': return Prompts(list(IMAGENET_CLASSNAMES), folders=ImageNetInfo().label_names())
-    try: content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    is_list = Path(path).suffix == '.txt'
+    try:
+        text = Path(path).read_text(encoding='utf-8-sig')
+        names = [c for line in text.splitlines() if (c := line.strip())]
+        content = dict(classes=names) if is_list else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UserError(f"'{path}' cannot be read as YAML: {str(e).splitlines()[0]}") from e
+        raise UserError(f"'{path}' cannot be read as {'text' if is_list else 'YAML'}: {str(e).splitlines()[0]}") from e
     if not isinstance(content, dict) or not content.get('classes'):
         raise UserError(f"'{path}' needs `classes`: a list of names, or folder: name")
     for key in content: pick(('classes', 'templates'), key, f'{path}: the key')

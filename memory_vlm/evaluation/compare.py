@@ -6,7 +6,6 @@
 __all__ = ['check_table_path', 'Comparison', 'eval_models']
 
 # %% ../../nbs/evaluation/06_compare.ipynb #f339c0fb
-import json
 import open_clip
 import os
 import platform
@@ -17,7 +16,7 @@ from datetime import date
 from importlib.metadata import version
 from ..attention import find_clip
 from ..clip import MemoryCLIP
-from ..core import UserError, pick
+from ..core import UserError, _to_json, pick
 from ..data.base import Source
 from ..data.folders import LabeledSource, check_class_names
 from ..data.sources import COLUMN_KEYS, join_paths, labeled_folder, open_source, parse_mixture
@@ -160,7 +159,7 @@ class Comparison:
     )->Path:           # `path`
         "Write the table as Markdown, or all values as JSON. Raises `UserError` for another suffix."
         path = check_table_path(path)
-        text = json.dumps(self.to_dict(), indent=1) if path.suffix == '.json' else str(self)
+        text = _to_json(self.to_dict()) if path.suffix == '.json' else str(self)
         path.write_text(text + '\n', encoding='utf-8', errors='surrogateescape')
         return path
 

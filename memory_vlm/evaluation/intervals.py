@@ -76,6 +76,21 @@ def share_interval(
     half = z2.sqrt() / (1 + z2) * (spread + z2 / 4).sqrt()
     return torch.stack([center - half, center + half]).clamp(0, 1)
 
+# %% ../../nbs/evaluation/07_intervals.ipynb #1bf8453f
+def _interval_within(values:Tensor, limits:tuple, level:float=0.95)->Tensor:
+    "Return the interval (2, ...) of a mean (n, ...) inside its range: Wilson's, on the log scale, or Student's."
+    (low, high), n, values = limits, len(values), values.double()
+    mean, error = values.mean(0), values.std(0, correction=min(n - 1, 1)) / n ** 0.5
+    if low == -torch.inf: return mean_interval(values, level)
+    if high == torch.inf: # the log of a distance to the lower end has no limits
+        far = (_t_quantile(n, level) * error / (mean - low).clamp_min(1e-300)).exp()
+        return torch.stack([low + (mean - low) / far, torch.where(error > 0, low + (mean - low) * far, mean)])
+    share = ((values - low) / max(high - low, 1e-300)).clamp(0, 1)
+    middle, spread = share.mean(0), share.mean(0) * (1 - share.mean(0))
+    z2 = _t_quantile(n, level) ** 2 * share.var(0, correction=0) / n / spread.clamp_min(1e-300)
+    center, half = (middle + z2 / 2) / (1 + z2), (z2 * spread + z2.square() / 4).sqrt() / (1 + z2)
+    return low + (high - low) * torch.stack([center - half, center + half]).clamp(0, 1) # rounding alone leaves 0..1
+
 # %% ../../nbs/evaluation/07_intervals.ipynb #c632fa80
 def _smoothed_change(changes:Tensor)->tuple[Tensor, Tensor]:
     "Return the mean and the standard error of changes (n, ...) to which one gain and one loss are added."

@@ -21,6 +21,7 @@ from ..data.transforms import Preprocessing
 from ..models.pretrained import hub_cache_dir, hub_errors
 from ..training.run_dir import LoadedModel, as_model
 from open_clip.pretrained import list_pretrained_tags_by_model
+from open_clip.transform import MaybeConvertMode
 from pathlib import Path
 from torch import nn
 from zlib import crc32
@@ -38,11 +39,13 @@ class EvalModel:
 
 # %% ../../nbs/evaluation/05_models.ipynb #dc813049
 class _TransformedPairs(PairDataset):
-    "Images and all their captions, through a transform and a tokenizer of open_clip."
+    "Images and all their captions, through a transform of open_clip or timm and a tokenizer."
     def __init__(self, source, transform, tokenize):
         super().__init__(source, None, transform, one_caption=False, seed=0, tokenizer=tokenize)
     def sample(self, index, rng):
-        return self.augment(self.source.image(index)), self.tokenizer(self.source.captions(index)).tolist(), index
+        steps, image = getattr(self.augment, 'transforms', ()), self.source.image(index, alpha=True)
+        if not any(isinstance(t, MaybeConvertMode) for t in steps): image = image.convert('RGB') # as timm's data sets
+        return self.augment(image), self.tokenizer(self.source.captions(index)).tolist(), index
 
 def _transformed_loader(source:Source, transform:Callable, tokenize:Callable, batch_size:int, num_workers:int=0,
                         max_bad_fraction:float=.01)->PairLoader:

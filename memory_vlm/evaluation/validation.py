@@ -65,10 +65,10 @@ def triples(
     "Return batches as `encode` needs them. Raises `UserError` for other batches."
     count = 0
     for batch in dl:
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3, 4):
             raise UserError(f'a batch is {type(batch).__name__}; give (images, ids), (images, captions) or '
                             '(images, ids, image_index)')
-        images, ids, *index = batch
+        images, ids, *index = batch[:3] # a training loader may add the numbers of true captions
         if not isinstance(ids, Tensor) and len(ids) == len(images) and all(isinstance(c, str) for c in ids):
             if not hasattr(model, 'tokenize'): raise UserError('this model has no tokenizer; give token ids')
             ids = model.tokenize(list(ids))

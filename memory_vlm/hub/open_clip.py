@@ -8,6 +8,7 @@ __all__ = ['save_open_clip']
 # %% ../../nbs/hub/01_open_clip.ipynb #bd2a1ca2
 import json
 import torch
+import warnings
 from huggingface_hub import ModelCard
 from ..clip import MemoryCLIP
 from ..core import UserError
@@ -52,13 +53,17 @@ def _unsupported_by_open_clip(cfg)->list[str]:
         found.append(f"vit_kwargs.act_layer={vit['act_layer']}")
     return found
 
+def _projects_memory(cfg)->bool:
+    "Return whether the tower projects before it takes the mean of several vectors, which open_clip's head cannot."
+    return cfg.memory.enabled and cfg.memory.readout in ('maxsim', 'caption')
+
 def _vision_config(cfg)->dict:
     "Return the configuration of the vision tower: open_clip's own ViT if possible, else ours by its name in timm."
     vit = _OPEN_CLIP_DEFAULTS | dict(cfg.vit_kwargs)
     if _unsupported_by_open_clip(cfg):
+        projection = 'none' if cfg.proj == 'none' else '' if _projects_memory(cfg) else 'linear' # '': the tower's head
         return dict(image_size=cfg.image_size, timm_model_name=vit_name(vit_arguments(cfg)),
-                    timm_pool=vit['global_pool'], timm_proj='none' if cfg.proj == 'none' else 'linear',
-                    timm_proj_bias=cfg.proj == 'affine')
+                    timm_pool=vit['global_pool'], timm_proj=projection, timm_proj_bias=cfg.proj == 'affine')
     average = dict(pool_type='avg', final_ln_after_pool=vit['fc_norm'] in (None, True))
     pool = dict(token={}, avg=average)[vit['global_pool']]
     scale = {} if vit['init_values'] is None else dict(ls_init_value=vit['init_values'])
@@ -101,12 +106,15 @@ def _to_open_clip_state_dict(vit:MemoryViT)->dict:
 
 def _open_clip_weights(model:MemoryCLIP)->dict[str, Tensor]:
     "Return the weights that belong to `_open_clip_config`."
-    if _unsupported_by_open_clip(model.cfg):
+    if _projects_memory(model.cfg):
+        vision = {f'visual.trunk.{k}': v for k, v in model.visual.state_dict().items()}
+        if model.cfg.proj == 'linear': vision['visual.trunk.head.bias'] = torch.zeros(model.visual.head.out_features)
+    elif _unsupported_by_open_clip(model.cfg):
         weights, head = model.visual.state_dict(), 'head.' if model.visual.new_head is None else 'new_head.'
         vision = {f'visual.trunk.{k}': v for k, v in weights.items() if not k.startswith(('head.', 'new_head.'))}
         vision |= {f'visual.head.proj.{k.removeprefix(head)}': v for k, v in weights.items() if k.startswith(head)}
     else: vision = {f'visual.{k}': v for k, v in _to_open_clip_state_dict(model.visual).items()}
-    rest = {k: v for k, v in model.state_dict().items() if not k.startswith('visual.')}
+    rest = {k: v for k, v in model.state_dict().items() if not k.startswith('visual.') and k != 'query'}
     return {k: v.detach().cpu().contiguous().clone() for k, v in (vision | rest).items()}
 
 # %% ../../nbs/hub/01_open_clip.ipynb #839319d7
@@ -118,11 +126,25 @@ tokenizer = open_clip.get_tokenizer('{{place}}')
 image_features = model.encode_image(preprocess(image).unsqueeze(0), normalize=True)
 text_features = model.encode_text(tokenizer(['a caption']), normalize=True)
 ```'''
+_OTHER_TRANSPARENCY = '''
+
+`preprocess` drops the alpha channel of a transparent image after the resize. This model was trained otherwise, so
+give it {}.'''
+
+def _mean_vector_note(model:MemoryCLIP)->str:
+    memory = model.cfg.memory
+    return (f'This model compares captions with {memory.num_memory_tokens} vectors per image '
+            f'(readout={memory.readout}), and open_clip with one: here it is their normalized mean, so scores differ '
+            "from the model's own")
 
 def _open_clip_card(model:MemoryCLIP, place:str, **facts)->ModelCard:
     "Return the model card of a folder for open_clip, with the code that opens it."
     ours = _unsupported_by_open_clip(model.cfg)
     use = _USAGE.format(first=', memory_vlm.vision # registers the vision tower' if ours else '')
+    if model.visual.many_vectors: use = f'{_mean_vector_note(model)}\n\n{use}'
+    way = dict(white='transparent images that are put on white', drop="`image.convert('RGB')`")
+    how = Preprocessing.of(model.cfg).transparency
+    if how in way: use += _OTHER_TRANSPARENCY.format(way[how])
     card = model.generate_model_card(place=place, use=use, **facts)
     card.data.library_name = 'open_clip'
     return card
@@ -133,10 +155,10 @@ def save_open_clip(
     place:str='',     # Repository OWNER/NAME on the hub, for the card's example; empty: the folder
     **facts,          # Arguments of `model_card`, such as `metrics`
 )->Path:              # `folder`
-    "Write a folder that open_clip opens. Raises `UserError` if its configuration cannot express the model."
-    if model.visual.many_vectors:
-        raise UserError(f'open_clip compares one vector per image, and readout={model.cfg.memory.readout} has '
-                        f"{model.visual.layout.num_memory}; export with to='hub', 'onnx' or 'torch'")
+    """Write a folder that open_clip opens. Raises `UserError` if its configuration cannot express the model.
+
+    Warns if the model has several vectors per image, of which open_clip gets the normalized mean."""
+    if model.visual.many_vectors: warnings.warn(_mean_vector_note(model) + "; to='hub', 'onnx' and 'torch' keep all")
     cfg, folder, tokenizer = _open_clip_config(model.cfg), Path(folder), model.cfg.text.tokenizer
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer != 'clip': text_tokenizer(model.cfg.text).opened.save_pretrained(folder) # for open_clip's local-dir

@@ -8,7 +8,7 @@ __all__ = ['model_card']
 # %% ../../nbs/models/04_card.ipynb #f505ca13
 from collections.abc import Mapping, Sequence
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from ..data.transforms import Preprocessing
+from ..data.transforms import _TRANSPARENCY, Preprocessing
 
 # %% ../../nbs/models/04_card.ipynb #b438acb2
 def _model_summary(cfg)->str:
@@ -20,10 +20,11 @@ def _model_summary(cfg)->str:
              f"and open_clip's text transformer of width "
              f"{text['embed_dim']} and depth {text['depth']}.")
     how = Preprocessing.of(cfg)
-    if how != Preprocessing():
+    if how != Preprocessing(transparency=how.transparency):
         border = f', `fill_color={how.fill_color}`' * (how.resize_mode == 'longest')
         tower += (f' Images are resized with `resize_mode={how.resize_mode}`{border} '
                   f'and {how.interpolation} interpolation.')
+    tower += f' Transparent images {_TRANSPARENCY[how.transparency]}.'
     if not m['enabled']: return f'{tower} It has no memory tokens.'
     alpha = '' if m['memory_update'] == 'static' else f", `mem_alpha={m['mem_alpha']:g}`" # no effect
     return (f"{tower} The vision transformer has {m['num_memory_tokens']} memory tokens "

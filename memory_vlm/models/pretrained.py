@@ -14,27 +14,29 @@ import pickle
 import re
 import timm
 import torch
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from httpx import HTTPError
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import get_session
 from ..config import check_sizes, leaf_keys
 from ..core import UserError, pick, suggest
 from ..memory import rename_old_weights
-from .pretrained_config import clip_config, preprocessing_kwargs, vit_config
+from .pretrained_config import _read_clip, clip_config, preprocessing_kwargs, vit_config
 from ..schema import Config, default_value, schema_fields
 from ..vision import MemoryViT
 from omegaconf import DictConfig, OmegaConf
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.model import CLIPTextCfg, convert_to_custom_text_state_dict, get_model_preprocess_cfg
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
 from timm.models import clean_state_dict
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
 # %% ../../nbs/models/03_pretrained.ipynb #8ab9fd61
@@ -99,20 +101,32 @@ def hub_cache_dir()->str:
     "Return the folder of downloads."
     return os.environ.get('TRANSFORMERS_CACHE') or constants.HF_HUB_CACHE
 
+_HTTPError = HfHubHTTPError.__bases__[0] # of httpx, or of the package that the hub's library uses in its place
+
 @contextmanager
 def hub_errors(
     name:str,  # Name of the model that is opened
     where:str, # Repository or URL
 ):
-    "Convert download errors to a `UserError` with the cause and a remedy."
-    local = 'Or use a local file: open_clip:NAME/FILE or timm:NAME/FILE'
-    try: yield
+    "Convert download errors to a `UserError` with the cause and a remedy. Without a network only the cache is read."
+    local, before = 'Or use a local file: open_clip:NAME/FILE or timm:NAME/FILE', constants.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = before or not _is_hub_reachable()
+        yield
     except (RepositoryNotFoundError, HFValidationError) as e:
         raise UserError(f"{name}: the hub has no repository {where}, or it requires a login. {local}") from e
-    except (OSError, HTTPError, RuntimeError) as e:
+    except (OSError, _HTTPError, RuntimeError) as e:
         missing = 'is not in' if ':' in name else 'is neither a local path nor in'
         raise UserError(f"{name} {missing} {hub_cache_dir()}, and could not be fetched from {where} "
                         f"({type(e).__name__}); check the name and the network connection. {local}") from e
+    finally: constants.HF_HUB_OFFLINE = before
+
+def _is_hub_reachable()->bool:
+    "Return whether the hub answers. Its library repeats a request for minutes before it says that there is no network."
+    try: get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as e: # of httpx, or of the package that the hub's library uses in place of it
+        return type(e).__name__ not in ('ConnectError', 'ConnectTimeout')
+    return True
 
 def _fetch_file(place:str, *names:str)->Path|None:
     "Return the first of several files that a folder or a repository has."
@@ -130,8 +144,10 @@ def _open_clip_spec(rest:str)->PretrainedSpec:
     if name not in names: raise UserError(f"open_clip has no model '{name}'{suggest(name, names, limit=3)}")
     trained = get_pretrained_cfg(name, tag)
     if not trained and not Path(tag).is_file():
-        hint = suggest(tag, tags, limit=3) or (f"; one of: {', '.join(tags)}" if tags else '')
-        raise UserError(f"open_clip:{name} has no weights '{tag}', and no such file exists{hint}")
+        hint = suggest(tag, tags, limit=3) if tag else ''
+        given = f"has no weights '{tag}', and no such file exists" if tag else 'does not say which weights'
+        known = '' if hint or not tags else f", TAG one of: {', '.join(tags)}"
+        raise UserError(f'open_clip:{name} {given}{hint}; give open_clip:{name}/TAG or open_clip:{name}/FILE{known}')
     cfg = open_clip.get_model_config(name)
     cfg['quick_gelu'] = cfg.get('quick_gelu', False) or trained.get('quick_gelu', False)
     def weights():
@@ -155,13 +171,17 @@ def _timm_spec(rest:str)->PretrainedSpec:
     if '_clip_' in arch and '_ft_' not in tag:
         classes = pcfg['num_classes'] if not path else len(stored['head.weight']) if 'head.weight' in stored else 0
     with torch.device('meta'): vit = timm.create_model(arch, num_classes=classes)
-    cfg = vit_config(vit, whole) | dict(name=arch, mean=list(pcfg['mean']), std=list(pcfg['std']))
-    cfg['vit_kwargs'] |= preprocessing_kwargs(pcfg)
-    cfg |= dict(proj='affine', proj_dim=classes) if classes else dict(proj='none')
     def weights():
         if path: return stored
         with hub_errors(whole, pcfg['hf_hub_id']):
             return timm.create_model(name, pretrained=True, num_classes=classes, cache_dir=hub_cache_dir()).state_dict()
+    return _vit_spec(whole, vit, arch, pcfg, classes, weights)
+
+def _vit_spec(whole:str, vit:nn.Module, arch:str, pcfg:dict, classes:int, weights:Callable)->PretrainedSpec:
+    "Return the spec of a vision transformer of timm, whose head is a projection if `classes` is above 0."
+    cfg = vit_config(vit, whole) | dict(name=arch, mean=list(pcfg['mean']), std=list(pcfg['std']))
+    cfg['vit_kwargs'] |= preprocessing_kwargs(pcfg, 'drop') # timm's data sets convert to RGB before the transform
+    cfg |= dict(proj='affine', proj_dim=classes) if classes else dict(proj='none')
     def rename(weights, model):
         visual = _vision_weights(weights, model.visual)
         return {f'visual.{k}': v for k, v in visual.items() if classes or not k.startswith('head.')}
@@ -174,13 +194,16 @@ def _memory_clip_spec(place:str, stored:dict)->PretrainedSpec:
     cfg = {k: v for k, v in stored['cfg'].items() if k != 'pretrained'}
     if not cfg['memory']['enabled']: cfg.pop('memory')
     if _fetch_file(place, 'tokenizer_config.json'): cfg['text'] = cfg['text'] | dict(tokenizer=place)
-    def rename(weights, model):
-        rename_old_weights(weights)
-        visual = {k.removeprefix('visual.'): v for k, v in weights.items() if k.startswith('visual.')}
-        _resize_positions(visual, model.visual)
-        rest = {k: v for k, v in weights.items() if not k.startswith('visual.')}
-        return rest | {f'visual.{k}': v for k, v in visual.items()}
-    return PretrainedSpec(place, cfg, lambda: _read_weights(_fetch_file(place, 'model.safetensors')), rename)
+    def weights(): return _read_weights(_fetch_file(place, 'model.safetensors'))
+    return PretrainedSpec(place, cfg, weights, _resize_memory_clip)
+
+def _resize_memory_clip(weights:dict, model:nn.Module)->dict:
+    "Return the weights of a `MemoryCLIP` under today's names, with positions for the images of `model`."
+    rename_old_weights(weights)
+    visual = {k.removeprefix('visual.'): v for k, v in weights.items() if k.startswith('visual.')}
+    _resize_positions(visual, model.visual)
+    rest = {k: v for k, v in weights.items() if not k.startswith('visual.')}
+    return rest | {f'visual.{k}': v for k, v in visual.items()}
 
 @pretrained_source('hf-hub')
 def _repository_spec(place:str)->PretrainedSpec:
@@ -202,11 +225,34 @@ def _repository_spec(place:str)->PretrainedSpec:
     raise UserError(f"'{place}' has no open_clip_config.json, and no config.json of timm or MemoryCLIP; "
                     'give a folder or repository that has one')
 
+# %% ../../nbs/models/03_pretrained.ipynb #c5fd7256
+def _live_spec(model:nn.Module)->PretrainedSpec:
+    "Return the spec of a model of timm or open_clip in memory, or of a `MemoryCLIP`."
+    model = getattr(model, '_orig_mod', model) # compiled
+    name, cfg = type(model).__name__, getattr(model, 'cfg', None)
+    def weights(): return {k: v.detach() for k, v in model.state_dict().items()}
+    if isinstance(cfg, DictConfig) and 'vit_kwargs' in cfg:
+        cfg = {k: v for k, v in OmegaConf.to_container(cfg, resolve=True).items() if k != 'pretrained'}
+        if not cfg['memory']['enabled']: cfg.pop('memory')
+        return PretrainedSpec(name, cfg, weights, _resize_memory_clip)
+    if isinstance(model, VisionTransformer) or hasattr(model, 'pretrained_cfg'): # of timm
+        known = resolve_model_data_config(model) | (getattr(model, 'pretrained_cfg', None) or {})
+        arch = known.get('architecture') or name
+        is_clip = '_clip_' in arch and '_ft_' not in (known.get('tag') or '')
+        return _vit_spec(name, model, arch, known, model.num_classes if is_clip else 0, weights)
+    cfg, tower = _read_clip(model, name)
+    if cfg['text_cfg']['vocab_size'] != CLIPTextCfg.vocab_size:
+        warnings.warn(f"{name} has {cfg['text_cfg']['vocab_size']} tokens, which are not those of CLIP's tokenizer; "
+                      "name the tokenizer that it was trained with: text=dict(tokenizer='OWNER/NAME')", stacklevel=4)
+    return PretrainedSpec(name, clip_config(name, cfg, get_model_preprocess_cfg(model), tower), weights, _clip_weights)
+
 # %% ../../nbs/models/03_pretrained.ipynb #6323d134
 def find_pretrained(
-    name:str, # open_clip:NAME/TAG, timm:NAME.TAG, hf-hub:OWNER/NAME, OWNER/NAME, or a folder; a file instead of TAG
+    # open_clip:NAME/TAG, timm:NAME.TAG, hf-hub:OWNER/NAME, OWNER/NAME, or a folder; a file instead of TAG; or a model
+    name:str|nn.Module,
 )->PretrainedSpec:
-    "Return the spec of a pretrained model. Raises `UserError` for an unknown source or name."
+    "Return the spec of a pretrained model. Raises `UserError` for an unknown source or name, or a model of other kind."
+    if isinstance(name, nn.Module): return _live_spec(name)
     prefix, colon, rest = str(name).partition(':')
     if colon and prefix in _PRETRAINED_SOURCES: return _PRETRAINED_SOURCES[prefix](rest)
     if Path(name).is_file():
@@ -240,7 +286,7 @@ def _fill_config(cfg:DictConfig, spec:PretrainedSpec, given=())->DictConfig:
         elif follows and key not in given: OmegaConf.update(cfg, key, value)
         elif mine != value and key not in _MAY_DIFFER:
             raise UserError(f'{key}={mine} disagrees with {spec.name}, which has {value}; '
-                            f'leave it at its default, {default_value(f)}')
+                            f'to take its sizes: model=base model.pretrained={cfg.model.pretrained}, without {key}')
     check_sizes(cfg)
     return cfg
 
@@ -275,14 +321,14 @@ def build_pretrained(cls:type, cfg:DictConfig, spec:PretrainedSpec)->nn.Module:
 
 
 # %% ../../nbs/models/03_pretrained.ipynb #07646be8
-def open_pretrained(cls:type, name:str, memory=None, **changes)->nn.Module:
-    "Open a pretrained model in evaluation mode, for `MemoryCLIP.from_pretrained`."
-    spec = find_pretrained(name)
+def open_pretrained(cls:type, name:str|nn.Module, memory=None, **changes)->nn.Module:
+    "Open a pretrained model in evaluation mode, for `MemoryCLIP.from_pretrained`; a model, on its device."
+    spec, is_name = find_pretrained(name), not isinstance(name, nn.Module)
     root = OmegaConf.structured(Config)
-    root.model.pretrained = str(name)
+    if is_name: root.model.pretrained = str(name)
     root.model.memory.enabled = 'memory' in spec.cfg
     for key in changes: pick(root.model, key, 'MemoryCLIP.from_pretrained: the argument')
     root.model.merge_with(changes)
     model = build_pretrained(cls, _fill_config(root, spec, [f'model.{k}' for k in changes]).model, spec)
     if memory is not None: model.add_memory(memory)
-    return model.eval()
+    return model.eval() if is_name else model.eval().to(next(name.parameters()).device)

@@ -15,8 +15,15 @@ from ..data.transforms import Preprocessing
 from .text import TEXT_KWARGS
 from ..vision import ACTIVATIONS
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.timm_model import TimmModel
+from open_clip.transformer import (
+    LayerScale,
+    QuickGELU,
+    ResidualAttentionBlock,
+    TextTransformer,
+    VisionTransformer as OpenClipViT,
+)
 from timm.layers import Attention, AttentionPoolLatent, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
@@ -116,10 +123,12 @@ def _open_clip_vit_config(cfg:CLIPVisionCfg, quick:bool, name:str)->dict:
                 num_heads=cfg.width // cfg.head_width, mlp_ratio=cfg.mlp_ratio,
                 vit_kwargs=kwargs, proj='linear')
 
-def _timm_tower_config(cfg:CLIPVisionCfg, width:int, name:str)->dict:
-    "Return the configuration of a timm model that open_clip wraps."
+def _make_timm_tower(cfg:CLIPVisionCfg, width:int)->TimmModel:
     with torch.device('meta'):
-        tower = TimmModel(cfg.timm_model_name, width, cfg.image_size, cfg.timm_pool, cfg.timm_proj, cfg.timm_proj_bias)
+        return TimmModel(cfg.timm_model_name, width, cfg.image_size, cfg.timm_pool, cfg.timm_proj, cfg.timm_proj_bias)
+
+def _timm_tower_config(tower:TimmModel, name:str)->dict:
+    "Return the configuration of a timm model that open_clip wraps."
     cfg, head = vit_config(tower.trunk, name), getattr(tower.head, 'proj', None) or tower.trunk.head
     if 'mlp' in dict(tower.head.named_children()):
         raise UserError(f'{name} cannot be opened: its projection is an MLP')
@@ -129,18 +138,20 @@ def _timm_tower_config(cfg:CLIPVisionCfg, width:int, name:str)->dict:
 # %% ../../nbs/models/02_pretrained_config.ipynb #7a50c6d1
 def preprocessing_kwargs(
     found:dict, # Settings of open_clip, or of timm (`crop_mode`)
+    transparency:str='drop_after_resize', # What the model's own transform does, unless `found` says it
 )->dict:        # Keys of `cfg.model.vit_kwargs`; empty for the defaults
-    "Return how images are resized for a pretrained model. Raises `UserError` for an unknown setting."
+    "Return how images are prepared for a pretrained model. Raises `UserError` for an unknown setting."
     mode = found.get('resize_mode') or dict(squash='squash', border='longest').get(found.get('crop_mode'), 'shortest')
     interpolation = 'bilinear' if found.get('interpolation') == 'bilinear' else 'bicubic' # as open_clip evaluates
-    how = Preprocessing(mode, interpolation, found.get('fill_color') or 0)
+    how = Preprocessing(mode, interpolation, found.get('fill_color') or 0, found.get('transparency') or transparency)
     return {k: v for k, v in vars(how).items() if v != getattr(Preprocessing, k)}
 
 # %% ../../nbs/models/02_pretrained_config.ipynb #e32814ed
 def clip_config(
     name:str,        # Name of the model
     cfg:dict,        # open_clip's configuration of the model
-    preprocess:dict, # `mean`, `std`, `resize_mode`, `interpolation`, `fill_color` of the images if not OpenAI's
+    preprocess:dict, # `mean`, `std`, `resize_mode`, `interpolation`, `fill_color`, `transparency` if not OpenAI's
+    tower:TimmModel=None, # The vision tower of timm, if the configuration only says that there is one
 )->dict:             # Keys of `cfg.model`
     "Return the configuration of an open_clip model. Raises `UserError` for features that `MemoryCLIP` lacks."
     if 'multimodal_cfg' in cfg:
@@ -150,8 +161,8 @@ def clip_config(
     if text.hf_model_name:
         raise UserError(f"{name} cannot be opened: its text tower is transformers' {text.hf_model_name}")
     _check_known_keys(text, _KNOWN_TEXT_KEYS, name)
-    tower = (_timm_tower_config(vision, cfg['embed_dim'], name) if vision.timm_model_name else
-             _open_clip_vit_config(vision, quick, name))
+    if tower is None and vision.timm_model_name: tower = _make_timm_tower(vision, cfg['embed_dim'])
+    tower = _open_clip_vit_config(vision, quick, name) if tower is None else _timm_tower_config(tower, name)
     kwargs = {f.name: getattr(text, f.name) for f in fields(text)
               if f.name in TEXT_KWARGS and getattr(text, f.name) != f.default}
     tokenizer_kwargs = text.tokenizer_kwargs or {}
@@ -167,3 +178,72 @@ def clip_config(
                   kwargs=kwargs | _layer_kwargs(text, quick, name)),
         contrastive=dict(temperature=round(math.exp(-cfg.get('init_logit_scale', math.log(1 / 0.07))), 6),
                          loss_type='clip' if bias is None else 'siglip'))
+
+# %% ../../nbs/models/02_pretrained_config.ipynb #e6b1d9d0
+def _blocks_config(blocks, part:str, name:str, *norms)->tuple: # (keys of open_clip's configuration, heads, activation)
+    "Read the blocks of an open_clip tower. Raises `UserError` for one that is not open_clip's default or differs."
+    def same(values, what):
+        found = set(values)
+        if len(found) > 1: raise UserError(f'{name} cannot be opened: {what} of its {part} tower differ')
+        return found.pop()
+    for b in blocks:
+        kinds = {type(b): ResidualAttentionBlock} if type(b) is not ResidualAttentionBlock else {
+            type(b.attn): nn.MultiheadAttention, type(b.mlp.c_fc): nn.Linear, type(b.mlp.c_proj): nn.Linear,
+            **{type(m): nn.LayerNorm for m in (b.ln_1, b.ln_2) if not isinstance(m, nn.LayerNorm)}}
+        wrong = next((k for k, allowed in kinds.items() if k is not allowed), None)
+        if wrong: raise UserError(f'{name} cannot be opened: its {part} tower has a {wrong.__name__} in a block, and '
+                                  f'only {kinds[wrong].__name__} is supported there')
+    names = {QuickGELU: 'quick_gelu'}
+    acts = [names.get(type(b.mlp.gelu)) or _activation(b.mlp.gelu, name) for b in blocks]
+    act = pick(('gelu', 'gelu_tanh', 'quick_gelu'), same(acts, 'activations'), f'{name}: activation')
+    width = blocks[0].ln_1.normalized_shape[0]
+    eps = same([m.eps for m in [*norms, *(m for b in blocks for m in (b.ln_1, b.ln_2))]], 'norms')
+    scaled = same([isinstance(b.ls_1, LayerScale) for b in blocks], 'layer scales')
+    heads, tanh = same([b.attn.num_heads for b in blocks], 'numbers of heads'), act == 'gelu_tanh'
+    return dict(layers=len(blocks), width=width, mlp_ratio=_ratio(blocks[0].mlp.c_fc.out_features, width),
+                ls_init_value=1e-5 if scaled else None, act_kwargs=dict(approximate='tanh') if tanh else None,
+                norm_kwargs=dict(eps=eps)), heads, act
+
+def _read_vision(visual:nn.Module, name:str)->tuple: # (`vision_cfg`, activation or None)
+    "Read the vision tower of a CLIP of open_clip. Raises `UserError` for one that is not supported."
+    if type(visual) is TimmModel: return dict(timm_model_name='in memory', image_size=visual.image_size), None
+    if type(visual) is not OpenClipViT:
+        kind = 'ResNet, which has no tokens' if hasattr(visual, 'layer4') else type(visual).__name__
+        raise UserError(f'{name} cannot be opened: its vision tower is a {kind}')
+    if visual.proj is None: raise UserError(f'{name} cannot be opened: its vision tower has no projection')
+    pre = [] if isinstance(visual.ln_pre, nn.Identity) else [visual.ln_pre]
+    cfg, heads, act = _blocks_config(visual.transformer.resblocks, 'vision', name, *pre, visual.ln_post)
+    return cfg | dict(image_size=visual.image_size, patch_size=visual.patch_size, head_width=cfg['width'] // heads,
+                      no_ln_pre=not pre, pool_type=visual.pool_type, final_ln_after_pool=visual.final_ln_after_pool,
+                      attentional_pool=visual.attn_pool is not None), act
+
+def _read_text(model:nn.Module, name:str)->tuple: # (`text_cfg`, activation, width of the joint space)
+    "Read the text tower of a CLIP of open_clip. Raises `UserError` for one that is not supported."
+    text = getattr(model, 'text', model) # a `CLIP` has the parts of its text tower itself
+    if text is not model and type(text) is not TextTransformer:
+        raise UserError(f'{name} cannot be opened: its text tower is a {type(text).__name__}, and only open_clip\'s '
+                        'TextTransformer is supported')
+    if getattr(text, 'use_pad_mask', False):
+        raise UserError(f'{name} cannot be opened: the padding mask of its text tower is not supported')
+    cfg, heads, act = _blocks_config(text.transformer.resblocks, 'text', name, text.ln_final)
+    proj, prefix = text.text_projection, 'text_' if text is model else ''
+    proj = proj.weight.T if (affine := isinstance(proj, nn.Linear)) else proj
+    return cfg | dict(
+        context_length=len(text.positional_embedding), vocab_size=text.token_embedding.num_embeddings, heads=heads,
+        no_causal_mask=text.attn_mask is None, embed_cls=getattr(text, 'cls_emb', None) is not None,
+        proj_type='none' if proj is None else 'linear', proj_bias=affine, pad_id=getattr(text, 'pad_id', 0),
+        **{k: getattr(text, f'{prefix}{k}') for k in ('pool_type', 'eos_id')}), act, (
+        cfg['width'] if proj is None else proj.shape[1])
+
+def _read_clip(model:nn.Module, name:str)->tuple: # Arguments of `clip_config` after the name, without `preprocess`
+    "Read a CLIP of open_clip in memory. Raises `UserError` for a part that is not supported, and names it."
+    if type(model) not in (CLIP, CustomTextCLIP):
+        raise UserError(f'{name} cannot be opened: it is not a CLIP of open_clip, a VisionTransformer of timm or a '
+                        'MemoryCLIP; or give the name of a model, such as open_clip:ViT-B-16/TAG')
+    vision, act = _read_vision(model.visual, name)
+    text, text_act, width = _read_text(model, name)
+    if act and (act == 'quick_gelu') != (text_act == 'quick_gelu'):
+        raise UserError(f'{name} cannot be opened: its towers have different activations, {act} and {text_act}')
+    return dict(embed_dim=width, vision_cfg=vision, text_cfg=text, quick_gelu=text_act == 'quick_gelu',
+                **({} if model.logit_bias is None else dict(init_logit_bias=-10))), (
+        model.visual if act is None else None)

@@ -21,6 +21,9 @@ class TextTower(TextTransformer):
 
     def forward(self, text:Tensor)->Tensor: # (B,T) -> (B,output_dim)
         short = self.context_length - text.shape[1]
+        if short < 0:
+            raise UserError(f'captions of {text.shape[1]} tokens, and this text tower reads at most '
+                            f'{self.context_length}; make the ids with model.tokenize, which cuts long captions')
         if short and (self.attn_mask is None or self.pool_type == 'last'): # padding is attended to
             if self.pool_type != 'argmax':
                 raise UserError(f'captions of {text.shape[1]} tokens for a text tower that reads all '

@@ -12,11 +12,15 @@ import psutil
 import re
 import time
 import torch
+from collections import Counter
 from copy import deepcopy
+from math import ceil
 from ..core import UserError, format_duration
 from ..data.base import Source
+from ..data.mixture import Subset
 from ..data.tokenizer import Tokenizer, count_truncated, text_tokenizer
 from ..distributed import max_over_ranks
+from ..evaluation.intervals import share_interval
 from ..evaluation.validation import PRECISIONS
 from ..loss import LOSSES
 from ..models.attention_hooks import EAGER, WITHOUT_CUDNN_ATTENTION
@@ -61,6 +65,36 @@ def _caption_problems(source:Source, tokenizer:Tokenizer, name:str, most:int=200
     equal = f', so that {lost:,} of them become equal to another one' if lost else ''
     return [f'{name}: {cut:,} of {len(captions):,} sampled captions are longer than model.text.max_len='
             f'{tokenizer.length} tokens and are cut{equal}; the longest has {longest}']
+
+# %% ../../nbs/training/06_preflight.ipynb #a8c21989
+_ENOUGH = 100 # images; the 95 % CI of a recall is then at most 20 points wide
+
+def _widest_interval(n:int)->float:
+    "Return the width of the 95 % CI of a share of `n` images, at 50 % (0..1)."
+    low, high = share_interval((torch.arange(n) < n // 2).float())
+    return (high - low).item()
+
+def _chance(source:Source)->float:
+    "Return R@1 by guessing, from images to captions (0..1)."
+    captions = []
+    for i in range(len(source)):
+        try: captions.append(source.captions(i))
+        except UserError: pass # a bad sample, which `_data_problems` reports
+    count = Counter(c for several in captions for c in several)
+    return np.mean([sum(count[c] for c in {*own}) for own in captions]) / count.total() if count else 0.
+
+def _size_problem(source:Source, name:str)->list[str]:
+    "Return a line if too few images are held out to measure recall."
+    if (n := len(source)) >= _ENOUGH: return []
+    line = (f'{name}: only {n:,} image{"s" * (n != 1)} for evaluation. R@1 by guessing is {_chance(source):.1%}, one '
+            f'image is {100 / n:.2g} points of it, and its 95 % CI is up to {100 * _widest_interval(n):.0f} points '
+            'wide; ')
+    whole = len(source.source) if isinstance(source, Subset) else 0
+    fraction = ceil(100 * _ENOUGH / whole) / 100 if whole else 1
+    if fraction <= 0.5: what = f'set training.data.val_fraction={fraction:g}'
+    elif whole: what = f'use more than these {whole:,} images, or set training.data.val_path to others'
+    else: what = 'set training.data.val_path to more images'
+    return [f'{line}{_ENOUGH} images give {100 * _widest_interval(_ENOUGH):.0f} points: {what}']
 
 # %% ../../nbs/training/06_preflight.ipynb #22127df6
 def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
@@ -153,6 +187,7 @@ def preflight(
         name = f'training.data.{key}={t.data[key]}'
         mistakes += _data_problems(seen, bad, name)
         mistakes += _caption_problems(dl.source, text_tokenizer(learn.cfg.model.text), name)
+        if key == 'val_path': mistakes += _size_problem(dl.source, name)
         if note := dl.save_shared_memory() if hasattr(dl, 'save_shared_memory') else '': mistakes.append(note)
     if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing is learned')
     mistakes += _precision_problems(learn.precision, learn.dls.device)

@@ -125,7 +125,8 @@ class MemoryResetCallback(Callback):
         if self.run: self.forget()
 
     def before_batch(self):
-        if not _is_sampled_step(self.train_iter + 1, self.every): return
+        last = self.train_iter + 1 == self.num_steps < self.every # of a fit without a whole window
+        if not (last or _is_sampled_step(self.train_iter + 1, self.every)): return
         self.usage.listen(self.ears)
         self.looks += 1
 
@@ -133,17 +134,26 @@ class MemoryResetCallback(Callback):
         self.ears.close()
         if self.train_iter % self.every == 0: self.end_window()
     def close(self): self.ears.close()
-    def after_fit(self): self.close()
+    def after_fit(self):
+        self.close()
+        if self.window_steps or not self.looks: return
+        usage = self.usage.mean() # on all ranks; the window is not over, so that a resumed fit continues it
+        if hasattr(self.learn, 'run_log'):
+            self.learn.run_log.out.add_plots(self.train_iter, self.token_usage(usage))
 
 # %% ../../nbs/training/04_resets.ipynb #5a8a73b3
+@patch(as_prop=True)
+def num_steps(self:MemoryResetCallback)->int:
+    "Return the number of steps of the fit."
+    return getattr(self.learn, 'steps_of', lambda n: n * len(self.dls.train))(self.n_epoch)
+
 @patch
 def to_reset(
     self:MemoryResetCallback,
     usage:Tensor, # Usage in this window (G, M)
 )->Tensor:        # bool (G, M)
     "Return the tokens to re-initialize now."
-    total = getattr(self.learn, 'steps_of', lambda n: n * len(self.dls.train))(self.n_epoch)
-    seen, lasting = self.looks >= min(MIN_SAMPLES, self.every), total - self.train_iter >= self.every
+    seen, lasting = self.looks >= min(MIN_SAMPLES, self.every), self.num_steps - self.train_iter >= self.every
     if not (seen and lasting): return torch.zeros_like(usage, dtype=torch.bool)
     ema, groups = getattr(self.vit, 'ema_alpha', None) is not None, self.vit.memory_tokens()
     live = torch.tensor([g.tokens.requires_grad or (ema and g.init != 'frozen') for g in groups])[:, None] # (G,1)
@@ -184,9 +194,9 @@ def num_images(self:MemoryResetCallback)->int:
     return max(8, -(-2 * self.vit.layout.num_memory // self.vit.layout.num_patches))
 
 @patch
-def token_usage(self:MemoryResetCallback)->dict: # 1: uniform attention
-    "Return the usage of each token in the last window, by number or as `block:token`; the mean of blocks if too many."
-    usage = self.usages[-1]
+def token_usage(self:MemoryResetCallback, usage:Tensor=None)->dict: # 1: uniform attention
+    "Return the usage (G, M) of each token, by number or as `block:token`; the mean of blocks if too many."
+    usage = self.usages[-1] if usage is None else usage
     if usage.numel() > _MAX_CURVES: usage = usage.mean(0, keepdim=True)
     width = len(str(usage.shape[1] - 1)) # with zeros in front, so that names are in order
     return {'memory/usage/' + f'{g}:' * (len(usage) > 1) + f'{m:0{width}}': u

@@ -110,20 +110,16 @@ def is_locked(
     except UserError: return True
 
 # %% ../../nbs/training/07_run_dir.ipynb #dfaeaa76
-_RESUMABLE_KEYS = ('training.resume', 'training.run_dir', 'training.preflight', 'training.logging.',
-                   'training.data.num_workers', 'training.data.prefetch_factor',
-        # Keys, or their beginnings, that change no step
-        'training.data.pin_memory', 'training.data.persistent_workers', 'training.data.cache_mb',
-        'training.data.max_bad_fraction', 'project.')
+_DATA_KEYS = 'num_workers', 'prefetch_factor', 'pin_memory', 'persistent_workers', 'cache_mb', 'max_bad_fraction'
+_RESUMABLE_KEYS = ('training.resume', 'training.run_dir', 'training.preflight', 'training.logging.', 'project.',
+                   *(f'training.data.{k}' for k in _DATA_KEYS)) # Keys, or their beginnings, that change no step
 _SCHEDULE_KEYS = {'training.epochs', 'training.max_steps'} # Keys that determine the schedule of the learning rate
 
 def _compared_settings(cfg:DictConfig)->dict:
     "Return the keys that determine the steps of a run, with their values."
     plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    def value(key):
-        v = OmegaConf.select(plain, key)
-        return OmegaConf.to_container(v) if OmegaConf.is_config(v) else v
-    return {k: value(k) for k in schema_fields() if not k.startswith(_RESUMABLE_KEYS)}
+    value = lambda v: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v
+    return {k: value(OmegaConf.select(plain, k)) for k in schema_fields() if not k.startswith(_RESUMABLE_KEYS)}
 
 def config_differences(
     cfg:DictConfig, # A configuration
@@ -156,10 +152,8 @@ def _is_unfinished(folder:Path)->bool:
     "Return whether the folder holds an unfinished run."
     return (folder/'config.yaml').exists() and not (folder/'DONE').exists()
 
-def _unfinished_runs(
-    cfg:DictConfig, # A configuration
-)->list[Path]:      # From the newest to the oldest
-    "List the unfinished runs of this name that no process is training."
+def _unfinished_runs(cfg:DictConfig)->list[Path]:
+    "List the unfinished runs of this name that no process is training, from the newest to the oldest."
     return [f for f in sorted(_list_runs(cfg).glob('*'), reverse=True) if _is_unfinished(f) and not is_locked(f)]
 
 def _read_run_dir(path:Path)->Path:
@@ -176,6 +170,15 @@ def _read_run_dir(path:Path)->Path:
                         f"to resume from an older one, remove the newer ones")
     return run
 
+def _near(cfg:DictConfig, unfinished:list[Path])->str:
+    "Return which finished run could be extended, or in what the newest unfinished run differs, as text."
+    runs = [p.parent for p in sorted(_list_runs(cfg).glob('[0-9]*/DONE'), reverse=True)]
+    if done := next((r for r in runs if config_differences(cfg, r).keys() <= _SCHEDULE_KEYS), None):
+        more = ' '.join(f'{k}={2 * n}' for k in sorted(_SCHEDULE_KEYS) if (n := OmegaConf.select(cfg, k)))
+        return f"; '{done}' has finished, and to extend it: {more} training.resume={done}"
+    found = unfinished and _describe_differences(config_differences(cfg, unfinished[0]))
+    return f"; the newest unfinished run, '{unfinished[0]}', has {found}" if found else ''
+
 def choose_run(
     cfg:DictConfig, # The configuration
 )->Path|None:       # Folder of the run to resume, or of a finished run to extend; None: a new run
@@ -191,11 +194,9 @@ def choose_run(
     same = [r for r in runs if not config_differences(cfg, r)]
     longer = [r for r in runs if set(config_differences(cfg, r)) <= _SCHEDULE_KEYS]
     if not same and longer: _raise_config_mismatch(cfg, longer[0])
-    done = place and (place/'DONE').exists() # `make_run_dir` raises for it
-    if not same and not done:
-        near = (f"; the newest unfinished run, '{runs[0]}', has "
-                f'{_describe_differences(config_differences(cfg, runs[0]))}' if runs else '')
-        print(f'No unfinished run of this configuration in {place or _list_runs(cfg)}: a new run starts{near}')
+    if not same and not (place and (place/'DONE').exists()): # `make_run_dir` raises for it
+        where = place or _list_runs(cfg)
+        print(f'No unfinished run of this configuration in {where}: a new run starts{_near(cfg, runs)}')
     return same[0] if same else None
 
 # %% ../../nbs/training/07_run_dir.ipynb #76157da9

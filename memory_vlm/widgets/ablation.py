@@ -20,7 +20,7 @@ from ..evaluation.validation import with_queries
 from ..interp.intervene import intervene, record_states
 from ..training.run_dir import as_model
 from ..viz.plots import ablation_bars, overlay, token_overlays
-from ..viz.style import color_scale
+from ..viz.style import color_scale, to_svg
 from memory_vlm.widgets.base import (
     CellImage,
     ImageSet,
@@ -45,21 +45,28 @@ class _Retrieval:
     ):
         if not hasattr(model, 'encode_text'):
             raise UserError('This model has no text tower, so it cannot be evaluated by retrieval; give a MemoryCLIP.')
-        self.model, self.n = model, min(num, len(images))
-        self.images = images.batch(range(self.n))
+        self.model, self.n, self.source, self.states = model, min(num, len(images)), images, None
         captions = [(i, c) for i in range(self.n) for c in images.captions(i)]
         if not captions: raise UserError('These images have no captions; give (image, caption) pairs.')
-        self.owner = torch.tensor([i for i, _ in captions])
-        ids = model.tokenize([c for _, c in captions])
+        self.owner, self.texts_of = torch.tensor([i for i, _ in captions]), [c for _, c in captions]
+
+    def prepare(self, step=lambda done, total: None): # Called with finished and all batches
+        "Encode the captions, and record memory over the images. Needed once."
+        if self.states is not None: return
+        images = [self.source[i] for i in range(self.n) if not step(i, 4 * self.n)]
+        self.images, model = torch.stack(images), self.model
+        ids = model.tokenize(self.texts_of)
         self.captions = ids.unique(dim=0, return_inverse=True)[1] # equal captions count as one
         device = next(model.parameters()).device
-        with training_paused(model), record_states(model) as self.states:
+        with training_paused(model), record_states(model) as states:
             self.texts = with_queries(model, model.encode_text(ids.to(device), normalize=True)).float().cpu() # (C,dim)
-            self.features()
+            self.features(step=lambda done, total: step(self.n * (1 + done / total), 4 * self.n))
+        self.states = states
 
-    def features(self, kind:str='mask', off=(), batch:int=64)->Tensor: # (n, dim)
+    def features(self, kind:str='mask', off=(), batch:int=32, step=lambda done, total: None)->Tensor: # (n, dim)
         parts, out = self.images.tensor_split(-(-self.n // batch)), []
         for images in parts:
+            step(len(out), len(parts))
             with self.under(kind, off, images): out.append(image_features(self.model, images))
         return torch.cat(out).float().cpu()
 
@@ -77,6 +84,7 @@ class _Retrieval:
         off=(),          # Ablated memory tokens; empty: original model
     )->dict:             # Metrics
         "Return recall with ablated tokens."
+        self.prepare()
         with training_paused(self.model): features = self.features(kind, off)
         return retrieval_metrics(features, self.texts, self.owner, captions=self.captions)
 
@@ -87,6 +95,7 @@ class _Retrieval:
         image:int=0,     # Index of the image
     )->AttentionMaps:    # Attention maps of this image
         "Return attention with ablated tokens."
+        self.prepare()
         others = [i for i in range(min(self.n, 8))
                   if i != image] if kind == 'shuffle' else [] # other images to shuffle with
         images = self.images[[image, *others]]
@@ -117,9 +126,10 @@ class AblationPanel(Panel):
         self.tokens = find_vit(self.model).layout
         self.images = ImageSet(self.data, self.model)
         self.retrieval, self.result, self.before = _Retrieval(self.model, self.images, num), None, {}
+        self.after = {}
         self._build()
         self.observe(self.guarded(lambda _: self.draw()), ['off', 'kind', 'image'])
-        self.guarded(self.draw)()
+        self.in_background(lambda step: (self.retrieval.prepare(step), step(3, 4), self.draw()))
 
     @T.validate('off')
     def _off(self, proposal):
@@ -140,7 +150,7 @@ class AblationPanel(Panel):
 
     def _build(self):
         M, style = self.tokens.num_memory, dict(description_width='64px')
-        self.switches = [W.ToggleButton(description=str(m), value=True, tooltip=f'token {m}: blue means on',
+        self.switches = [W.ToggleButton(description=str(m), value=True, tooltip=f'token {m}: colored means on',
                                         layout=W.Layout(width='42px')) for m in range(M)]
         for switch in self.switches: switch.observe(self.guarded(lambda _: self._switched()), 'value')
         def button(text, f, tooltip):
@@ -157,17 +167,33 @@ class AblationPanel(Panel):
                                       layout=W.Layout(width='330px')), 'kind'),
             image=self.bind(W.BoundedIntText(description='image', max=self.retrieval.n - 1, style=style,
                                                layout=W.Layout(width='150px')), 'image'))
-        self.table, self.verdict = W.HTML(), W.HTML()
+        self.table, self.verdict, self.details = W.HTML(), W.HTML(), W.HTML()
+        self._show_verdict()
         names = ('original', 'ablated')
         self.views = [CellImage(width=self.width, optional=False) for _ in names]
         row = W.Layout(display='flex', flex_flow='row wrap', grid_gap='4px 12px')
         shown = [W.VBox([W.HTML(f'<span style="font-size:12px">Attention of CLS, {n}</span>'), v]) for n,
                  v in zip(names, self.views)]
         self.scale = W.HTML()
-        self.children = [W.Box(list(self.controls.values()), layout=row),
+        self.children = [self.verdict, self.details, self.status, self.working,
+                         W.Box([*self.controls.values(), *self.buttons], layout=row),
                          W.Box(self.switches, layout=W.Layout(display='flex', flex_flow='row wrap')),
-                         W.Box(self.buttons, layout=row), self.status, self.table, W.Box(shown, layout=row), self.scale,
-                         self.verdict]
+                         self.table, W.Box(shown, layout=row), self.scale]
+
+    def _show_verdict(self):
+        "Show the verdict as a colored line, then the intervals; the table is folded."
+        style = 'line-height:1.4;font-size:14px;border-left:5px solid {};padding:2px 0 2px 10px;max-width:860px'
+        if self.result is None:
+            self.verdict.value = (f'<div style="{style.format("#888")}"><b>Not measured yet.</b> Does memory matter? '
+                                  "Press “all kinds, with 95 % CI”.</div>")
+            return
+        color = '#0072B2' if 'used' in self.result.verdict.split() or 'used,' in self.result.verdict else '#D55E00'
+        self.verdict.value = (f'<div style="{style.format(color)}"><b>{escape(self.result.summary)}</b><br>'
+                              f'{escape(self.result.sentence.removeprefix(self.result.summary).strip())}</div>')
+        table = self.result.table.to_html().replace('<td>', '<td style="white-space:nowrap">')
+        self.details.value = (f'<div style="max-width:760px">{to_svg(self.snapshot())}</div><details><summary>Table: '
+                              'change in points [95 % CI]</summary>'
+                              f'<div style="overflow-x:auto">{table}</div></details>')
 
     def _switched(self):
         "Take over the state of the switches after a click."
@@ -177,11 +203,13 @@ class AblationPanel(Panel):
 
     def cls_maps(self)->np.ndarray: # (2, h, w): original and ablated
         "Return the attention of CLS in the current image, in the last block."
+        self.wait()
         return np.stack([self.retrieval.look(self.kind, off, self.image).heatmap(-1, token='cls')[0].numpy()
                          for off in ((), self.off)])
 
     def draw(self):
         "Measure and draw with the current weights."
+        self.wait()
         self.drawing = True
         try:
             for m, switch in enumerate(self.switches):
@@ -208,19 +236,20 @@ class AblationPanel(Panel):
                         f'{100 * (self.after[n] - self.before[n]):+.1f} points')) + '</tr>' for n in names
                         if n in self.before)
         one = 100 / self.retrieval.n
-        return (f'<div style="line-height:1.4;font-size:13px"><table><tr>{head}</tr>{rows}</table>{self.retrieval.n} '
-                'images: one image more or less is '
+        return (f'<div style="line-height:1.4;font-size:13px"><table><tr>{head}</tr>{rows}</table>The first '
+                f'{self.retrieval.n} of {len(self.images)} images: one image more or less is '
                 f'{one:.1f} points. Small changes need a confidence interval.</div>')
 
     def measure(self):
         "Measure every kind of ablation of all tokens, with confidence intervals."
+        self.wait()
+        self.retrieval.prepare()
         loader = self.data
         if not hasattr(loader, 'one_batch'): loader = [(self.retrieval.images, *self._pairs())]
         self.show_message('Measuring every kind of ablation …')
         with training_paused(self.model): self.result = ablate(self.model, loader)
         self.show_message()
-        style = 'line-height:1.4;font-size:13px;max-width:720px'
-        self.verdict.value = f'<div style="{style}">{self.result._repr_html_()}</div>'
+        self._show_verdict()
         return self.result
 
     def _pairs(self)->tuple:
@@ -245,6 +274,7 @@ class AblationPanel(Panel):
         path, # File to write
     ):        # `path`
         "Save a page with the current image, original and ablated; it works without a kernel or a network."
+        self.wait()
         off = ', '.join(map(str, self.off)) or 'none'
         changes = '; '.join(f'{n} {self.before[n]:.1%} to {self.after[n]:.1%}' for n in ('i2t/R@1', 't2i/R@1'))
         measured = f'\n{self.result.sentence}' if self.result else ''
@@ -255,4 +285,4 @@ class AblationPanel(Panel):
                              self.images.captions(self.image), words)
         return maps_page(path, 'Ablation of memory tokens',
                          'The same image and the same weights, original and with ablated memory tokens.', [shown],
-                         len(find_vit(self.model).blocks) - 1, footer=self.images.attribution)
+                         layer=len(find_vit(self.model).blocks) - 1, footer=self.images.attribution)

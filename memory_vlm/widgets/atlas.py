@@ -209,7 +209,7 @@ class MemoryAtlas(Panel):
                  for c in self.cards]
         orders = [v for k, v in _ORDERS.items() if k != 'reset' or self.resets]
         return widget_page(path, 'Memory atlas', self.note, dict(cards=cards, orders=orders), 'atlas.js',
-                           self.images.attribution)
+                           footer=self.images.attribution)
 
 def _card_facts(card:_Card)->dict:
     "Return the texts of a card."

@@ -6,11 +6,15 @@
 __all__ = ['AttentionExplorer']
 
 # %% ../../nbs/widgets/04_explorer.ipynb #46daaa95
-import ipywidgets as W
+import anywidget
+import json
 import numpy as np
+import tempfile
 import traitlets as T
 from contextlib import ExitStack, contextmanager
+from fastcore.basics import patch
 from html import escape
+from IPython.display import HTML, display
 from ..attention import AttentionMaps, capture, checked_index, find_vit
 from ..core import UserError, pick
 from ..evaluation.validation import with_queries
@@ -21,45 +25,42 @@ from ..training.run_dir import as_model
 from ..viz.plots import overlay, token_overlays
 from ..viz.style import color_scale
 from memory_vlm.widgets.base import (
-    CellImage,
     ImageSet,
-    Panel,
-    bars_html,
+    _close_panels_of_earlier_runs,
+    asset,
     enlarge,
-    find_model,
-    format_number,
     image_features,
-    mosaic,
-    mosaic_cols,
-    png_bytes,
-    scale_html,
     training_paused,
     weights_version,
 )
-from .html import image_data, maps_page
+from memory_vlm.widgets.html import (
+    _EXPLORER,
+    _layer_maps,
+    _quantize,
+    _scripts,
+    _side_data,
+    image_data,
+    image_url,
+    maps_page,
+)
+from pathlib import Path
 from torch import Tensor
 
 # %% ../../nbs/widgets/04_explorer.ipynb #e6d32ebf
 _DIRECTIONS = dict(reads='its attention to patches', read_by='attention of patches to it')
 
 def _token_maps(maps:AttentionMaps, layer:int, head='mean', direction:str='reads')->np.ndarray:
-    "Return the maps of CLS and of all memory tokens for the first image."
+    "Return the maps of CLS and of the other tokens of the first image (T, h, w); NaN for unknown attention to CLS."
     pick(_DIRECTIONS, direction, 'direction')
-    layout, head = maps.layout, None if head == 'mean' else head
-    if direction == 'reads' and not layout.in_sequence:
+    layout = maps.layout
+    layer = checked_index(layer, maps.depth, 'layer')
+    values = dict(zip(_DIRECTIONS, _layer_maps(maps, layer)))[direction]
+    if values is None:
         raise UserError(f"Memory at position '{layout.position}' is outside the sequence and never attends to patches; "
                         "choose direction='read_by'.")
-    grids = [maps.heatmap(layer, head, m, direction)[0].numpy() for m in range(layout.num_memory)]
-    captured = direction == 'reads' and layout.num_cls
-    cls = maps.heatmap(layer, head, 'cls')[0].numpy() if captured else np.full(layout.grid, np.nan)
-    return np.stack([cls, *grids])
-
-def _patch_readers(maps:AttentionMaps, layer:int, head, patch:int)->tuple:
-    "Return the attention of each memory token to a patch, and of the patch to each memory token."
-    at, l = maps.layout.patches.start + patch, maps.layers.index(layer)
-    def heads(x): return (x.float().mean(0) if head == 'mean' else x[head].float()).numpy() # (H,M) -> (M,)
-    reads = heads(maps.to_memory[0, l, :, at]) # (M,)
-    return (heads(maps.from_memory[0, l, :, :, at]) if maps.layout.in_sequence else None), reads
+    values = values.mean(0) if head == 'mean' else values[checked_index(head, len(values), 'head')] # (T,P)
+    if direction == 'read_by' and layout.num_memory and layout.num_cls: values[0] = np.nan
+    return values.reshape(-1, *layout.grid)
 
 # %% ../../nbs/widgets/04_explorer.ipynb #ea441e3a
 class _ModelView:
@@ -71,9 +72,10 @@ class _ModelView:
         name:str,         # Name of the model in titles
         keep:int=8,       # Number of images in the cache
     ):
-        self.model, self.images, self.name, self.keep = find_model(model), images, name, keep
-        self.layout, self.layers = find_vit(self.model).layout, len(find_vit(self.model).blocks)
-        self.heads = find_vit(self.model).blocks[0].attn.num_heads
+        self.model, self.images, self.name, self.keep = as_model(model).model, images, name, keep
+        vit = find_vit(self.model)
+        self.layout, self.layers, self.heads = vit.layout, len(vit.blocks), vit.blocks[0].attn.num_heads
+        self.others = range(self.layout.num_memory or self.layout.num_patches) # numbers of the tokens other than CLS
         self.seen, self.version, self.paused = {}, weights_version(self.model), False
 
     def fresh(self)->dict:
@@ -97,7 +99,7 @@ class _ModelView:
         if ('image', i) not in seen:
             images = [k for k in seen if k[0] == 'image']
             if len(images) >= self.keep: del seen[images[0]]
-            with training_paused(self.model), capture(self.model) as maps:
+            with training_paused(self.model), capture(self.model, full=not self.layout.num_memory) as maps:
                 feature = image_features(self.model, self.images.batch([i]))[0]
             seen['image', i] = maps, feature.float().cpu()
         return seen['image', i]
@@ -119,282 +121,269 @@ class _ModelView:
         def cosines(captions): return similarity(feature[None], with_queries(self.model, self.encode(captions)))[0]
         return cosines((caption,)).item(), cosines(others).numpy() if others else np.zeros(0)
 
-    def shares(self, i:int, caption:str)->tuple: # -> (M,), and a sentence
-        "Return the direct contribution of each memory token to the cosine of an image and a caption."
+    def shares(self, i:int, caption:str)->tuple: # -> (M,), (P,), {source: share}
+        "Return the direct contributions of memory tokens, patches and all sources to the cosine of image and caption."
         seen, text = self.fresh(), self.encode((caption,))
         if ('shares', i, caption) not in seen:
             device = next(self.model.parameters()).device
             images = self.images.batch([i]).to(device)
             with training_paused(self.model): found = attribute(self.model, images, text.to(device))
-            parts = ', '.join(f'{name} {v.item():+.3f}' for name, v in found.parts().items())
-            added = found.memory[0].sum((0, 1)).cpu().numpy() # (M,)
-            seen['shares', i, caption] = added, f'{found.score.item():.3f} = {parts}'
+            added, seen_by = (x[0].sum((0, 1)).cpu().numpy() for x in (found.memory, found.patches))
+            seen['shares', i, caption] = added, seen_by, {name: v.item() for name, v in found.parts().items()}
         return seen['shares', i, caption]
 
-# %% ../../nbs/widgets/04_explorer.ipynb #dfd5f6a6
-_SCALES = dict(layer='same for all tokens', map='this token only')
+    def scored(self, i:int, caption:str, others:tuple)->dict|None:
+        "Return all that the explorer shows about a caption; None without a caption or a text tower."
+        if not hasattr(self.model, 'encode_text') or not caption.strip(): return None
+        cosine, rest = self.score(i, caption, others)
+        text = f'cosine of image and caption {cosine:.3f}'
+        if len(rest):
+            rank = 1 + int((rest > cosine + 1e-6).sum())
+            text += (f', rank {rank} compared with {len(rest)} captions of this data '
+                     f'(mean {rest.mean():.3f}, maximum {rest.max():.3f})')
+        found = dict(text=f'{text}.', cosine=cosine, others=rest.round(4).tolist())
+        try: added, seen_by, parts = self.shares(i, caption)
+        except UserError: return found # no such decomposition: without memory, or with an attention-pooled output
+        return found | dict(adds=added.tolist(), by_patch=seen_by.tolist(), parts=parts)
 
-class AttentionExplorer(Panel):
+# %% ../../nbs/widgets/04_explorer.ipynb #dfd5f6a6
+_SHOWS = dict(_DIRECTIONS, minus_mean='minus the mean of the tokens', caption='contribution of each patch')
+_SCALES = dict(robust='99th percentile', max='linear to the maximum', sqrt='square root', log='logarithm')
+_SORTS = ('index', 'use', 'difference')
+_STATE = ('image', 'layer', 'head', 'token', 'direction', 'show', 'scale', 'same_scale', 'opacity', 'patch', 'caption',
+          'sort')
+_KEPT_BYTES = 500_000 # Of the output of `keep`
+
+class AttentionExplorer(anywidget.AnyWidget):
     "Show where tokens attend in an image, by layer and head."
-    image = T.Int(0)                  # Index of the image
+    _esm = f'{_scripts(*_EXPLORER)}\nconst CSS = {json.dumps(asset("explorer.css"))};\n{asset("live.js")}'
+    image = T.Int(0).tag(sync=True)     # Index of the image
     # Block; negative: from the last. Initially the last whose memory affects the output
-    layer = T.Int(-1)
-    head = T.Any('mean')                # Head, or 'mean'
-    token = T.Any(0)                    # Memory token, or 'cls'
-    direction = T.Unicode('reads')      # Key of `_DIRECTIONS`: 'reads' or 'read_by'
-    scale = T.Unicode('layer')          # Key of `_SCALES`: 'layer' or 'map', what the color scale covers
-    patch = T.Int(-1)                   # Selected patch, counted along rows; -1: none
-    caption = T.Unicode('')             # Caption whose score is shown
+    layer = T.Int(-1).tag(sync=True)
+    head = T.Any('mean').tag(sync=True) # Head, or 'mean'
+    token = T.Any('cls').tag(sync=True) # Memory token, or patch of a model without memory, or 'cls'
+    direction = T.Unicode('reads').tag(sync=True) # 'reads' (token to patches) or 'read_by' (patches to token)
+    show = T.Unicode('reads').tag(sync=True)      # 'reads', 'read_by', 'minus_mean' or 'caption'
+    scale = T.Unicode('robust').tag(sync=True)    # 'robust' (up to the 99th percentile), 'max', 'sqrt' or 'log'
+    same_scale = T.Bool(True).tag(sync=True)      # Whether all tokens share one scale
+    opacity = T.Float(0.8, min=0, max=1).tag(sync=True) # Opacity of the largest attention
+    patch = T.Int(-1).tag(sync=True)    # Selected patch, counted along rows; -1: none
+    caption = T.Unicode('').tag(sync=True) # Caption whose score is shown
+    sort = T.Unicode('index').tag(sync=True) # Order of the tokens: 'index', 'use' or 'difference'
+    message = T.Unicode('').tag(sync=True) # Message that is shown; empty: none
+    problem_shown = T.Bool(False).tag(sync=True) # Whether the message is an error
+    count = T.Int(0).tag(sync=True)     # Number of images
+    models = T.List().tag(sync=True)    # Name, layers and heads of each model
+    width = T.Int(520).tag(sync=True)   # Largest width of an image (pixels)
 
     def __init__(
         self,
-        model,                # A run folder, a Learner, a model with memory, or anything that `as_model` takes
+        model,                # A run folder, a Learner, a model, or anything that `as_model` takes
         data=None,            # A loader, a source, a list of images or (image, caption); None: the validation data
-        other=None,           # A second model to compare with, anything that `as_model` takes
+        other=None,           # A second model, such as the twin without memory: anything that `as_model` takes
         names:tuple=('model', 'other'), # Names of the two models
-        width:int=288,        # Width of an image (pixels); two such columns fit on a narrow page
+        width:int=520,        # Largest width of an image (pixels)
     ):
-        super().__init__()
-        self.width, self.drawing, self.changing_image = width, False, False
+        self.problem, self.main = None, None
         loaded = as_model(model)
-        model = find_model(loaded)
-        self.images = ImageSet(loaded if data is None else data, model)
-        shown = [model] if other is None else [model, other]
-        self.sides = [_ModelView(m, self.images, name) for m, name in zip(shown, names)]
-        self.main = self.sides[0]
+        self.images = ImageSet(loaded if data is None else data, loaded.model)
+        names = [Path(m).name if isinstance(m, (str, Path)) and n in ('model', 'other') else n
+                 for m, n in zip((model, other), names)]
+        self.sides = [_ModelView(m, self.images, n) for m, n in zip((loaded, other), names) if m is not None]
+        self.main, layout = self.sides[0], self.sides[0].layout
         self.others = tuple(c for i in range(min(len(self.images), 64)) for c in self.images.captions(i)[:1])
-        self.direction = 'reads' if self.main.layout.in_sequence else 'read_by'
-        self.layer = map_layer(self.main.layers)
-        self._build()
-        self.observe(self.guarded(self._changed),
-                     ['image', 'layer', 'head', 'token', 'direction', 'scale', 'patch', 'caption'])
-        self.guarded(self._show_new_image)()
+        way = 'reads' if layout.in_sequence else 'read_by'
+        start = dict(layer=map_layer(self.main.layers), direction=way, show=way, caption=self._first_caption(0),
+                     token=0 if all(s.layout.num_memory for s in self.sides) else 'cls')
+        super().__init__(**start, width=width, count=len(self.images),
+                         models=[dict(name=s.name, layers=s.layers, heads=s.heads) for s in self.sides])
+        self.observe(self._changed, _STATE)
+        self.on_msg(self._heard)
+        _close_panels_of_earlier_runs(self)
 
     @T.validate('image')
     def _image(self, proposal):
         self.images.check(proposal.value)
         return proposal.value
 
-    @T.validate('layer', 'head', 'token', 'patch', 'direction', 'scale')
+    @T.validate('layer', 'head', 'token', 'patch', 'direction', 'show', 'scale', 'sort')
     def _in_range(self, proposal):
         name, value, side = proposal.trait.name, proposal.value, self.main
-        names = dict(direction=_DIRECTIONS, scale=_SCALES)
+        names = dict(direction=_DIRECTIONS, show=_SHOWS, scale=_SCALES, sort=_SORTS)
         if name in names: return pick(names[name], value, name) and value
         if (name, value) in (('head', 'mean'), ('token', 'cls'), ('patch', -1)): return value
-        if not isinstance(value, (int, np.integer)):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
             raise UserError(f"{name}={value!r} is neither a number nor '{'cls' if name == 'token' else 'mean'}'.")
-        counts = dict(layer=side.layers, head=side.heads, token=side.layout.num_memory, patch=side.layout.num_patches)
+        counts = dict(layer=side.layers, head=side.heads, token=len(side.others), patch=side.layout.num_patches)
         return checked_index(int(value), counts[name], name)
 
-    def _build(self):
-        "Make the controls and the views of each model."
-        side, row = self.main, W.Layout(display='flex', flex_flow='row wrap', grid_gap='4px 18px', align_items='center')
-        narrow, style = W.Layout(width='230px'), dict(description_width='64px')
-        def bound(kind, name, **kwargs):
-            return self.bind(kind(description=name, style=style, layout=narrow, **kwargs), name)
-        numbers = lambda what, count: [(f'{what} {i}', i) for i in range(count)]
-        self.controls = dict(
-            image=bound(W.BoundedIntText, 'image', min=0, max=len(self.images) - 1),
-            layer=bound(W.IntSlider, 'layer', min=0, max=side.layers - 1),
-            head=bound(W.Dropdown, 'head', options=[('mean of heads', 'mean'), *numbers('head', side.heads)]),
-            token=bound(W.Dropdown, 'token', options=[('CLS', 'cls'), *numbers('token', side.layout.num_memory)]),
-            direction=bound(W.Dropdown, 'direction', options=[(v, k) for k, v in _DIRECTIONS.items()]),
-            scale=bound(W.Dropdown, 'scale', options=[(v, k) for k, v in _SCALES.items()]),
-            caption=self.bind(W.Combobox(description='caption', continuous_update=False, style=style,
-                                         layout=W.Layout(width='478px')), 'caption'))
-        self.views = [self._side_views(s) for s in self.sides]
-        reads_text = hasattr(side.model, 'encode_text')
-        self.controls['caption'].layout.display = None if reads_text else 'none'
-        controls = W.Box([c for n, c in self.controls.items() if n != 'caption'], layout=row)
-        wide = W.Layout(display='flex', flex_flow='row wrap', grid_gap='8px 14px', align_items='flex-start')
-        def column(v, *names):
-            layout = W.Layout(width=f'{self.width + 8}px', max_width='100%', padding='4px 0')
-            return W.VBox([v[n] for n in names], layout=layout)
-        sides = [W.Box([column(v, 'title', 'view', 'scale', 'info', 'patch'), column(v, 'tokens', 'shares')],
-                       layout=W.Layout(display='flex', flex_flow='row wrap', grid_gap='8px 24px',
-                                       max_width=f'{self.width + 16}px' if len(self.sides) > 1 else '100%'))
-                 for v in self.views]
-        framed = W.Layout(flex='0 0 auto', border='1px solid rgba(128,128,128,.4)')
-        self.scores, self.original = W.HTML(), W.Image(format='png', width=72, layout=framed)
-        words = W.HBox([self.original, W.VBox([self.controls['caption'], self.scores])],
-                       layout=W.Layout(align_items='center', grid_gap='8px'))
-        self.children = [controls, words, self.status, W.Box(sides, layout=wide)]
+    def _first_caption(self, i): return next(iter(self.images.captions(i)), '')
 
-    def _side_views(self, side)->dict:
-        "Make the widgets of one model."
-        view = CellImage(rows=side.layout.grid[0], cols=side.layout.grid[1], width=self.width, chosen=self.patch)
-        def choose_patch(patch): self.patch = _matching_patch(patch, side.layout.grid, self.main.layout.grid)
-        self._on_click(view, choose_patch)
-        cols = mosaic_cols(side.layout.num_memory + 1)
-        tokens = CellImage(rows=-(-(side.layout.num_memory + 1) // cols), cols=cols, width=self.width // cols * cols,
-                             optional=False)
-        self._on_click(tokens, lambda cell: self._token_clicked(cell, tokens, side))
-        title = W.HTML(f'<b>{escape(side.name)}</b>', layout=W.Layout(display=None if len(self.sides) > 1 else 'none'))
-        return dict(title=title, view=view, scale=W.HTML(), info=W.HTML(), tokens=tokens, patch=W.HTML(),
-                    shares=W.HTML())
+    @property
+    def state(self)->dict:
+        "All that is chosen; assign a dict with some of these keys. Raises `UserError` for values that do not exist."
+        return {name: getattr(self, name) for name in _STATE}
+    @state.setter
+    def state(self, values):
+        for name in sorted(values, key=lambda n: n not in ('image', 'direction')): # an image sets its caption
+            setattr(self, pick(_STATE, name, 'state') and name, values[name])
 
-    def _on_click(self, view, f):
-        "Call `f` when the user selects a cell, not when the panel does."
-        view.observe(self.guarded(lambda c: None if self.drawing else f(c.new)), 'chosen')
+    @property
+    def selection(self)->dict:
+        "The chosen image, layer, head, token and patch."
+        return {name: getattr(self, name) for name in ('image', 'layer', 'head', 'token', 'patch')}
 
-    def _show_choice(self, view, chosen):
-        self.drawing = True
-        try: view.chosen = chosen
-        finally: self.drawing = False
+    def show_message(self, text:str='', problem:bool=False): # Text, empty to hide the line; whether it is an error
+        "Show a message in the explorer."
+        self.problem_shown, self.message = problem, text
 
-    def _token_clicked(self, cell, view, side):
-        if cell > side.layout.num_memory: self._show_choice(view, self._cell()) # an empty cell after the last token
-        else: self.token = 'cls' if cell == 0 else cell - 1
-
-    def _cell(self): return 0 if self.token == 'cls' else self.token + 1 # cell of the token in the mosaic
-
-    def _show_new_image(self):
-        captions = self.images.captions(self.image)
-        self.controls['caption'].options = captions
-        self.original.value = png_bytes(self.images[self.image].permute(1, 2, 0).numpy())
-        self.changing_image = True
-        try: self.caption = captions[0] if captions else ''
-        finally: self.changing_image = False
-        self.draw()
+    @contextmanager
+    def show_errors(self):
+        "Show an exception as a message and keep it in `problem`."
+        try: yield
+        except Exception as e:
+            self.problem = e
+            known = isinstance(e, ValueError)
+            self.show_message(str(e) if known else f'Unexpected error, {type(e).__name__}: {e}', problem=True)
+        else: self.problem = None
 
     def _changed(self, change):
-        if self.changing_image: return # `_show_new_image` draws everything afterwards
+        "Keep the parts of the state consistent, and answer what the browser cannot compute."
         self.show_message()
-        draw = dict(image=self._show_new_image, patch=self._draw_patches, caption=self._draw_scores).get(change.name,
-            self.draw)
-        with ExitStack() as paused: # maps and scores must come from the same weights
-            for side in self.sides: paused.enter_context(side.pause_training())
-            draw()
+        if change.name == 'image': self.caption = self._first_caption(change.new)
+        elif change.name == 'show' and change.new in _DIRECTIONS: self.direction = change.new
+        elif change.name == 'direction' and self.show in _DIRECTIONS: self.show = change.new
+        with self.show_errors():
+            if any(s.version != weights_version(s.model) for s in self.sides): self.draw()
+            elif change.name == 'caption': self._send_scores(self.image)
 
     def draw(self):
-        "Redraw everything. Needed only if weights changed since the last click."
-        maps = []
-        for side in self.sides: # the second model may have fewer layers or tokens
-            try: maps.append(_token_maps(side.look(self.image)[0], self.layer, self.head, self.direction))
-            except UserError as e: maps.append(e)
-        good = [m for m in maps if isinstance(m, np.ndarray)]
-        if self.scale == 'map': good = [m[self._cell()] for m in good if self._cell() < len(m)]
-        norm = color_scale(np.concatenate([m.ravel() for m in good]) if good else [1.],
-                        uniform=None if self.scale == 'map' else 1 / self.main.layout.num_keys)
-        for side, views, m in zip(self.sides, self.views, maps): self._draw_side(side, views, m, norm)
-        self._draw_patches()
-        self._draw_scores()
+        "Show the maps of the current weights. Needed only if weights changed since the last click."
+        for side in self.sides: side.fresh()
+        self.send(dict(kind='again'))
 
-    def _draw_side(self, side, views, maps, norm):
-        image = self.images[self.image].numpy()
-        large, problem, cell = enlarge(image, self.width), '', self._cell()
-        if isinstance(maps, UserError): problem, maps = f'{side.name}: {maps}', None
-        elif cell >= len(maps):
-            problem = f'{side.name} has {len(maps) - 1} memory tokens; token {self.token} does not exist.'
-        elif np.isnan(maps[cell]).any():
-            problem = "Attention to CLS is not recorded: choose 'its attention to patches'."
-        name = 'CLS' if self.token == 'cls' else f'token {self.token}'
-        where = f'{name}, layer {self.layer}, {"mean of heads" if self.head == "mean" else f"head {self.head}"}'
-        way = dict(reads=f'attention of {name} to patches', read_by=f'attention of patches to {name}')[self.direction]
-        views['view'].hint = f'{way} in image {self.image}, layer {self.layer}'
-        views['view'].show(large if problem else overlay(large, maps[cell], norm))
-        even = 1 / side.layout.num_keys
-        views['scale'].value = '' if problem else scale_html(norm, image, 'attention', even, self.width)
-        views['info'].value = _paragraph(problem or self._describe_map(maps[cell], where, even), self.width)
-        if maps is not None:
-            labels = ['CLS', *map(str, range(len(maps) - 1))]
-            views['tokens'].hint = 'All tokens on one scale; click to select one'
-            views['tokens'].show(mosaic(image, maps, norm, labels, self.width))
-            self._show_choice(views['tokens'], cell if cell < len(maps) else -1)
+    def _heard(self, _, content, buffers):
+        "Answer a request of the browser."
+        want, i = content.get('want'), content.get('image')
+        with self.show_errors():
+            if want == 'image': self._send_image(i)
+            elif want == 'thumbs': self._send_thumbs(content['from'], content['count'])
+            elif want == 'page': self.send(dict(kind='page', text=self._page()))
 
-    def _describe_map(self, values, where, even)->str:
-        "Describe one map in a sentence."
-        row, col = np.unravel_index(values.argmax(), values.shape)
-        most = f'maximum {format_number(values.max())} at row {row}, column {col}, {values.max() / even:.1f} times even'
-        if self.direction == 'reads': return f'{where}: {values.sum():.0%} of its attention is on patches, {most}.'
-        return f'{where}: on average it receives {values.mean():.1%} of the attention of a patch, {most}.'
+    def _send_image(self, i):
+        with ExitStack() as paused: # maps and scores must come from the same weights
+            for side in self.sides: paused.enter_context(side.pause_training())
+            sides, captions = [(s, s.look(i)[0]) for s in self.sides], self.images.captions(i)
+            data = dict(index=i, src=image_url(self.images[i]), captions=captions, words=self.images.attribution,
+                        height=int(self.images.size[0]), width=int(self.images.size[1]),
+                        sides=[_side_data(maps, s.name) for s, maps in sides])
+            self.send(dict(kind='image', image=i, data=data, layers=sum(s.layers for s in self.sides)))
+            layers = sorted({l for s in self.sides for l in range(s.layers)}, key=lambda l: (l != self.layer, l))
+            for l in layers: # the shown layer first
+                for at, (side, maps) in enumerate(sides):
+                    if l < side.layers: self._send_layer(i, at, l, maps)
+            self._send_scores(i)
 
-    def _draw_patches(self):
-        for side, views in zip(self.sides, self.views):
-            patch = _matching_patch(self.patch, self.main.layout.grid, side.layout.grid)
-            self._show_choice(views['view'], patch)
-            advice = 'Click a patch to see its attention to memory, and the attention of memory to it.'
-            views['patch'].value = _paragraph(advice, self.width) if patch < 0 else ''
-            if patch < 0 or self.layer >= side.layers: continue
-            reads_it, it_reads = _patch_readers(side.look(self.image)[0], self.layer, self.head, patch)
-            names, even = [f'token {m}' for m in range(side.layout.num_memory)], 1 / side.layout.num_keys
-            top = max(it_reads.max(), 0 if reads_it is None else reads_it.max(), 2 * even)
-            row, col = divmod(patch, side.layout.grid[1])
-            here = f'patch at row {row}, column {col}'
-            first = '' if reads_it is None else bars_html(reads_it, names, f'Attention of memory tokens to the {here}',
-                                                          top, even)
-            title = f'Attention of the {here} to memory tokens: {it_reads.sum():.1%} in total'
-            views['patch'].value = first + bars_html(it_reads, names, title, top, even)
+    def _send_layer(self, i, side, layer, maps):
+        packed = {way: _quantize(x) for way, x in zip(_DIRECTIONS, _layer_maps(maps, layer)) if x is not None}
+        found = dict(kind='layer', image=i, side=side, layer=layer, heads=self.sides[side].heads)
+        self.send(found | {way: top for way, (_, top) in packed.items()}, [x.tobytes() for x, _ in packed.values()])
 
-    def _draw_scores(self):
-        scored = [s for s in self.sides if hasattr(s.model, 'encode_text') and self.caption.strip()]
-        words = [f'{s.name}: {self._describe_score(*s.score(self.image, self.caption, self.others))}' for s in scored]
-        self.scores.value = ''.join(_paragraph(w if len(self.sides) > 1 else w.split(': ', 1)[1], 700) for w in words)
-        for side, views in zip(self.sides, self.views):
-            views['shares'].value = self._shares_html(side) if side in scored else ''
+    def _send_scores(self, i):
+        found = {s.name: s.scored(i, self.caption, self.others) for s in self.sides}
+        self.send(dict(kind='score', image=i, caption=self.caption, found=found))
 
-    def _shares_html(self, side):
-        try: added, parts = side.shares(self.image, self.caption)
-        except UserError as e: # an attention-pooled tower has no such decomposition
-            return _paragraph(f'Contribution of memory to the score: {e}.', self.width)
-        names = [f'token {m}' for m in range(side.layout.num_memory)]
-        bars = bars_html(added, names, 'Direct contribution of each memory token to the cosine')
-        return bars + _paragraph(parts, self.width)
+    def _send_thumbs(self, start, count):
+        items = [dict(index=i, src=image_url(enlarge(self.images[i].numpy(), 64)), caption=self._first_caption(i))
+                 for i in range(max(0, start), min(start + count, len(self.images)))]
+        self.send({'kind': 'thumbs', 'from': start, 'items': items})
 
-    def _describe_score(self, cosine, others):
-        rank = 1 + int((others > cosine + 1e-6).sum())
-        words = f'cosine of image and caption {cosine:.3f}'
-        if not len(others): return f'{words}.'
-        return (f'{words}, rank {rank} compared with {len(others)} captions of this data '
-                f'(mean {others.mean():.3f}, maximum {others.max():.3f}).')
+# %% ../../nbs/widgets/04_explorer.ipynb #9dd87e4a
+def _same_grid(maps:np.ndarray, grid:tuple)->np.ndarray: # (T, h, w) -> (T, *grid)
+    "Give maps another number of cells, each with the value at the same position in the image."
+    rows, cols = (np.arange(n) * old // n for n, old in zip(grid, maps.shape[1:]))
+    return maps[:, rows[:, None], cols]
 
-    def snapshot(self):
-        "Return a figure of the image with all tokens (at most 16, evenly spaced), a row per model."
-        M = min(s.layout.num_memory for s in self.sides)
-        shown = np.unique(np.linspace(0, M - 1, min(M, 16)).round().astype(int))
-        maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, self.direction)[1 + shown]
-                for s in self.sides]
-        head = 'mean of heads' if self.head == 'mean' else f'head {self.head}'
-        way = dict(reads='attention of tokens to patches', read_by='attention of patches to tokens')[self.direction]
-        note = (f'Image {self.image}, layer {self.layer}, {head}: {way}. '
-                f'{len(shown)} of {M} tokens.')
-        image, names = self.images[self.image].numpy(), [f'token {m}' for m in shown]
-        if len(self.sides) == 1:
-            return token_overlays(image, maps[0], names, note=note, uniform=1 / self.main.layout.num_keys)
-        return token_overlays([image] * 2, np.stack(maps), names, [s.name for s in self.sides], note=note)
+@patch
+def _described(self:AttentionExplorer)->str:
+    "Describe the selection in one line."
+    head = 'mean of heads' if self.head == 'mean' else f'head {self.head}'
+    where = f', patch {divmod(self.patch, self.main.layout.grid[1])} selected' if self.patch >= 0 else ''
+    return f'Image {self.image}, layer {self.layer}, {head}{where}'
 
-    def export_html(
-        self,
-        path,           # File to write
-        images=None,    # Indices of the images on the page; None: the current one
-    ):                  # `path`
-        "Save a page with every layer, head and token of some images; it works without a kernel or a network."
-        images = [self.image] if images is None else list(images)
-        if not images: raise UserError('images=[] is empty; give at least one index, or None for the current image.')
-        lead = ('Choose a layer, a head and a memory token; click a patch to see its attention to memory. '
-                'A map shows where a token attends, not whether that affects the output.')
-        return maps_page(path, 'Attention of memory tokens', lead, [self._export_image(i) for i in images], self.layer,
-                         self.head, self.token,
-                         self.direction, self.images.attribution)
+@patch
+def snapshot(self:AttentionExplorer):
+    "Return a figure of the image with at most 16 tokens, also the selected one; a row per model that has the layer."
+    sides = [s for s in self.sides if self.layer < s.layers]
+    same = len({bool(s.layout.num_memory) for s in sides}) == 1
+    count = min(len(s.others) for s in sides) if same else 0 # a model without memory shares only CLS with its twin
+    shown = np.unique(np.linspace(0, count - 1, min(count, 16)).round().astype(int)) if count else np.zeros(0, int)
+    if self.token != 'cls' and self.token < count and self.token not in shown:
+        shown[np.abs(shown - self.token).argmin()] = self.token
+    kind = 'token' if self.main.layout.num_memory else 'patch'
+    names = [f'{kind} {m}' + ' *' * bool(m == self.token) for m in shown]
+    rows, way = [0, *(1 + shown)], self.direction
+    if way == 'read_by' and self.main.layout.num_memory: rows = rows[1:] # attention to CLS is not recorded
+    else: names = ['CLS' + ' *' * (self.token == 'cls'), *names]
+    maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, way)[rows] for s in sides]
+    grid = tuple(np.max([m.shape[1:] for m in maps], axis=0))
+    left = ''.join(f' {s.name} has no layer {self.layer}.' for s in self.sides if s not in sides)
+    title = dict(reads='Attention of tokens to patches', read_by='Attention of patches to tokens')[way]
+    note = f'{self._described()}. {len(shown)} of {len(self.main.others)} {kind}s; *: selected.{left}'
+    image, uniform = self.images[self.image].numpy(), 1 / self.main.layout.num_keys
+    if len(sides) == 1: return token_overlays(image, maps[0], names, title=title, note=note, uniform=uniform)
+    maps = np.stack([_same_grid(m, grid) for m in maps])
+    return token_overlays([image] * len(sides), maps, names, [s.name for s in sides], title=title, note=note)
 
-    def _export_image(self, i):
-        captions = self.images.captions(i)
-        scores = [f'{s.name + ": " if len(self.sides) > 1 else ""}“{captions[0]}”, '
-                  f'{self._describe_score(*s.score(i, captions[0], self.others))}'
-                  for s in self.sides if captions and hasattr(s.model, 'encode_text')]
-        data = image_data(i, self.images[i].numpy(), {s.name: s.look(i)[0] for s in self.sides}, captions,
-                            '\n'.join(scores))
-        for side, packed in zip(self.sides, data['sides']):
-            if not scores: continue
-            try: packed['adds'] = side.shares(i, captions[0])[0].tolist()
-            except UserError: pass # an attention-pooled tower has no such decomposition
-        return data
+@patch
+def _export_image(self:AttentionExplorer, i, max_kb):
+    "Return the data of one image for a page."
+    captions = self.images.captions(i)
+    data = image_data(i, self.images[i].numpy(), {s.name: s.look(i)[0] for s in self.sides}, captions,
+                      layer=self.layer, max_kb=max_kb)
+    caption = self.caption if i == self.image else next(iter(captions), '')
+    for side, packed in zip(self.sides, data['sides']):
+        packed['score'] = side.scored(i, caption, self.others)
+        packed['by_patch'] = (packed['score'] or {}).pop('by_patch', None)
+    return data | dict(captions=[caption, *(c for c in captions if c != caption)])
 
-def _matching_patch(patch:int, grid:tuple, to:tuple)->int:
-    "Return the patch of another grid at the same position in the image."
-    if patch < 0 or grid == to: return patch
-    row, col = divmod(patch, grid[1])
-    return int((row + .5) * to[0] / grid[0]) * to[1] + int((col + .5) * to[1] / grid[1])
+@patch
+def export_html(
+    self:AttentionExplorer,
+    path,           # File to write
+    images=None,    # Indices of the images on the page; None: the current one
+    max_kb:int=300, # Size of the maps of an image (kB); above it, only the selected layer keeps its heads
+)->Path:            # `path`
+    "Save the explorer with some images and the current selection; the page works without a kernel or a network."
+    images = [self.image] if images is None else list(images)
+    if not images: raise UserError('images=[] is empty; give at least one index, or None for the current image.')
+    lead = ('Choose a layer, a head and a token; click a patch to see its attention to memory. '
+            'A map shows where a token attends, not whether that affects the output.')
+    title = 'Attention of memory tokens' if self.main.layout.num_memory else 'Attention of CLS and patches'
+    state = self.state | dict(image=images.index(self.image) if self.image in images else 0)
+    shown = [self._export_image(i, max_kb) for i in images]
+    return maps_page(path, title, lead, shown, self.images.attribution, **state)
 
-def _paragraph(text, width):
-    return f'<div style="max-width:{width}px;line-height:1.4;font-size:13px;white-space:normal">{escape(text)}</div>'
+@patch
+def _page(self:AttentionExplorer, **kwargs)->str:
+    "Return a page as text."
+    with tempfile.TemporaryDirectory() as folder:
+        return self.export_html(f'{folder}/page.html', **kwargs).read_text('utf-8')
+
+@patch
+def keep(
+    self:AttentionExplorer,
+    images=None,    # Indices of the images; None: the current one
+    height:int=900, # Height of the output (pixels)
+):
+    "Display the explorer as self-contained HTML of at most 500 kB: it stays in a saved notebook, without a kernel."
+    side, at = self.main, (0 if self.token == 'cls' else self.token + self.main.layout.num_cls)
+    maps = _token_maps(side.look(self.image)[0], min(self.layer, side.layers - 1), self.head, self.direction)
+    still = overlay(enlarge(self.images[self.image].numpy(), 320), np.nan_to_num(maps[at]),
+                    color_scale(maps[1:], uniform=1 / side.layout.num_keys))
+    for kb in (300, 200, 100, 50, 25): # where frames are not allowed, as on GitHub, the still image remains
+        text = (f'<img src="{image_url(still)}" alt="{escape(self._described())}"><iframe title="attention explorer" '
+                f'style="width:100%;height:{height}px;border:0" onload="this.previousSibling.style.display=\'none\'" '
+                f'srcdoc="{escape(self._page(images=images, max_kb=kb))}"></iframe>')
+        if len(text.encode()) <= _KEPT_BYTES: return display(HTML(text))
+    raise UserError(f'{len(images or [0])} images take more than {_KEPT_BYTES // 1000} kB; keep fewer images.')

@@ -122,6 +122,10 @@ class FitDashboard(Panel):
         folder:Path=None,         # Folder for the checkpoint of a stopped fit; None: a new one under `learn.path`
     ):
         super().__init__()
+        learn = getattr(learn, 'learn', learn) # the result of `fit`
+        if not hasattr(learn, 'add_cb'):
+            raise UserError(f'{type(learn).__name__} cannot be watched: give a Learner, from make_learner. '
+                            "The curves of a finished run are in its report.html, which `memory_vlm report` writes.")
         self.learn, self.every, self.steps, self.folder = learn, every, steps, folder
         self.running = self.fitting = self.stopping = self.placed = False
         self.history, self.redraws, self.spent, self.progress, self.checkpoint = History(), 0, 0., 'No fit yet.', None

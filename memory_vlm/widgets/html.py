@@ -12,27 +12,30 @@ import json
 import numpy as np
 import uuid
 from datetime import date
-from matplotlib import colormaps
 from ..attention import AttentionMaps
 from ..viz.html import save_html
-from ..viz.overlay import HEAT, to_gray, to_image
-from .base import asset, mosaic_cols
+from ..viz.overlay import to_image
+from .base import asset
 from pathlib import Path
 from PIL import Image
 
 # %% ../../nbs/widgets/02_html.ipynb #94772544
-def _pack_bytes(values:np.ndarray)->dict:
-    "Pack numbers for a page: value = max * (byte / 255)^2."
+def _quantize(values:np.ndarray)->tuple:
+    "Pack numbers as uint8, value = max * (byte / 255)^2; return them and the maxima along the first axis."
     values = np.asarray(values, np.float32)
     top = values.reshape(len(values), -1).max(1)
     scaled = values / np.where(top > 0, top, 1).reshape(-1, *[1] * (values.ndim - 1))
-    data = (np.sqrt(scaled.clip(0, 1)) * 255).round().astype(np.uint8)
-    return dict(data=base64.b64encode(data.tobytes()).decode(), max=[float(t) for t in top])
+    return (np.sqrt(scaled.clip(0, 1)) * 255).round().astype(np.uint8), [float(t) for t in top]
+
+def _pack_bytes(values:np.ndarray)->dict:
+    "Pack numbers for a page."
+    data, top = _quantize(values)
+    return dict(data=base64.b64encode(data.tobytes()).decode(), max=top)
 
 def unpack_bytes(
-    data:dict,   # Result of `_pack_bytes`: `data` in base64 and `max` per layer
-    shape:tuple, # (L, ...)
-)->np.ndarray:   # float (L, ...)
+    data:dict,   # Result of `_pack_bytes`: `data` in base64, and `max` for each entry of the first axis
+    shape:tuple, # (H, ...)
+)->np.ndarray:   # float (H, ...)
     "Unpack numbers as the script of the page does."
     q = np.frombuffer(base64.b64decode(data['data']), np.uint8).reshape(shape) / 255
     return np.array(data['max']).reshape(-1, *[1] * (len(shape) - 1)) * q ** 2
@@ -47,80 +50,114 @@ def image_url(
     image.save(out, kind, **options)
     return f'data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}'
 
-def _heat_colors()->str:
-    "Return the colors of the scale for the script of a page."
-    return base64.b64encode((colormaps[HEAT](np.arange(256))[:, :3] * 255).round().astype(np.uint8).tobytes()).decode()
-
 # %% ../../nbs/widgets/02_html.ipynb #e0969c5a
-_MAX_PAGE_BYTES = 1_400_000 # Bytes of maps per image: less than 2 MB as base64, with the image
+_MAX_MAPS_KB = 300 # kB of a page: a ViT-B/16 with 16 tokens keeps all tokens and layers, and the heads of one layer
 
-def _thin_out(layers:int, heads:int, tokens:int, patches:int, maps:int=2, budget:int=_MAX_PAGE_BYTES)->tuple:
-    "Choose which heads and tokens of one image to keep."
-    keep_heads = layers * heads * tokens * patches * maps <= budget
-    room = max(1, budget // (layers * (heads if keep_heads else 1) * patches * maps))
-    kept = np.unique(np.linspace(0, tokens - 1, min(tokens, room)).round().astype(int)).tolist()
-    left = [] if keep_heads else ['heads are averaged']
-    if len(kept) < tokens: left.append(f'{len(kept)} of {tokens} tokens are shown, evenly chosen')
-    return keep_heads, kept, f'To keep the file small, {" and ".join(left)}.' if left else ''
+def _thin_out(layers:int, heads:int, tokens:int, patches:int, maps:int=2, kb:int=_MAX_MAPS_KB)->tuple:
+    "Choose which heads ('all', 'one' layer or 'mean') and which tokens of one image to keep."
+    cost, budget = patches * maps, 530 * kb # bytes: base64 takes a third more, the image and the program the rest
+    counts = dict(all=layers * heads, one=layers - 1 + heads, mean=layers)
+    keep = next((k for k, n in counts.items() if n * tokens * cost <= budget), 'mean')
+    kept = np.linspace(0, tokens - 1, min(tokens, max(1, 2 * budget // (counts[keep] * cost))))
+    kept = np.unique(kept.round().astype(int)).tolist()
+    left = dict(all=[], one=['only the chosen layer keeps its heads'], mean=['heads are averaged'])
+    left = left[keep if heads > 1 else 'all']
+    left = left + [f'{len(kept)} of {tokens} tokens are shown, evenly chosen'] * (len(kept) < tokens)
+    return keep, kept, f'To keep the file small, {" and ".join(left)}.' if left else ''
 
 # %% ../../nbs/widgets/02_html.ipynb #47412b41
+_EXPLORER = ('common.js', 'maps.js', 'draw.js', 'explorer.js') # the explorer of notebooks and of pages
+
+def _scripts(*names:str)->str:
+    "Return several files of static/ as one text."
+    return '\n'.join(asset(name) for name in names)
+
 def widget_page(
     path,         # File to write
     title:str,    # Title of the page
     lead:str,     # First sentence
     data:dict,    # JSON values that the script reads
-    script:str,   # Name of a file in static/ that defines `start(id)`
+    *scripts:str, # Names of files in static/; the last defines `start(id)`
     footer:str='', # Attribution
+    style:str='', # CSS
 )->Path:          # `path`
     "Write a page with a viewer. The id of the viewer is unique, so several can be pasted into one page."
     name = f'mvlm-{uuid.uuid4().hex[:12]}'
     text = json.dumps(data, separators=(',', ':')).replace('<', '\\u003c') # a caption cannot close the script element
-    body = (f'<div id="{name}"></div>\n<script type="application/json" id="{name}-data">{text}</script>\n'
-            f'<script>(() => {{\n{asset("common.js")}\n{asset(script)}\nstart("{name}");\n}})();</script>')
+    body = (f'<style>{style}</style>' * bool(style) + f'<div id="{name}"></div>\n'
+            f'<script type="application/json" id="{name}-data">{text}</script>\n'
+            f'<script>(() => {{\n{_scripts("common.js", *scripts)}\nstart("{name}");\n}})();</script>')
     footer = f'{footer.rstrip(". ")}. ' if footer else ''
     return save_html(path, title, lead, body, f'{footer}Made by Memory-VLM, {date.today()}.')
 
 # %% ../../nbs/widgets/02_html.ipynb #2554dbc4
-def _pack_maps(maps:AttentionMaps, name:str, budget:int=_MAX_PAGE_BYTES)->dict:
-    "Pack the attention of CLS and memory, and the attention to memory, within a budget."
-    layout, cls = maps.layout, bool(maps.layout.num_cls)
-    columns = maps.to_memory[0][:, :, layout.patches].mT.float().numpy() # (L,H,M,P)
-    rows = maps.from_memory[0][..., layout.patches].float().numpy() if layout.in_sequence else np.zeros_like(columns)
-    if cls: # CLS is the first token; attention to it is not captured
-        rows = np.concatenate([maps.from_cls[0][:, :, None, layout.patches].float().numpy(), rows], 2)
-        columns = np.concatenate([np.zeros_like(columns[:, :, :1]), columns], 2)
-    keep_heads, kept, left = _thin_out(*rows.shape, budget=budget)
-    rows, columns = ((x if keep_heads else x.mean(1, keepdims=True))[:, :, kept] for x in (rows, columns))
-    return dict(name=name, grid=layout.grid, layers=len(rows), heads=rows.shape[1], tokens=[k - cls for k in kept],
-                cols=mosaic_cols(len(kept)),
-                even=1 / layout.num_keys, reads=_pack_bytes(rows) if layout.in_sequence else None,
-                read_by=_pack_bytes(columns),
-                left=left)
+def _layer_maps(maps:AttentionMaps, layer:int)->tuple:
+    "Return the attention of tokens to patches (H, T, P), None for memory outside the sequence, and of patches to them."
+    layout, at = maps.layout, maps.layers.index(layer)
+    if not layout.num_memory: # CLS and the patches
+        patches = range(layout.patches.start, layout.patches.stop)
+        full, tokens = maps.full[0, at].float(), [*range(layout.num_cls), *patches]
+        return full[:, tokens][:, :, layout.patches].numpy(), full[:, layout.patches][:, :, tokens].mT.numpy()
+    columns = maps.to_memory[0, at][:, layout.patches].mT.float().numpy() # (H,M,P)
+    rows = np.zeros_like(columns)
+    if layout.in_sequence: rows = maps.from_memory[0, at][..., layout.patches].float().numpy()
+    if layout.num_cls: # CLS is the first token; attention to it is not captured
+        rows = np.concatenate([maps.from_cls[0, at][:, None, layout.patches].float().numpy(), rows], 1)
+        columns = np.concatenate([np.zeros_like(columns[:, :1]), columns], 1)
+    return (rows if layout.in_sequence else None), columns
+
+def _side_data(maps:AttentionMaps, name:str, title:str='')->dict:
+    "Describe the maps of one model for the script, without the values."
+    layout, memory = maps.layout, maps.layout.num_memory
+    heads = (maps.to_memory if memory else maps.full).shape[2]
+    others = range(memory or layout.num_patches)
+    return dict(name=name, title=title, grid=layout.grid, layers=maps.depth, heads=heads,
+                kind='memory' if memory else 'patch', uniform=1 / layout.num_keys,
+                tokens=[*[-1] * layout.num_cls, *others], all=len(others),
+                has=['reads'] * layout.in_sequence + ['read_by'], score=None, by_patch=None)
 
 def image_data(
     index:int,        # Index of the image
     image,            # Anything that `to_image` takes
     sides:dict,       # `AttentionMaps` by name of the model
     captions:list=(), # Captions of the image
-    words:str='',     # Text beside the image
+    words:str='',     # Text below the image
+    layer:int=-1,     # Layer that keeps its heads if not all can
+    max_kb:int=_MAX_MAPS_KB, # Size of the maps (kB)
 )->dict:              # Data for static/explorer.js
     "Return an image with the maps of one or more models."
     return dict(index=index, src=image_url(image), captions=list(captions), words=words,
-                gray=float(to_gray(image).mean()),
                 height=to_image(image).shape[0], width=to_image(image).shape[1],
-                sides=[_pack_maps(m, name, _MAX_PAGE_BYTES // len(sides)) for name, m in sides.items()])
+                sides=[_pack_maps(m, name, layer % m.depth, max_kb // len(sides)) for name, m in sides.items()])
+
+def _pack_maps(maps:AttentionMaps, name:str, layer:int, kb:int=_MAX_MAPS_KB)->dict:
+    "Pack the maps of one model for a page, within a limit."
+    side = _side_data(maps, name)
+    shape = len(maps.layers), side['heads'], len(side['tokens']), int(np.prod(side['grid']))
+    heads, kept, left = _thin_out(*shape, len(side['has']), kb)
+    side['blocks'] = [None] * maps.depth
+    for l in maps.layers:
+        found = dict(zip(('reads', 'read_by'), _layer_maps(maps, l)))
+        mean = heads == 'mean' or heads == 'one' and l != layer
+        parts = {w: (x.mean(0, keepdims=True) if mean else x)[:, kept] for w, x in found.items() if x is not None}
+        side['blocks'][l] = dict(heads=1 if mean else side['heads'], **{w: _pack_bytes(x) for w, x in parts.items()})
+    return side | dict(tokens=[side['tokens'][k] for k in kept], left=left)
 
 def maps_page(
     path,                  # File to write
     title:str, lead:str,   # Title and first sentence of the page
     images:list,           # Results of `image_data`
-    layer:int, head='mean', token='cls', direction:str='reads', # Initial selection, as in `AttentionExplorer`
     footer:str='',         # Attribution
+    **state,               # Initial selection, as in `AttentionExplorer.state`
 )->Path:                   # `path`
     "Write a page on which attention maps can be explored."
-    side, wanted = images[0]['sides'][0], -1 if token == 'cls' else token
-    data = dict(images=images, colors=_heat_colors(), layer=layer,
-                head=-1 if head == 'mean' else min(head, side['heads'] - 1), direction=direction,
-                token=side['tokens'].index(wanted) if wanted in side['tokens'] else len(side['tokens']) - 1)
+    side = images[0]['sides'][0]
+    first = dict(image=0, layer=side['layers'] - 1, head='mean', token='cls', direction=side['has'][0], scale='robust',
+                 same_scale=True, opacity=0.8, patch=-1, caption='', sort='index') | state
+    if 'show' not in state: first['show'] = first['direction']
+    token = -1 if first['token'] == 'cls' else first['token']
+    if token not in side['tokens']: first['token'] = max(side['tokens'][-1], 0)
     left = ' '.join(dict.fromkeys(s['left'] for p in images for s in p['sides']))
-    return widget_page(path, title, f'{lead} {left}'.strip(), data, 'explorer.js', footer)
+    data = dict(images=images, state=first)
+    return widget_page(path, title, f'{lead} {left}'.strip(), data, *_EXPLORER[1:], 'page.js', footer=footer,
+                       style=f'main{{max-width:84rem}}{asset("explorer.css")}')

@@ -42,12 +42,12 @@ class _IndexView:
         check_text_tower(model)
         self.model, self.images, self.n, self.version = model, images, min(num, len(images)), None
 
-    def features(self, batch:int=64)->Tensor: # (n, D)
+    def features(self, batch:int=32, step=lambda done, total: None)->Tensor: # (n, D)
         if self.version != weights_version(self.model):
             version = weights_version(self.model)
             with training_paused(self.model):
                 parts = [image_features(self.model, self.images.batch(range(i, min(i + batch, self.n))))
-                         for i in range(0, self.n, batch)]
+                         for i in range(0, self.n, batch) if not step(i // batch, -(-self.n // batch))]
             self.cached, self.version = torch.cat(parts).float().cpu(), version
         return self.cached
 
@@ -99,10 +99,13 @@ class ImageSearch(Panel):
                                        layout=W.Layout(width='200px')), 'token'))
         bar = W.Box(list(self.controls.values()),
                     layout=W.Layout(display='flex', flex_flow='row wrap', grid_gap='4px 18px'))
-        self.children = [bar, self.status, self.body, self.scale]
+        self.children = [bar, self.status, self.working, self.body, self.scale]
         self.observe(self.guarded(lambda _: self.search()), 'caption')
         self.observe(self.guarded(lambda _: self.show()), 'token')
-        if examples: self.caption = examples[0]
+        def start(step):
+            self.index.features(step=step)
+            if examples and not self.caption: self.caption = examples[0]
+        self.in_background(start)
 
     @T.validate('token')
     def _token(self, proposal):
@@ -113,6 +116,7 @@ class ImageSearch(Panel):
 
     def search(self):
         "Search again with the current weights."
+        self.wait()
         self.show_message(f'Searching {self.index.n} images …')
         self.found = self.index.search(self.caption, self.top)
         self.maps = self.index.look([i for i, _ in self.found])
@@ -155,6 +159,7 @@ class ImageSearch(Panel):
 
     def _results(self):
         "Return the results. Raises `UserError` if there was no search."
+        self.wait()
         if not self.found: raise UserError('There are no results yet; set `caption` first.')
         return self.found
 
@@ -178,6 +183,6 @@ class ImageSearch(Panel):
             shown.append(image_data(i, self.images[i].numpy(), {'model': self.index.look([i])},
                                       self.images.captions(i), words))
         return maps_page(path, f'Best images for “{self.caption}”', 'Choose an image, a layer, a head and a token.',
-                         shown, len(find_vit(self.model).blocks) - 1,
+                         shown, layer=self.layer,
                          token=self.token, direction='reads' if self.tokens.in_sequence else 'read_by',
                          footer=self.images.attribution)

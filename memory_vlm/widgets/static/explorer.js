@@ -1,168 +1,438 @@
-// The attention explorer of a saved page: the same controls as the live widget, without a kernel.
-// start(id) reads the JSON in the element `id`-data and builds the viewer in the element `id`.
+// The attention explorer, for the live widget and for saved pages. A host gives images and keeps the state:
+//   host.count, host.models [{name, layers, heads, tokens}], host.state {image, layer, head, token, ...}
+//   host.want(i): asks for image i, which comes by show(data); host.thumbs(from, count): by thumbs(from, items)
+//   host.set(changes): the state changed here; host.save (optional): HTML page; host.score(caption) (optional)
 
-// Maps of one model for one image. A byte is the square root of a value, so that small values keep their precision.
-function unpack(side, direction) {
-  const { grid, heads, layers, tokens } = side, size = grid[0] * grid[1], packed = side[direction];
-  if (!packed) return null;
-  const data = (packed.bytes ??= bytes(packed.data)), count = tokens.length;
-  return (layer, head, token) => { // token counts in `tokens`; head -1 is the mean
-    const out = new Float32Array(size), chosen = head < 0 ? [...Array(heads).keys()] : [head];
-    for (const h of chosen) {
-      const from = ((layer * heads + h) * count + token) * size;
-      for (let p = 0; p < size; p++) out[p] += packed.max[layer] * (data[from + p] / 255) ** 2 / chosen.length;
-    }
-    return layer < layers ? out : null;
-  };
-}
+const SHOWS = { reads: "what the token reads", read_by: "who reads the token", minus_mean: "minus mean of tokens", caption: "patches and caption" };
+const SCALES = { robust: "robust, 99 %", max: "to the maximum", sqrt: "square root", log: "logarithm" };
+const SORTS = { index: "index", use: "use", difference: "difference" };
+const KEYS = [["j, k", "next, previous image"], ["[, ]", "previous, next layer"], ["h, H", "next, previous head"], ["t, T", "next, previous token"], ["m", "next view: reads, is read, minus mean, caption"], ["arrows", "move the selected patch or cell"], ["Esc", "clear the patch"], ["?", "this help"]];
+const GALLERY = 12;
 
-function start(id) {
-  const root = document.getElementById(id), data = JSON.parse(document.getElementById(`${id}-data`).textContent);
-  const colors = bytes(data.colors), state = { image: 0, layer: data.layer, head: data.head, token: data.token, direction: data.direction, scale: "layer", patch: -1, gray: 0 };
-  const main = () => data.images[state.image].sides[0];
+function makeExplorer(root, host) {
+  const S = { ...host.state }, views = [], tiles = [];
+  let shown = null, photo = null, from = 0, preview = null, answered = {}, painting = 0;
+  const make = (parent, tag, name = "", text = "") => { const made = parent.appendChild(element(tag, text)); if (name) made.className = name; return made; };
+  const button = (parent, text, title, click) => { const made = make(parent, "button", "", text); Object.assign(made, { title, onclick: click, type: "button" }); made.setAttribute("aria-label", title); return made; };
 
-  const controls = root.appendChild(element("div", "", "display:flex;flex-wrap:wrap;gap:.5rem 1.2rem;align-items:center;margin:1rem 0"));
-  const about = root.appendChild(element("div", "", "display:flex;gap:.8rem;align-items:center;margin:.5rem 0"));
-  const original = about.appendChild(new Image()), words = about.appendChild(element("div", "", "font-size:.9rem;white-space:pre-line"));
-  original.style.cssText = "width:72px;height:auto;flex:none";
-  const stage = root.appendChild(element("div", "", "display:flex;flex-wrap:wrap;gap:1rem 2rem;align-items:flex-start"));
-  const loaded = data.images.map((p) => { const image = new Image(); image.src = p.src; return image; });
-  const views = data.images[0].sides.map((side) => makeView(side));
+  root.classList.add("mvlm-x", ...(host.models.length > 1 ? ["two"] : []));
+  root.tabIndex = -1;
+  if (host.width) root.style.setProperty("--wide", `${host.width}px`);
+  root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys would cut and convert cells
+  const head = make(root, "header"), about = make(head, "strong", "about"), tools = make(head, "div", "tools");
+  const gallery = make(root, "nav", "gallery"), controls = make(root, "div", "controls");
+  const message = make(root, "div", "message"), help = make(root, "dl", "help");
+  const bar = make(root, "progress"), stage = make(root, "div", "stage"), below = make(root, "div", "below"), note = make(root, "p", "note");
+  gallery.setAttribute("aria-label", "images");
+  message.setAttribute("role", "status");
+  bar.setAttribute("aria-label", "maps received");
+  bar.hidden = help.hidden = true;
+  for (const [key, what] of KEYS) help.append(element("dt", key), element("dd", what));
 
-  function choice(name, options) { // options: [label, value]
-    if (options.length < 2) return;
-    const label = element("label", `${name} `), select = label.appendChild(document.createElement("select"));
-    for (const [text, value] of options) select.append(Object.assign(document.createElement("option"), { textContent: text, value: String(value) }));
-    select.value = String(state[name]);
-    select.dataset.name = name;
-    select.onchange = () => { state[name] = options.find((o) => String(o[1]) === select.value)[1]; draw(); };
-    controls.append(label);
+  // Controls ------------------------------------------------------------------------------------------------------
+  const selects = {};
+  function choice(name, label, options, parent = controls) { // options: [value, text]
+    const box = make(parent, "label", `choice ${name}`, `${label} `), select = make(box, "select");
+    select.setAttribute("aria-label", label);
+    select.onchange = () => set({ [name]: options()[select.selectedIndex][0] });
+    selects[name] = () => {
+      const all = options(), words = all.map((o) => o[1]).join("\n");
+      if (select.words !== words) { select.replaceChildren(...all.map(([, text]) => element("option", text))); select.words = words; }
+      select.selectedIndex = all.findIndex(([value]) => value === S[name]);
+    };
+    return box;
   }
-  const numbered = (what, count) => [...Array(count).keys()].map((i) => [`${what} ${i}`, i]);
-  const first = main(), names = first.tokens.map((t) => (t < 0 ? "CLS" : `token ${t}`));
-  choice("image", data.images.map((p, i) => [`${p.index}${p.captions[0] ? `: ${p.captions[0]}` : ""}`.slice(0, 60), i]));
-  choice("layer", numbered("layer", first.layers));
-  choice("head", [["mean of heads", -1], ...(first.heads > 1 ? numbered("head", first.heads) : [])]);
-  choice("token", names.map((n, i) => [n, i]));
-  choice("direction", [["its attention to patches", "reads"], ["attention of patches to it", "read_by"]].filter(([, d]) => first[d]));
-  choice("scale", [["same for all tokens", "layer"], ["this token only", "map"]]);
+  const main = () => shown?.sides[0];
+  const numbered = (count) => [...Array(count).keys()].map((i) => [i, String(i)]);
+  choice("layer", "layer", () => numbered(host.models[0].layers));
+  choice("head", "head", () => [["mean", "mean"], ...numbered(host.models[0].heads)]);
+  choice("token", "token", () => (main()?.tokens ?? []).map((t) => [t < 0 ? "cls" : t, t < 0 ? "CLS" : main().kind === "memory" ? String(t) : `patch ${t}`]));
+  choice("show", "show", () => Object.entries(SHOWS).filter(([k]) => possible(k)));
+  choice("scale", "scale", () => Object.entries(SCALES));
+  choice("same_scale", "range", () => [[true, "all tokens"], [false, "this token"]]);
+  const opacity = make(make(controls, "label", "choice", "opacity "), "input");
+  Object.assign(opacity, { type: "range", min: 0, max: 1, step: 0.05, oninput: () => set({ opacity: +opacity.value }) });
+  function possible(show) {
+    if (!main()) return show === S.show;
+    if (show === "caption") return shown.sides.some((s) => s.by_patch) || (!!host.score && S.show === show); // it comes after the maps
+    if (show === "minus_mean") return main().tokens.length > 2;
+    return shown.sides.some((s) => s.has.includes(show));
+  }
+  button(tools, "PNG", "Save the image and its map as PNG", () => save("png"));
+  button(tools, "CSV", "Save the values of the map as CSV", () => save("csv"));
+  if (host.save) button(tools, "HTML", "Save this explorer as a page", () => host.save());
+  button(tools, "Python", "Copy the selection as Python", () => copy());
+  button(tools, "?", "Show the keys", () => { help.hidden = !help.hidden; });
 
-  function clickable(canvas, grid, get, set, hint) {
-    const frame = element("div", "", "position:relative;line-height:0;cursor:crosshair;max-width:100%;width:fit-content");
-    const mark = element("div", "", "position:absolute;display:none;box-sizing:border-box;border:2px solid #fff;box-shadow:0 0 0 1px #000,0 0 0 1px #000 inset;pointer-events:none");
-    canvas.style.cssText = "max-width:100%;height:auto;border-radius:3px";
+  const number_ = make(make(gallery, "label", "index", "image "), "input"), count = make(gallery, "span", "count", `of ${host.count}`);
+  Object.assign(number_, { type: "number", min: 0, max: host.count - 1, onchange: () => goto(number_.value) });
+  const back = button(gallery, "‹", "Previous images", () => page(-GALLERY)), strip = make(gallery, "div", "thumbs");
+  button(gallery, "›", "Next images", () => page(GALLERY));
+  function goto(value) {
+    const i = Number(value);
+    if (value === "" || !Number.isInteger(i) || i < 0 || i >= host.count) { say(`There is no image ${value}; choose 0 to ${host.count - 1}.`, true); number_.value = S.image; return; }
+    set({ image: i });
+  }
+  function page(step) { from = Math.max(0, Math.min(from + step, Math.floor((host.count - 1) / GALLERY) * GALLERY)); host.thumbs(from, Math.min(GALLERY, host.count - from)); }
+  function thumbs(start, items) {
+    if (start !== from) return;
+    strip.replaceChildren(...items.map(({ index, src, caption }) => {
+      const made = element("button"), image = made.appendChild(new Image());
+      Object.assign(made, { type: "button", title: `${index}: ${caption}`, onclick: () => set({ image: index }) });
+      Object.assign(image, { src, alt: `image ${index}: ${caption}` });
+      made.dataset.index = index;
+      return made;
+    }));
+    mark();
+  }
+  function mark() {
+    for (const thumb of strip.children) thumb.setAttribute("aria-current", String(+thumb.dataset.index === S.image));
+    number_.value = S.image;
+  }
+  function say(text, problem = false) { message.textContent = text; message.classList.toggle("problem", problem); }
+
+  // One model -----------------------------------------------------------------------------------------------------
+  function makeView(side, s, difference = false) {
+    const figure = make(stage, "section", "figure"), frame = make(figure, "div", "frame"), canvas = make(frame, "canvas");
+    if (difference || host.models.length > 1) figure.prepend(element("h4", difference ? `${host.models[0].name} − ${host.models[1].name}` : side.name));
+    const mark = make(frame, "div", "hover"), scale = make(figure, "div", "scale"), hover = make(figure, "div", "value"), info = make(figure, "p");
     canvas.tabIndex = 0;
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", hint);
-    canvas.title = hint;
-    frame.append(canvas, mark);
-    canvas.onclick = (e) => {
-      const box = canvas.getBoundingClientRect(), row = Math.floor((e.clientY - box.top) / box.height * grid[0]), col = Math.floor((e.clientX - box.left) / box.width * grid[1]);
-      set(row * grid[1] + col);
+    canvas.setAttribute("role", "application");
+    const at = (e) => {
+      const box = canvas.getBoundingClientRect(), [rows, columns] = side.grid;
+      const row = Math.floor((e.clientY - box.top) / box.height * rows), column = Math.floor((e.clientX - box.left) / box.width * columns);
+      return row >= 0 && row < rows && column >= 0 && column < columns ? row * columns + column : -1;
     };
+    const view = { side, s, difference, figure, canvas, scale, info, hover, values: null };
+    canvas.onmousemove = (e) => pointAt(view, mark, at(e));
+    canvas.onmouseleave = () => pointAt(view, mark, -1);
+    canvas.onclick = (e) => { const p = movedPatch(at(e), side.grid, main().grid); set({ patch: p === S.patch ? -1 : p }); };
     canvas.onkeydown = (e) => {
-      const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -grid[1], ArrowDown: grid[1] }[e.key], to = Math.max(get(), 0) + step;
-      if (!(to >= 0 && to < grid[0] * grid[1])) return;
+      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[e.key], [rows, columns] = main().grid, p = Math.max(S.patch, 0);
+      if (!step) return;
       e.preventDefault();
-      set(to);
+      const row = Math.floor(p / columns) + step[0], column = p % columns + step[1];
+      if (row >= 0 && row < rows && column >= 0 && column < columns) set({ patch: row * columns + column });
     };
-    frame.show = () => {
-      const at = get();
-      mark.style.display = at < 0 ? "none" : "block";
-      Object.assign(mark.style, { left: `${at % grid[1] * 100 / grid[1]}%`, top: `${Math.floor(at / grid[1]) * 100 / grid[0]}%`, width: `${100 / grid[1]}%`, height: `${100 / grid[0]}%` });
+    if (difference) return view;
+    const panel = make(stage, "section", "panel");
+    make(panel, "h4", "", `Layers and heads${host.models.length > 1 ? ` of ${side.name}` : ""}: `);
+    const quantity = make(panel.lastChild, "select"), grid = make(panel, "canvas", "lh"), gridNote = make(panel, "div", "value");
+    for (const name of Object.keys(QUANTITIES)) quantity.append(element("option", name));
+    quantity.setAttribute("aria-label", "quantity of the grid");
+    quantity.onchange = () => drawGrid(view);
+    const title = make(panel, "h4", "sorted", "Tokens: "), list = make(panel, "div", "tokens");
+    if (s === 0) choice("sort", "sort", () => Object.entries(SORTS), title);
+    list.setAttribute("role", "listbox");
+    list.setAttribute("aria-label", "tokens");
+    grid.tabIndex = 0;
+    grid.setAttribute("role", "application");
+    grid.setAttribute("aria-label", "Layers (rows) and heads (columns; the first is their mean); arrows choose");
+    const cell = (e) => { const box = grid.getBoundingClientRect(); return [Math.floor((e.clientY - box.top - 14) / (box.height - 14) * side.layers), Math.floor((e.clientX - box.left - 24) / (box.width - 24) * (side.heads + 1)) - 1]; };
+    grid.onclick = (e) => { const [l, h] = cell(e); if (h >= -1 && l >= 0 && l < host.models[0].layers && h < host.models[0].heads) set({ layer: l, head: h < 0 ? "mean" : h }); };
+    grid.onmousemove = (e) => { const [l, h] = cell(e), v = view.cells?.[l]?.[h + 1]; gridNote.textContent = v === undefined ? view.range : `layer ${l}, ${h < 0 ? "mean of heads" : `head ${h}`}: ${number(v)}`; };
+    grid.onmouseleave = () => { gridNote.textContent = view.range; };
+    grid.onkeydown = (e) => {
+      const now = S.head === "mean" ? -1 : S.head, l = S.layer + ({ ArrowUp: -1, ArrowDown: 1 }[e.key] ?? 0), h = now + ({ ArrowLeft: -1, ArrowRight: 1 }[e.key] ?? 0);
+      if (!e.key.startsWith("Arrow")) return;
+      e.preventDefault();
+      if (l >= 0 && l < side.layers && h >= -1 && h < side.heads) set({ layer: l, head: h < 0 ? "mean" : h });
     };
-    return frame;
+    return Object.assign(view, { panel, quantity, grid, gridNote, list, tiles: [], range: "" });
   }
 
-  function moved(patch, from, to) { // the patch at the same position in another grid
-    if (patch < 0) return patch;
-    const row = Math.floor(patch / from[1]), col = patch % from[1];
-    return Math.floor((row + 0.5) * to[0] / from[0]) * to[1] + Math.floor((col + 0.5) * to[1] / from[1]);
+  function pointAt(view, box, p) { // no message to the kernel, no redrawing
+    const [rows, columns] = view.side.grid;
+    box.style.display = p < 0 ? "none" : "block";
+    view.hover.textContent = "";
+    if (p < 0) return;
+    Object.assign(box.style, { left: `${p % columns * 100 / columns}%`, top: `${Math.floor(p / columns) * 100 / rows}%`, width: `${100 / columns}%`, height: `${100 / rows}%` });
+    if (view.values) view.hover.textContent = `${placeName(p, view.side)}: ${number(view.values[p])}${view.signed ? "" : `, ${times(view.values[p], view.side)}`}`;
   }
 
-  function makeView(side) {
-    const column = stage.appendChild(element("section", "", "width:320px;max-width:100%")), second = data.images[0].sides.length > 1 ? column : stage.appendChild(element("section", "", "width:320px;max-width:100%"));
-    const large = Object.assign(document.createElement("canvas"), { width: 320, height: Math.round(320 * data.images[0].height / data.images[0].width) });
-    const count = side.tokens.length, cols = side.cols, rows = Math.ceil(count / cols), cell = Math.floor(320 / cols), high = Math.round(cell * data.images[0].height / data.images[0].width);
-    const small = Object.assign(document.createElement("canvas"), { width: cell * cols, height: high * rows });
-    const patch = clickable(large, side.grid, () => moved(state.patch, main().grid, side.grid),
-                            (p) => { const to = moved(p, side.grid, main().grid); state.patch = to === state.patch ? -1 : to; draw(); }, "Click a patch");
-    const tokens = clickable(small, [rows, cols], () => (state.token < count ? state.token : -1), (t) => { if (t < count) { state.token = t; draw(); } }, "All tokens; click to select one");
-    const view = { large, small, cols, cell, high, patch, tokens, scale: element("div", "", "position:relative;height:32px;font-size:.7rem;line-height:16px;margin-top:4px"), info: element("p", "", "font-size:.85rem;margin:.2rem 0"), bars: element("div"), adds: element("div") };
-    if (data.images[0].sides.length > 1) column.append(element("b", side.name));
-    column.append(patch, view.scale, view.info, view.bars);
-    second.append(tokens, view.adds);
-    return view;
+  function makeTiles(view) {
+    const key = view.side.tokens.join() + view.side.kind;
+    if (view.key === key) return;
+    view.key = key;
+    view.tiles = view.side.tokens.map((token, t) => {
+      const tile = element("button"), canvas = tile.appendChild(element("canvas")), name = tile.appendChild(element("span", token < 0 ? "CLS" : token)), use = tile.appendChild(element("i"));
+      Object.assign(tile, { type: "button", onclick: () => set({ token: token < 0 ? "cls" : token }), onmouseenter: () => look(t), onmouseleave: () => look(null) });
+      tile.setAttribute("role", "option");
+      return { tile, canvas, name, use };
+    });
+    view.list.classList.toggle("many", view.tiles.length > 16);
   }
+  function look(t) { preview = t; for (const view of views) drawLarge(view); } // the map of a token under the mouse
 
+  // Drawing -------------------------------------------------------------------------------------------------------
+  const way = () => (S.show === "read_by" ? "read_by" : S.show === "reads" ? "reads" : S.direction);
+  function tokenOf(side) { // position of the chosen token; another model may lack it
+    const wanted = S.token === "cls" ? -1 : S.token, at = main().kind === side.kind ? side.tokens.indexOf(wanted) : wanted < 0 ? 0 : -1;
+    return at;
+  }
+  function compute(view) {
+    const side = view.side, way_ = side.has.includes(way()) ? way() : null;
+    view.signed = ["minus_mean", "caption"].includes(S.show);
+    view.maps = S.layer < side.layers && way_ ? mapsOf(side, S.layer, S.head, way_) : null;
+    view.raw = view.maps;
+    if (S.show === "minus_mean" && view.maps) {
+      const mean = meanOf(view.maps.filter((m, i) => m && (side.tokens[i] >= 0 || side.kind !== "memory")));
+      view.maps = view.maps.map((m) => m && subtract(m, mean));
+    }
+    view.t = tokenOf(side);
+  }
   function draw() {
-    for (const select of controls.querySelectorAll("select")) select.value = String(state[select.dataset.name]);
-    const shown = data.images[state.image], image = loaded[state.image];
-    if (!image.complete) return void (image.onload = draw);
-    state.gray = shown.gray;
-    words.textContent = shown.words;
-    original.src = shown.src;
-    original.alt = shown.captions[0] || `image ${shown.index}`;
-    const maps = shown.sides.map((side) => {
-      const map = side[state.direction] && unpack(side, state.direction);
-      return map ? side.tokens.map((t, i) => (state.layer < side.layers && !(t < 0 && state.direction === "read_by") ? map(state.layer, Math.min(state.head, side.heads - 1), i) : null)) : [];
+    painting = 0;
+    if (!shown || !photo?.complete) return;
+    const sides = views.filter((v) => !v.difference);
+    sides.forEach(compute);
+    const all = sides.flatMap((v) => (v.maps ?? []).filter((m, t) => m && (S.same_scale || t === v.t)));
+    const flat = new Float32Array(all.reduce((n, m) => n + m.length, 0));
+    all.reduce((n, m) => { flat.set(m, n); return n + m.length; }, 0);
+    const scale = makeScale(S.scale, flat, main().uniform, sides[0].signed);
+    for (const view of views) {
+      if (view.difference) continue;
+      view.tileScale = view.largeScale = scale;
+      if (S.show === "caption") view.largeScale = makeScale(S.scale, Float32Array.from(sides.flatMap((v) => v.side.by_patch ?? [])), 0, true);
+      drawTiles(view);
+      drawGrid(view);
+    }
+    for (const view of views) drawLarge(view);
+    const alike = sides[0].raw && alikeness(sides[0].raw.filter((m, t) => m && main().tokens[t] >= 0));
+    about.textContent = `${main().title || main().name}, ${main().kind === "memory" ? `${main().all} memory tokens` : "no memory"}${alike === null ? "" : `: mean cosine of two tokens' maps ${alike.toFixed(2)}${alike > 0.95 ? ", they look alike here" : ""}`}`;
+    for (const update of Object.values(selects)) update();
+    opacity.value = S.opacity;
+    mark();
+    drawBelow();
+  }
+  const request = () => { painting ||= requestAnimationFrame(draw); };
+
+  function drawLarge(view) {
+    const { side, canvas } = view, t = preview !== null && view === views[0] ? preview : view.t;
+    if (!view.difference && !view.largeScale) return;
+    let values = S.show === "caption" ? side.by_patch : view.maps?.[t], scale = view.largeScale;
+    if (view.difference) {
+      const [a, b] = views.filter((v) => !v.difference).map((v) => (S.show === "caption" ? v.side.by_patch : v.maps?.[v.t]));
+      values = a && b ? subtract(Float32Array.from(a), b) : null;
+      scale = values && makeScale(S.scale, values, 0, true);
+    }
+    view.values = values;
+    const ratio = shown.height / shown.width, wide = Math.round(canvas.clientWidth || 480), dense = Math.min(2, globalThis.devicePixelRatio || 1);
+    if (canvas.width !== wide * dense) Object.assign(canvas, { width: wide * dense, height: Math.round(wide * dense * ratio) });
+    canvas.style.aspectRatio = `${shown.width} / ${shown.height}`;
+    if (canvas.height !== Math.round(canvas.width * ratio)) canvas.height = Math.round(canvas.width * ratio);
+    drawMap(canvas, photo, values, side.grid, scale, S.opacity);
+    if (values && !view.difference) outline(canvas, largest(values), side.grid, [6, 4]);
+    outline(canvas, movedPatch(S.patch, main().grid, side.grid), side.grid, []);
+    if (values) scaleBar(view.scale, scale, side.uniform, S.opacity); else view.scale.replaceChildren();
+    view.scale.style.visibility = values ? "visible" : "hidden";
+    view.info.textContent = describe(view, t, values);
+    canvas.setAttribute("aria-label", `image ${shown.index}: ${view.info.textContent} Arrows choose a patch.`);
+  }
+  function describe(view, t, values) {
+    const side = view.side;
+    if (view.difference) return values ? `The difference is largest at ${placeName(largest(values), side)}: ${number(values[largest(values)])}.` : "There is no difference of these maps.";
+    if (S.show === "caption") return values ? `Direct contribution of each patch to the cosine with “${S.caption}”; together ${number(total(values))}.` : answered[S.caption] || !host.score ? `${side.name} has no such decomposition.` : "Waiting for the contributions …";
+    if (t < 0) return `${side.name} has no ${tokenName(main(), S.token)}${side.kind === "memory" ? `: it has ${side.all} memory tokens` : ": it has no memory tokens"}.`;
+    if (S.layer >= side.layers) return `${side.name} has ${side.layers} layers; layer ${S.layer} does not exist.`;
+    if (!values && !side.blocks[S.layer]) return "Waiting for the maps of this layer …";
+    if (!values) return side.tokens[t] < 0 ? "Attention to CLS is not recorded: choose “what the token reads”." : `${side.name}: memory outside the sequence never attends to patches; choose “who reads the token”.`;
+    return sentence(side, { ...S, direction: way() }, t, view.raw[t], view.raw);
+  }
+
+  function drawTiles(view) {
+    makeTiles(view);
+    const { side, maps, raw } = view, use = usage(side, S.layer, S.head), most = Math.max(1e-12, ...use.filter((u) => u === u));
+    const order = orderOf(side, S.sort, raw, use), size = view.tiles.length > 16 ? 60 : 92;
+    view.tiles.forEach(({ tile, canvas, use: line }, t) => {
+      Object.assign(canvas, { width: 2 * size, height: Math.round(2 * size * shown.height / shown.width) });
+      drawMap(canvas, photo, maps?.[t], side.grid, view.tileScale, S.opacity);
+      tile.classList.toggle("missing", !maps?.[t]);
+      line.style.width = `${(use[t] || 0) / most * 100}%`;
+      const words = `${tokenName(side, side.tokens[t])}${use[t] === use[t] ? `, ${side.has.includes("read_by") ? "gets" : "gives patches"} ${percent(use[t])} of ${side.has.includes("read_by") ? "the patches'" : "its"} attention` : ""}`;
+      tile.title = words;
+      tile.setAttribute("aria-label", words);
+      tile.setAttribute("aria-selected", String(t === view.t));
+      tile.tabIndex = t === Math.max(view.t, 0) ? 0 : -1;
     });
-    const scaled = maps.flatMap((m) => (state.scale === "map" ? [m[state.token]] : m)).filter(Boolean);
-    const max = Math.max(state.scale === "map" ? 1e-12 : 3 * main().even, ...scaled.map((m) => m.reduce((a, b) => Math.max(a, b), 0)));
-    shown.sides.forEach((side, s) => drawSide(side, views[s], maps[s], max, image));
+    const wanted = order.map((t) => view.tiles[t].tile);
+    if (wanted.some((tile, i) => view.list.children[i] !== tile) || view.list.children.length !== wanted.length) view.list.replaceChildren(...wanted);
+    if (view.t >= 0 && view.last !== `${view.t} ${S.sort}`) {
+      const tile = view.tiles[view.t].tile, box = view.list; // scrollIntoView would scroll the notebook
+      box.scrollTo({ top: tile.offsetTop - box.offsetTop - box.clientHeight / 3, left: tile.offsetLeft - box.offsetLeft - box.clientWidth / 3 });
+      view.last = `${view.t} ${S.sort}`;
+    }
+    view.list.onkeydown = (e) => {
+      const at = order.indexOf(view.t), step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[e.key], next = order[at + step];
+      if (!step) return;
+      e.preventDefault();
+      if (next === undefined) return;
+      set({ token: side.tokens[next] < 0 ? "cls" : side.tokens[next] });
+      view.tiles[next].tile.focus({ preventScroll: true });
+    };
   }
 
-  function drawSide(side, view, maps, max, image) {
-    const values = maps[state.token], name = side.tokens[state.token] < 0 ? "CLS" : `token ${side.tokens[state.token]}`;
-    paint(view.large, image, values, side.grid, max, colors);
-    view.patch.show();
-    view.scale.replaceChildren();
-    if (values) {
-      const stops = [...Array(12).keys()].map((i) => { const c = 3 * Math.round(i * 255 / 11); return `rgb(${[0, 1, 2].map((k) => colors[c + k] * ALPHA + state.gray * (1 - ALPHA))})`; });
-      view.scale.append(element("div", "", `height:12px;border-radius:2px;background:linear-gradient(to right,${stops})`), element("div", number(max), "position:absolute;right:0;top:13px"));
-      const at = side.even / max;
-      if (at < 1) view.scale.append(element("div", "", `position:absolute;left:${at * 100}%;top:0;height:12px;width:2px;background:#fff;box-shadow:0 0 0 1px #000`),
-                                    element("div", `even ${number(side.even)}`, `position:absolute;top:13px;${at < 0.5 ? `left:${at * 100}%` : `right:${Math.max(1 - at, 0.16) * 100}%`}`));
-      const best = values.indexOf(values.reduce((a, b) => Math.max(a, b))), sum = values.reduce((a, b) => a + b);
-      const share = state.direction === "reads" ? `${(sum * 100).toFixed(0)}% of its attention is on patches` : `on average it receives ${(sum / values.length * 100).toFixed(1)}% of the attention of a patch`;
-      view.info.textContent = `${name}: ${share}, maximum ${number(values[best])} at row ${Math.floor(best / side.grid[1])}, column ${best % side.grid[1]}, ${(values[best] / side.even).toFixed(1)} times even.`;
-    } else view.info.textContent = `${side.name} has no such map: ${name === "CLS" ? "attention to CLS is not recorded" : "it has fewer layers or tokens"}.`;
-    drawTokens(side, view, maps, max, image);
-    drawPatch(side, view);
-    const added = side.adds && Math.max(1e-12, ...side.adds.map(Math.abs));
-    view.adds.replaceChildren();
-    if (added) view.adds.append(bars("Direct contribution of each memory token to the cosine with the first caption", side.adds, side.adds.map((_, m) => `token ${m}`), added));
-  }
-
-  function drawTokens(side, view, maps, max, image) {
-    const pen = view.small.getContext("2d"), tile = Object.assign(document.createElement("canvas"), { width: view.cell - 2, height: view.high - 2 });
-    pen.clearRect(0, 0, view.small.width, view.small.height);
-    side.tokens.forEach((token, i) => {
-      const x = i % view.cols * view.cell + 1, y = Math.floor(i / view.cols) * view.high + 1;
-      pen.globalAlpha = maps[i] ? 1 : 0.3;
-      paint(tile, image, maps[i], side.grid, max, colors);
-      pen.drawImage(tile, x, y);
-      pen.globalAlpha = 1;
-      pen.font = "11px system-ui, sans-serif";
-      pen.lineWidth = 3;
-      pen.strokeText(token < 0 ? "CLS" : token, x + 3, y + 12);
-      pen.fillStyle = "#fff";
-      pen.fillText(token < 0 ? "CLS" : token, x + 3, y + 12);
+  function drawGrid(view) {
+    const { side, grid } = view, measure = QUANTITIES[view.quantity.value], high = Math.max(10, Math.min(18, Math.round(200 / side.layers))), pen = grid.getContext("2d");
+    view.cells = [...Array(side.layers).keys()].map((l) => {
+      if (!side.blocks[l]) return [];
+      return ["mean", ...Array(side.heads).keys()].map((h) => { const map = side.has.includes(way()) && view.t >= 0 && (h === "mean" || side.blocks[l].heads > 1) ? mapsOf(side, l, h, way())?.[view.t] : null; return map ? measure(map, side) : undefined; });
     });
-    view.tokens.show();
+    const known = view.cells.flat().filter((v) => v !== undefined), low = Math.min(...known), top = Math.max(...known), wide = Math.max(120, Math.round(grid.clientWidth || 300));
+    view.gridNote.textContent = view.range = known.length ? `pale ${number(low)}, strong ${number(top)}` : "";
+    Object.assign(grid, { width: wide * 2, height: (high * side.layers + 14) * 2 });
+    grid.style.height = `${high * side.layers + 14}px`;
+    pen.scale(2, 2);
+    pen.font = "10px system-ui, sans-serif";
+    pen.textBaseline = "middle";
+    const w = (wide - 24) / (side.heads + 1), chosen = S.head === "mean" ? 0 : S.head + 1;
+    pen.fillStyle = getComputedStyle(root).color;
+    for (let h = 0; h <= side.heads; h++) pen.fillText(h ? h - 1 : w > 32 ? "mean" : "⌀", 27 + h * w, 7);
+    pen.translate(0, 14);
+    view.cells.forEach((row, l) => {
+      pen.fillStyle = getComputedStyle(root).color;
+      pen.fillText(l, 4, (l + 0.5) * high);
+      for (let h = 0; h <= side.heads; h++) {
+        const v = row[h], x = 24 + h * w + (h ? 2 : 0);
+        pen.fillStyle = "rgba(128,128,128,.14)";
+        pen.fillRect(x, l * high + 1, w - (h ? 2 : 4), high - 2);
+        if (v === undefined) continue;
+        const [r, g, b, a] = heatColor(0.05 + 0.95 * (v - low) / Math.max(top - low, 1e-12), 1);
+        pen.fillStyle = `rgb(${r} ${g} ${b} / ${a / 255})`;
+        pen.fillRect(x, l * high + 1, w - (h ? 2 : 4), high - 2);
+      }
+      if (l === S.layer) { pen.strokeStyle = pen.fillStyle = getComputedStyle(root).color; pen.lineWidth = 2; pen.strokeRect(24 + chosen * w + (chosen ? 1 : -1), l * high, w - (chosen ? 0 : 2), high); }
+    });
   }
 
-  function drawPatch(side, view) {
-    const patch = moved(state.patch, main().grid, side.grid);
-    view.bars.replaceChildren();
-    if (patch < 0) return void view.bars.append(element("p", "Click a patch to see its attention to memory, and the attention of memory to it.", "font-size:.85rem"));
-    if (state.layer >= side.layers) return;
-    const memory = [...side.tokens.keys()].filter((i) => side.tokens[i] >= 0), labels = memory.map((i) => `token ${side.tokens[i]}`);
-    const here = `patch at row ${Math.floor(patch / side.grid[1])}, column ${patch % side.grid[1]}`, head = Math.min(state.head, side.heads - 1);
-    const lists = ["reads", "read_by"].map((d) => { const map = unpack(side, d); return map && memory.map((i) => map(state.layer, head, i)[patch]); });
-    const top = Math.max(2 * side.even, ...lists.flatMap((l) => l || []));
-    if (lists[0]) view.bars.append(bars(`Attention of memory tokens to the ${here}`, lists[0], labels, top, side.even));
-    view.bars.append(bars(`Attention of the ${here} to memory tokens`, lists[1], labels, top, side.even));
+  const said = make(below, "section", "words"), box = make(said, "label", "", "caption "), typed = make(box, "input"), words = make(said, "div");
+  box.hidden = !host.score;
+  typed.onchange = () => set({ caption: typed.value });
+  function drawBelow() {
+    below.replaceChildren(said); // a caption being typed stays
+    words.replaceChildren();
+    note.textContent = shown.words || "";
+    if (document.activeElement !== typed) typed.value = S.caption;
+    for (const side of shown.sides) {
+      const score = (host.score ? answered[S.caption] : null)?.[side.name] ?? (S.caption === (shown.captions[0] || "") || !host.score ? side.score : null);
+      if (!score) continue;
+      const prefix = shown.sides.length > 1 ? `${side.name}: ` : "";
+      words.append(element("p", prefix + score.text));
+      if (score.others?.length > 3) words.append(histogram(score));
+      if (score.adds) below.append(bars(`${prefix}Direct contribution of each token to the cosine`, score.adds, score.adds.map((_, m) => `token ${m}`), Math.max(1e-12, ...score.adds.map(Math.abs))));
+      if (score.parts) below.append(bars(`${prefix}Parts of the cosine`, Object.values(score.parts), Object.keys(score.parts), Math.max(1e-12, ...Object.values(score.parts).map(Math.abs))));
+    }
+    if (S.patch < 0) return void words.append(element("p", "Click a patch to see its attention to memory, and the attention of memory to it."));
+    for (const side of shown.sides) {
+      if (side.kind !== "memory" || !side.blocks[S.layer]) continue;
+      const patch = movedPatch(S.patch, main().grid, side.grid), memory = [...side.tokens.keys()].filter((t) => side.tokens[t] >= 0), names = memory.map((t) => `token ${side.tokens[t]}`);
+      const lists = ["reads", "read_by"].map((w) => { const maps = mapsOf(side, S.layer, S.head, w); return maps && memory.map((t) => maps[t][patch]); });
+      const top = Math.max(2 * side.uniform, ...lists.flatMap((l) => l || [])), here = `the patch at ${placeName(patch, side)}`, prefix = shown.sides.length > 1 ? `${side.name}: ` : "";
+      if (lists[0]) below.append(bars(`${prefix}Attention of memory tokens to ${here}`, lists[0], names, top, side.uniform));
+      if (lists[1]) below.append(bars(`${prefix}Attention of ${here} to memory tokens: ${percent(total(lists[1]))} in total`, lists[1], names, top, side.uniform));
+    }
   }
-  draw();
+  function histogram(score) { // cosines of the captions of other images, and of this one
+    const made = element("canvas"), pen = made.getContext("2d"), low = Math.min(score.cosine, ...score.others), high = Math.max(score.cosine, ...score.others), bins = new Array(24).fill(0), at = (v) => Math.min(23, Math.floor((v - low) / Math.max(high - low, 1e-9) * 24));
+    Object.assign(made, { width: 480, height: 72, className: "histogram" });
+    made.setAttribute("role", "img");
+    made.setAttribute("aria-label", `Histogram of cosines, ${number(low)} to ${number(high)}; this caption ${number(score.cosine)}`);
+    made.title = made.getAttribute("aria-label");
+    for (const v of score.others) bins[at(v)]++;
+    const most = Math.max(...bins);
+    bins.forEach((n, i) => { pen.fillStyle = "rgba(128,128,128,.55)"; pen.fillRect(i * 20 + 1, 72 - n / most * 64, 18, n / most * 64); });
+    pen.fillStyle = "#D55E00";
+    pen.fillRect(at(score.cosine) * 20 + 8, 0, 4, 72);
+    return made;
+  }
+
+  // State ---------------------------------------------------------------------------------------------------------
+  function take(changes) { // from here or from the host
+    const image = changes.image !== undefined && changes.image !== S.image;
+    Object.assign(S, changes);
+    if (changes.show === "reads" || changes.show === "read_by") S.direction = changes.show;
+    else if (changes.direction && ["reads", "read_by"].includes(S.show)) S.show = changes.direction;
+    if (image) { mark(); ask(); } else request();
+  }
+  function set(changes) {
+    say("");
+    if (changes.show === "reads" || changes.show === "read_by") changes.direction = changes.show;
+    take(changes);
+    host.set(changes);
+  }
+  function ask() {
+    const first = Math.floor(S.image / GALLERY) * GALLERY;
+    if (first !== from || !strip.children.length) { from = first; page(0); }
+    root.setAttribute("aria-busy", "true");
+    host.want(S.image);
+  }
+  function show(data) { // a new image, whose layers may still come
+    shown = data;
+    answered = {};
+    if (!views.length) {
+      data.sides.forEach((side, s) => views.push(makeView(side, s)));
+      if (data.sides.length > 1 && String(data.sides[0].grid) === String(data.sides[1].grid)) views.push(makeView(data.sides[0], 0, true));
+      stage.append(...views.map((v) => v.figure), ...views.filter((v) => v.panel).map((v) => v.panel));
+    } else for (const view of views) view.side = data.sides[view.s];
+    if (!possible(S.show)) S.show = S.direction;
+    photo = new Image();
+    photo.onload = () => { root.setAttribute("aria-busy", "false"); draw(); };
+    photo.src = data.src;
+  }
+  function progress(done, all) { bar.hidden = done >= all; Object.assign(bar, { max: all, value: done }); request(); }
+
+  // Export --------------------------------------------------------------------------------------------------------
+  function download(name, blob) {
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 5000);
+  }
+  function save(kind) {
+    const view = views[0], name = `image${S.image}_layer${S.layer}_${S.head}_${S.token}`;
+    if (!view?.values) return say("There is no map to save.", true);
+    if (kind === "csv") {
+      const rows = [...view.values].map((v, p) => [Math.floor(p / view.side.grid[1]), p % view.side.grid[1], v, v / view.side.uniform].join());
+      return download(`${name}.csv`, new Blob([["row,column,value,times_uniform", ...rows].join("\n"), "\n"], { type: "text/csv" }));
+    }
+    const canvas = element("canvas"), large = view.canvas, pen = canvas.getContext("2d"), lines = view.info.textContent.match(/.{1,70}(\s|$)/g) || [];
+    Object.assign(canvas, { width: large.width, height: large.height + 22 * lines.length + 14 });
+    pen.fillStyle = "#fff";
+    pen.fillRect(0, 0, canvas.width, canvas.height);
+    pen.drawImage(large, 0, 0);
+    pen.fillStyle = "#111";
+    pen.font = `${Math.round(canvas.width / 36)}px system-ui, sans-serif`;
+    lines.forEach((line, i) => pen.fillText(line.trim(), 4, large.height + 20 + 22 * i));
+    canvas.toBlob((blob) => download(`${name}.png`, blob));
+  }
+  function copy() {
+    const quoted = (v) => (typeof v === "string" ? JSON.stringify(v) : v === true ? "True" : v === false ? "False" : v);
+    const text = `explorer.state = dict(${["image", "layer", "head", "token", "direction", "show", "scale", "same_scale", "opacity", "patch", "caption", "sort"].map((k) => `${k}=${quoted(S[k])}`).join(", ")})`;
+    const done = () => say(text);
+    navigator.clipboard ? navigator.clipboard.writeText(text).then(done, done) : done();
+  }
+
+  // Keys: what is typed here stays here; keys with Ctrl, Meta or Alt and Shift+Enter go on to the notebook
+  root.addEventListener("keydown", (e) => {
+    if (e.ctrlKey || e.metaKey || e.altKey || (e.shiftKey && e.key === "Enter")) return;
+    e.stopPropagation();
+    if (["INPUT", "SELECT"].includes(e.target.tagName)) return;
+    const around = (list, now, step) => list[(list.indexOf(now) + step + list.length) % list.length];
+    const heads = ["mean", ...Array(host.models[0].heads).keys()], tokens = (main()?.tokens ?? []).map((t) => (t < 0 ? "cls" : t));
+    const acts = {
+      j: () => S.image + 1 < host.count && set({ image: S.image + 1 }), k: () => S.image > 0 && set({ image: S.image - 1 }),
+      "[": () => S.layer > 0 && set({ layer: S.layer - 1 }), "]": () => S.layer + 1 < host.models[0].layers && set({ layer: S.layer + 1 }),
+      h: () => set({ head: around(heads, S.head, 1) }), H: () => set({ head: around(heads, S.head, -1) }),
+      t: () => set({ token: around(tokens, S.token, 1) }), T: () => set({ token: around(tokens, S.token, -1) }),
+      m: () => set({ show: around(Object.keys(SHOWS).filter(possible), S.show, 1) }),
+      Escape: () => set({ patch: -1 }), "?": () => { help.hidden = !help.hidden; },
+    };
+    if (!acts[e.key]) return;
+    e.preventDefault();
+    acts[e.key]();
+  });
+  const watch = new ResizeObserver(request);
+  watch.observe(root);
+  ask();
+  return { show, thumbs, take, progress, say, scored: (caption, found) => { answered[caption] = found; for (const side of shown?.sides ?? []) side.by_patch = found[side.name]?.by_patch ?? side.by_patch; request(); },
+           stop: () => watch.disconnect(), state: () => ({ ...S }) };
 }

@@ -1,0 +1,56 @@
+// Drawing of the attention explorer: a photo in color, and a map whose opacity is the attention.
+
+const HEAT = [[255, 196, 0], [255, 106, 0], [214, 10, 60], [122, 0, 110]]; // little to much attention
+const NEGATIVE = [0, 92, 190], POSITIVE = [213, 60, 0];
+
+function heatColor(x, opacity) { // x is -1..1 -> [r, g, b, alpha], 0..255
+  const size = Math.abs(x);
+  if (x < 0) return [...NEGATIVE, 255 * opacity * size];
+  const at = Math.min(size, 0.9999) * (HEAT.length - 1), i = Math.floor(at), f = at - i;
+  return [0, 1, 2].map((k) => HEAT[i][k] * (1 - f) + HEAT[i + 1][k] * f).concat(255 * opacity * size ** 1.4);
+}
+const signedColor = (x, opacity) => [...(x < 0 ? NEGATIVE : POSITIVE), 255 * opacity * Math.abs(x)];
+
+// Draw the photo over the whole canvas, and the map over it in sharp cells.
+function drawMap(canvas, photo, values, grid, scale, opacity) {
+  const pen = canvas.getContext("2d"), { width, height } = canvas;
+  pen.imageSmoothingEnabled = true;
+  pen.clearRect(0, 0, width, height);
+  pen.drawImage(photo, 0, 0, width, height);
+  if (!values) return;
+  const cells = new ImageData(grid[1], grid[0]);
+  for (let p = 0; p < values.length; p++) cells.data.set((scale.signed ? signedColor : heatColor)(scale.at(values[p]), opacity), 4 * p);
+  const small = Object.assign(document.createElement("canvas"), { width: grid[1], height: grid[0] });
+  small.getContext("2d").putImageData(cells, 0, 0);
+  pen.imageSmoothingEnabled = false;
+  pen.drawImage(small, 0, 0, width, height);
+}
+
+function outline(canvas, patch, grid, dash) { // a black line inside a white one: visible on every photo
+  if (patch < 0) return;
+  const pen = canvas.getContext("2d"), w = canvas.width / grid[1], h = canvas.height / grid[0];
+  const box = [(patch % grid[1]) * w + 1.5, Math.floor(patch / grid[1]) * h + 1.5, w - 3, h - 3];
+  for (const [color, line] of [["#000", 5], ["#fff", 2.5]]) {
+    pen.setLineDash(dash);
+    Object.assign(pen, { strokeStyle: color, lineWidth: line * Math.max(1, canvas.width / 700) });
+    pen.strokeRect(...box);
+  }
+  pen.setLineDash([]);
+}
+
+function scaleBar(box, scale, uniform, opacity) {
+  const css = (x) => { const [r, g, b, a] = (scale.signed ? signedColor : heatColor)(x, opacity); return `rgb(${r} ${g} ${b} / ${(a / 255).toFixed(3)})`; };
+  const stops = [...Array(13).keys()].map((i) => css(scale.signed ? i / 6 - 1 : i / 12));
+  const bar = element("div", "", `background:linear-gradient(to right,${stops}),#cfcfcf`), note = element("div");
+  bar.className = "bar";
+  note.className = "ticks";
+  const tick = (at, text) => note.append(element("span", text, at < 0.12 ? "left:0" : at > 0.84 ? "right:0" : `left:${at * 100}%;transform:translateX(-50%)`));
+  tick(1, `${scale.cut ? "≥ " : ""}${scale.signed ? "+" : ""}${number(scale.high)}`);
+  if (scale.signed) { tick(0, `−${number(scale.high)}`); tick(0.5, "0"); } else if (scale.at(uniform) < 0.999) {
+    const at = scale.at(uniform);
+    if (at < 0.72) tick(at, `uniform ${number(uniform)}`);
+    bar.append(element("div", "", `position:absolute;left:${at * 100}%;top:0;width:2px;height:100%;background:#fff;box-shadow:0 0 0 1px #000`));
+  }
+  if (scale.cut) note.append(element("span", `largest ${number(scale.most)}`, scale.at(uniform) > 0.3 && !scale.signed ? "left:0" : "left:62%"));
+  box.replaceChildren(bar, note);
+}

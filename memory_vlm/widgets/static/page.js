@@ -1,0 +1,15 @@
+// The explorer of a saved page: images and maps lie in the page, and the state stands in the link.
+
+function start(id) {
+  const root = document.getElementById(id), data = JSON.parse(document.getElementById(`${id}-data`).textContent), first = data.images[0];
+  const models = first.sides.map(({ name, layers, heads }) => ({ name, layers, heads }));
+  const linked = () => { try { return JSON.parse(decodeURIComponent(location.hash.slice(1))); } catch { return {}; } };
+  const host = {
+    count: data.images.length, models, state: { ...data.state, ...linked() },
+    want: (i) => queueMicrotask(() => { const image = data.images[i]; explorer.take({ caption: image.captions[0] || "" }); explorer.show(image); }),
+    thumbs: (from, count) => queueMicrotask(() => explorer.thumbs(from, data.images.slice(from, from + count).map((p, i) => ({ index: from + i, src: p.src, caption: p.captions[0] || "" })))),
+    set: () => { if (location.protocol !== "about:") history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(explorer.state()))}`); },
+  };
+  const explorer = makeExplorer(root, host);
+  return explorer;
+}
