@@ -70,8 +70,10 @@ def _state_features(maps:AttentionMaps, stored:Tensor)->dict:
     found |= dict(
         memory_norm=maps.norms[..., layout.memory].mean(-1) / median(patches).clamp_min(1e-12),
         patch_cosine=F.cosine_similarity(maps.patch_mean.unsqueeze(2), memory, dim=-1).mean(-1),
-        state=last, square=last.square().sum(-1), rank=effective_rank(last),
-        written=((last - stored).norm(dim=-1) / stored.norm(dim=-1).clamp_min(1e-12)).mean(-1))
+        state=last, square=last.square().sum(-1), rank=effective_rank(last))
+    sizes = stored.norm(dim=-1)
+    if sizes.min() > 0: # a test-time register starts at 0
+        found['written'] = ((last - stored).norm(dim=-1) / sizes.clamp_min(1e-12)).mean(-1)
     return found | (dict(similarity=largest_cosine(last)) if layout.num_memory > 1 else {})
 
 # %% ../../nbs/interp/03_features.ipynb #2fecc48e
