@@ -307,7 +307,7 @@ def _sweep_row(num:int, half:str, before:tuple, after:tuple, values:Callable|Non
                cosine=torch.cosine_similarity(before[1], after[1], dim=-1).mean().item())
     if values is None: return row, now
     old, new = values(before[1]).double(), values(after[1]).double()
-    low, high = change_interval((new - old)[:, None]).flatten().tolist()
+    low, high = change_interval((new - old)[:, None]).clamp(-1, 1).flatten().tolist()
     return row | dict(score=old.mean().item(), change=(new - old).mean().item(), low=low, high=high), now
 
 def sweep_registers(
