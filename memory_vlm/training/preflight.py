@@ -53,18 +53,37 @@ def _data_problems(seen:list, bad:list, name:str)->list[str]:
         lines.append(f'{name}: all {len(seen)} sampled images have a single color')
     return lines
 
-def _caption_problems(source:Source, tokenizer:Tokenizer, name:str, most:int=2000, seconds:float=2.)->list[str]:
-    "Return a line if captions are longer than the text tower reads."
+def _sample_captions(source:Source, most:int=2000, seconds:float=2.)->list[list[str]]:
+    "Read the captions of some images."
     start, captions = time.perf_counter(), []
     for i in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
-        try: captions += source.captions(i)
+        try: captions.append(source.captions(i))
         except UserError: pass # a bad sample, which `_data_problems` reports
         if time.perf_counter() - start > seconds: break
+    return captions
+
+def _caption_problems(sampled:list, tokenizer:Tokenizer, name:str)->list[str]:
+    "Return a line if captions are longer than the text tower reads."
+    captions = sum(sampled, [])
     cut, lost, longest = count_truncated(captions, tokenizer)
     if not cut: return []
     equal = f', so that {lost:,} of them become equal to another one' if lost else ''
     return [f'{name}: {cut:,} of {len(captions):,} sampled captions are longer than model.text.max_len='
             f'{tokenizer.length} tokens and are cut{equal}; the longest has {longest}']
+
+def _false_negatives(sampled:list, batch:int)->float:
+    "Return in how many pairs of a batch the caption of one image is on average also one of the other image's."
+    images, others = Counter(c for several in sampled for c in {*several}), len(sampled) - 1
+    shares = (sum(images[c] - 1 for c in several) / len(several) for several in sampled)
+    return batch * (batch - 1) * np.mean([*shares]) / others if others > 0 else 0.
+
+def _negative_problems(sampled:list, batch:int, name:str)->list[str]:
+    "Return a line if batches hold false negatives."
+    number, captions = _false_negatives(sampled, batch), {c for several in sampled for c in several}
+    if number < 1 or len(captions) == 1: return [] # of a single caption `_data_problems` reports
+    return [f'{name}: in about {number:,.0f} of {batch * (batch - 1):,} pairs of a batch, the caption of one image is '
+            "also one of the other image's, and the loss takes them for negatives; "
+            'model.contrastive.false_negatives=ignore leaves them out']
 
 # %% ../../nbs/training/06_preflight.ipynb #a8c21989
 _ENOUGH = 100 # images; the 95 % CI of a recall is then at most 20 points wide
@@ -186,7 +205,10 @@ def preflight(
         times.append(f'{1000 * each:.3g} ms')
         name = f'training.data.{key}={t.data[key]}'
         mistakes += _data_problems(seen, bad, name)
-        mistakes += _caption_problems(dl.source, text_tokenizer(learn.cfg.model.text), name)
+        sampled = _sample_captions(dl.source)
+        mistakes += _caption_problems(sampled, text_tokenizer(learn.cfg.model.text), name)
+        if key == 'train_path' and learn.cfg.model.contrastive.false_negatives == 'none':
+            mistakes += _negative_problems(sampled, t.batch_size, name)
         if key == 'val_path': mistakes += _size_problem(dl.source, name)
         if note := dl.save_shared_memory() if hasattr(dl, 'save_shared_memory') else '': mistakes.append(note)
     if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing is learned')
