@@ -2420,6 +2420,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'memory_vlm.vision.tower_kwargs': ('vision.html#tower_kwargs', 'memory_vlm/vision.py'),
                                    'memory_vlm.vision.vit_arguments': ('vision.html#vit_arguments', 'memory_vlm/vision.py')},
             'memory_vlm.viz.html': { 'memory_vlm.viz.html._metric_cards': ('viz/html.html#_metric_cards', 'memory_vlm/viz/html.py'),
+                                     'memory_vlm.viz.html._own_images': ('viz/html.html#_own_images', 'memory_vlm/viz/html.py'),
                                      'memory_vlm.viz.html._page_html': ('viz/html.html#_page_html', 'memory_vlm/viz/html.py'),
                                      'memory_vlm.viz.html._run_summary': ('viz/html.html#_run_summary', 'memory_vlm/viz/html.py'),
                                      'memory_vlm.viz.html._usage_figure': ('viz/html.html#_usage_figure', 'memory_vlm/viz/html.py'),

@@ -12,6 +12,10 @@ import torch
 from datetime import date
 from importlib.metadata import version
 from ..attention import capture, checked_index
+from ..core import UserError
+from ..data.base import _read_pixels
+from ..data.folders import is_image, walk_files
+from ..data.transforms import Preprocessing, center_crop
 from ..evaluation.validation import evaluation_mode
 from ..interp.features import map_layer
 from ..overrides import changed_keys, command_line
@@ -30,19 +34,32 @@ def _run_summary(metrics:dict, gallery:int, epochs:float)->str:
             f'on {gallery:,} validation images; chance is {1 / gallery:.1%}.')
 
 # %% ../../nbs/viz/03_html.ipynb #8050297c
+def _own_images(cfg, images)->tuple: # uint8 (B, 3, height, width), and the names of their files
+    "Read files as in evaluation."
+    files, how = [images] if isinstance(images, (str, Path)) else list(images), Preprocessing.of(cfg)
+    if len(files) == 1 and Path(files[0]).is_dir():
+        files = sorted(f'{folder}/{name}' for folder, names in walk_files(files[0]) for name in names if is_image(name))
+    if not files: raise UserError(f"images='{images}' holds no images; give files, or a folder that holds some")
+    pixels = [torch.tensor(_read_pixels(f, alpha=how.transparency != 'white')).permute(2, 0, 1) for f in files]
+    return torch.stack([center_crop(p, cfg.image_size, how=how) for p in pixels]), [Path(f).stem for f in files]
+
 @sizable
 def memory_figures(
     model,         # A run folder, a Learner, a `LoadedModel`, or anything else that `as_model` takes
-    num:int=4,     # Number of images
+    num:int=4,     # Largest number of images
     tokens:int=6,  # Number of memory tokens, evenly spaced over all of them
     layer:int=None, # Block, negative from the last; None: the last one whose memory affects the output
     head:int=None, # Head; None: mean over heads
+    images=None,   # Files of images, or their folder; None: the first of the validation data, with their captions
 )->Plot|None:      # Figure; None for a model without memory
-    "Draw attention maps of some memory tokens over the first validation images. Raises `UserError` for unknown layers."
+    "Draw attention maps of memory tokens over images. Raises `UserError` for unknown layers and unreadable files."
     loaded = as_model(model)
     memory = loaded.model.visual.layout.num_memory
     if not memory: return None
-    images, ids, owner = loaded.valid_dl.one_batch()
+    if images is None:
+        images, _, owner = loaded.valid_dl.one_batch()
+        titles = [loaded.valid_dl.source.captions(i)[0] for i in owner.unique_consecutive()[:num].tolist()]
+    else: images, titles = _own_images(loaded.model.cfg, images)
     images = images[:num]
     depth = len(loaded.model.visual.blocks)
     layer, usual = map_layer(depth) if layer is None else checked_index(layer, depth, 'layer'), layer is None
@@ -50,8 +67,7 @@ def memory_figures(
         loaded.model.encode_image(images.to(loaded.device))
     shown = torch.linspace(0, memory - 1, min(tokens, memory)).round().int().tolist()
     values = torch.stack([maps.heatmap(layer, head, token=m) for m in shown], 1).numpy() # (B,m,h,w)
-    titles = [loaded.valid_dl.source.captions(i)[0] for i in owner.unique_consecutive()[:num].tolist()]
-    return token_overlays(images.cpu(), values, names=[f'token {m}' for m in shown], titles=titles,
+    return token_overlays(images.cpu(), values, names=[f'token {m}' for m in shown], titles=titles[:num],
                           note=f'Layer {layer}{", the last one whose memory affects the output" * usual}; '
                                f'{"mean over heads" if head is None else f"head {head}"}. '
                                f'{len(shown)} of {memory} tokens.',
