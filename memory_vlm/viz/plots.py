@@ -57,8 +57,9 @@ def token_overlays(
     "Draw attention maps of tokens over their images, all on one scale."
     images, maps = _image_rows(images, maps)
     norm, M, width = color_scale(maps, vmax, uniform), maps.shape[1], _figure_width()
-    columns = min(M + 1, 9 if width is None else max(int((width - 0.75) / 0.33), 2))
-    rows, cell = -(-(M + 1) // columns), 1.09 if width is None else (width - 0.75) / columns
+    beside = _points(0.8 + 0.3 * bool(titles) + 0.2 * (uniform is not None)) # color scale and titles (inches)
+    columns = min(M + 1, 9 if width is None else max(int((width - beside) / 0.3), 2))
+    rows, cell = -(-(M + 1) // columns), 1.09 if width is None else (width - beside) / columns
     names = ['image' if cell > _points(0.55) else '', *_short_names(names or [f'token {m}' for m in range(M)], cell)]
     height, labels = images[0].shape[0] / images[0].shape[1], rows > 1 or len(images) == 1
     gap = 0.09 if width is None else 0.04
