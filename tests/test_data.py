@@ -441,7 +441,7 @@ def test_workers_share_a_cache_and_its_limit_however_they_start(start, tmp_path)
     source = open_source(tmp_path/'x', 'train')
     loader = make_loader(source, image_size=32, batch_size=4, train=True)
     without = epochs_of(loader)
-    room = 8 + 20*40 + sum(40 + source.pixels_for(i, 32).nbytes for i in range(20))
+    room = 8 + 20*48 + sum(48 + source.pixels_for(i, 32).nbytes for i in range(20))
     source.set_cache(cache := PixelCache(room))
     loader = loader.new(num_workers=2, persistent_workers=True) # they see what others decode after they have started
     loader.multiprocessing_context = start

@@ -368,7 +368,7 @@ def export_html(
 def _page(self:AttentionExplorer, **kwargs)->str:
     "Return a page as text."
     with tempfile.TemporaryDirectory() as folder:
-        return self.export_html(f'{folder}/page.html', **kwargs).read_text('utf-8')
+        return self.export_html(f'{folder}/page.html', **kwargs).read_text(encoding='utf-8')
 
 @patch
 def keep(
