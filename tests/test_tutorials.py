@@ -23,7 +23,7 @@ def test_tutorial_runs_top_to_bottom(notebook, lab, page):
              if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
     for i in set(views):
         nb.cell(i).scroll_into_view_if_needed()
-        expect(nb.cell(i).locator('.jupyter-widgets').first).to_be_visible()
+        expect(nb.cell(i).locator('.jupyter-widgets, .mvlm-x').first).to_be_visible()
 
 
 def test_mechanism_fits_in_15_lines():
