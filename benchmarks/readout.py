@@ -79,7 +79,7 @@ def fitted(arm, seed, args):
         learn.create_opt()
         seed_everything(seed)
     with learn.no_logging(), learn.no_bar(): learn.fit_schedule(cfg.training.scheduler)
-    if learn.interrupted: raise SystemExit('interrupted: the same command goes on')
+    if learn.interrupted: raise SystemExit('interrupted; the same command starts with this fit')
     return learn
 
 

@@ -411,7 +411,7 @@ function makeExplorer(root, host) {
     navigator.clipboard ? navigator.clipboard.writeText(text).then(done, done) : done();
   }
 
-  // Keys: what is typed here stays here; keys with Ctrl, Meta or Alt and Shift+Enter go on to the notebook
+  // Keys: what is typed here stays here; keys with Ctrl, Meta or Alt and Shift+Enter reach the notebook
   root.addEventListener("keydown", (e) => {
     if (e.ctrlKey || e.metaKey || e.altKey || (e.shiftKey && e.key === "Enter")) return;
     e.stopPropagation();
