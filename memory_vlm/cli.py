@@ -282,10 +282,10 @@ def _search_command(
     json:bool=False,        # Print JSON
 )->int:
     "Find the images in a folder that match captions best"
-    import torch
+    from fastai.torch_core import default_device
     from memory_vlm.search import index_path, open_index, search
     from memory_vlm.training.run_dir import open_trained
-    clip = open_trained(model).model.to('cuda' if torch.cuda.is_available() else 'cpu')
+    clip = open_trained(model).model.to(default_device())
     workers, path = min(8, os.cpu_count() or 1) if workers is None else workers, index or index_path(model, data)
     with Progress('images') as bar: images = open_index(clip, data, path, num_workers=workers, progress=bar.update_to)
     bad = int((~images.good).sum())
