@@ -82,28 +82,31 @@ class _Neuron(NamedTuple):
     layer:int         # Index of the block
     index:int         # Index of the hidden unit
     activation:float  # Its mean at outlier patches
+    excess:float      # Norm that it adds to an outlier, beyond what it adds to other patches
 
-def _mean_activations(model, images:Tensor, where:Tensor, layers:list)->Tensor:
-    "Return the mean activation of each neuron over some patches."
+def _mean_activations(model, images:Tensor, where:Tensor, layers:list)->tuple: # (len(layers), F) each
+    "Return the mean activation of each neuron over some patches, and over the others."
     tower, sums = _find_tower(model), [[] for _ in layers]
     def record(into, fc2, args): # input of fc2 (B,N,F)
-        mask = where.split(32)[len(into)].to(args[0].device)
-        into.append(args[0][:, tower.layout.patches][mask].float().sum(0).cpu())
+        mask, h = where.split(32)[len(into)].to(args[0].device), args[0][:, tower.layout.patches]
+        into.append(torch.stack([h[m].float().sum(0) for m in (mask, ~mask)]).cpu())
     hooks = [(_fc2(tower.blocks[l]), 'register_forward_pre_hook', partial(record, into))
              for l, into in zip(layers, sums)]
     _forward_images(model, images, hooks)
-    return torch.stack([sum(s) for s in sums]) / where.sum()
+    at, elsewhere = torch.stack([sum(s) for s in sums], 1) # (2,L,F)
+    return at / where.sum(), elsewhere / (~where).sum().clamp_min(1)
 
 def register_neurons(
     model,                # A model that `find_tower` takes
     images:Tensor,        # A few hundred images or fewer, as the model takes them (B, 3, height, width)
     num:int=10,           # Number of neurons (count)
     layer:int=None,       # Block after which outliers are determined; None: the one with the most
-    layers:list=None,     # Blocks to search; None: from a quarter of the depth to the one in which outliers appear
+    layers:list=None,     # Blocks to search; None: from a quarter of the depth to one after that of the first outliers
     threshold:float=None, # Norm above which a patch is an outlier; None: three medians of the image
-)->list:                  # (block, hidden unit, activation), largest mean activation first
-    "Find the neurons that cause outliers. Raises `UserError` if there are none. Source: arXiv 2506.08010."
-    _find_tower(model)
+)->list:                  # (block, hidden unit, activation, excess norm), largest excess first
+    """Find the neurons that cause outliers. Raises `UserError` if there are none. Source: arXiv 2506.08010, ranked by
+    the norm that a neuron adds to outliers in place of its activation."""
+    tower = _find_tower(model)
     norms = patch_norms(model, images)
     is_outlier = outliers(norms, threshold) # (B,L,P)
     rate = is_outlier.float().mean((0, 2))  # (L)
@@ -116,10 +119,12 @@ def register_neurons(
     if layers is None: # the first in which half of the patches `where` are outliers
         share = (is_outlier & where[:, None]).sum((0, 2)) / where.sum() # (L)
         appear = int((share >= 0.5).nonzero()[0])
-        layers = list(range(min(len(rate) // 4, appear), appear + 1))
-    means = _mean_activations(model, images, where, layers)
-    best = means.abs().flatten().topk(min(num, means.numel())).indices.tolist()
-    return [_Neuron(layers[i // means.shape[1]], i % means.shape[1], means.flatten()[i].item()) for i in best]
+        layers = list(range(min(len(rate) // 4, appear), min(appear + 2, len(rate))))
+    means, others = _mean_activations(model, images, where, layers)
+    columns = torch.stack([_fc2(tower.blocks[l]).weight.detach().float().norm(dim=0).cpu() for l in layers])
+    excess, F = (means - others).abs() * columns, means.shape[1] # (len(layers), F)
+    best = excess.flatten().topk(min(num, excess.numel())).indices.tolist()
+    return [_Neuron(layers[i // F], i % F, means.flatten()[i].item(), excess.flatten()[i].item()) for i in best]
 
 # %% ../../nbs/interp/05_test_time_registers.ipynb #268121f0
 def _places(tower:Tower)->tuple: # Position of the register, slice of the patches beside it
