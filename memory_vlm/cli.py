@@ -152,7 +152,6 @@ def _check_command(
     place = f'\nContact sheet: {sheet}' if sheet and report.sheet else ''
     return report.to_dict(), f'{report}{place}', int(bool(report.problems))
 
-
 def _make_shards_command(
     source:str,             # Any value of training.data.train_path
     folder:str,             # Output folder; an interrupted conversion resumes there
@@ -198,32 +197,32 @@ def _eval_command(
 # %% ../nbs/50_cli.ipynb #e9f99a9a
 @_answers
 def _report_command(
-    model:str,              # A run, a checkpoint of one, or with --data a model such as vit_small_patch14_reg4_dinov2
+    model:Annotated[str, dict(nargs='+')], # Runs, or with --data models such as vit_small_patch14_reg4_dinov2
     data:str=None,          # Images, as for eval; None: the validation data of the run
     images:int=512,         # Images on which memory is measured
     split:str='valid',      # 'valid', 'test' or 'train', where the data has splits
     json:bool=False,        # Print JSON
 )->int:
-    "Write the HTML report of a run again, and print what its memory does"
+    "Write the HTML report of a run again, and print what its memory does; with several models only their comparison"
     from memory_vlm.evaluation.models import _open_with_data
-    from memory_vlm.report import memory_report
-    loaded = _open_with_data(model, data, split)
-    memory, about = memory_report(loaded, num_images=images), {}
-    text = str(memory)
-    if loaded.cfg is not None and data is None:
-        from memory_vlm.training.run_dir import find_run
-        from memory_vlm.viz.html import write_report_page
-        page = write_report_page(find_run(Path(model)), loaded)
-        about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
-        text += f'\n\nReport of {loaded.place.name}: {page}'
-    return about | dict(memory=memory.to_dict()), text, 0
-
+    from memory_vlm.report import _ReportComparison, memory_report
+    opened = {m: _open_with_data(m, data, split) for m in ([model] if isinstance(model, str) else model)}
+    reports = {name: memory_report(loaded, num_images=images) for name, loaded in opened.items()}
+    ((name, loaded), *others), (memory, *_) = opened.items(), reports.values()
+    if others: return (found := _ReportComparison(reports)).to_dict(), found, 0
+    if loaded.cfg is None or data is not None: return dict(memory=memory.to_dict()), memory, 0
+    from memory_vlm.training.run_dir import find_run
+    from memory_vlm.viz.html import write_report_page
+    page = write_report_page(find_run(Path(name)), loaded)
+    about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
+    return about | dict(memory=memory.to_dict()), f'{memory}\n\nReport of {loaded.place.name}: {page}', 0
 
 @_answers
 def _ablate_command(
     model:str,                # As for report
     data:str=None,            # Images with captions or classes, as for eval; None: the validation data of the run
     part:str='memory',        # 'memory' (tokens or registers), 'cls' or 'patches'
+    score:str=None,           # 'recall', 'nearest' or 'zero_shot' (data with classes); None: recall, without text nearest
     leave_one_out:bool=False, # Also ablate each token alone; the time is multiplied by the number of tokens
     seed:int=0,               # Seed of interventions and intervals
     split:str='valid',        # 'valid', 'test' or 'train', where the data has splits
@@ -232,7 +231,8 @@ def _ablate_command(
     "Measure whether a model uses its memory, by every kind of ablation"
     from memory_vlm.ablation import ablate
     from memory_vlm.evaluation.models import _open_with_data
-    found = ablate(_open_with_data(model, data, split), leave_one_out=leave_one_out, seed=seed, part=part)
+    found = ablate(_open_with_data(model, data, split), leave_one_out=leave_one_out, seed=seed, part=part,
+                   score=score)
     return found.to_dict(), found, 0
 
 
@@ -319,7 +319,7 @@ COMMANDS = {
                             'make-shards my/images my/shards'),
     'eval': _Command(_eval_command, 'Evaluate models on the same data, side by side',
                      'eval runs/a runs/b ViT-B-32/laion2b_s34b_b79k my/pairs.csv --out scores.md'),
-    'report': _Command(_report_command, 'Write the HTML report of a run, and print what its memory does',
+    'report': _Command(_report_command, 'Write the HTML report of a run, and print what its memory does; compare models',
                        'report runs/quickstart'),
     'ablate': _Command(_ablate_command, 'Measure whether a model uses its memory', 'ablate runs/quickstart --json'),
     'study': _Command(_study_command, 'Compare variants over several seeds', 'study my_study.yaml --out table.md'),
