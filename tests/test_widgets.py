@@ -246,6 +246,7 @@ def test_atlas_ablation_and_search(lab, page, offline_page):
                   'search = ImageSearch(learn); search')
     atlas, panel, search = (nb.cell(i) for i in (1, 2, 3))
     def tokens(): return re.findall(r'token (\d)', ' '.join(atlas.locator('b').all_inner_texts()))
+    expect(atlas.locator('b')).to_have_count(8) # encoded in the background
     assert tokens() == list('01234567')
     select = field(atlas, 'order', 'select')
     select.select_option(index=1)
@@ -282,7 +283,7 @@ def test_atlas_ablation_and_search(lab, page, offline_page):
 
 
 BAD = {
-    "AblationPanel(make_learner(compose(['model/memory=off'], config_name='quickstart')))": 'no memory tokens',
+    "AblationPanel(make_learner(compose(['model/memory=off'], config_name='quickstart')))": "ablate(model, data, part='cls')",
     'AttentionExplorer(learn).set_trait("layer", 9)': 'layer=9',
     'AttentionExplorer(learn).set_trait("token", 99)': 'token=99',
     'AttentionExplorer(learn, data=[])': 'the data set is empty',

@@ -11,6 +11,7 @@ import anywidget
 import io
 import ipywidgets as W
 import numpy as np
+import open_clip
 import threading
 import torch
 import traitlets as T
@@ -21,14 +22,14 @@ from html import escape
 from importlib.resources import files
 from IPython import get_ipython
 from matplotlib.colors import Normalize, to_hex
-from ..attention import find_vit
-from ..clip import normalize_images
+from ..clip import MemoryCLIP
 from ..core import UserError
 from ..data.transforms import Preprocessing, center_crop
 from ..evaluation.validation import evaluation_mode, image_vectors
+from ..interp.features import _make_encoder
+from ..models.towers import find_tower
 from ..training.run_dir import LoadedModel, as_model
 from ..viz.plots import mixed_cmap, to_image
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from pathlib import Path
 from PIL import Image
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ def model_lock(
     model, # A model, or a Learner
 )->threading.RLock: # Reentrant lock
     "Return the lock of a model. A fit holds it during each step: `with model_lock(learn): ...`."
-    with _MAKING: return _LOCKS.setdefault(find_vit(model), threading.RLock())
+    with _MAKING: return _LOCKS.setdefault(find_tower(model).vit, threading.RLock())
 
 @contextmanager
 def training_paused(
@@ -142,25 +143,34 @@ def weights_version(
 # %% ../../nbs/widgets/01_base.ipynb #807b42a6
 def find_model(
     model,      # A run folder, a Learner, a model, or anything else that `as_model` takes
-)->nn.Module:   # A model with memory tokens
-    "Return the model. Raises `UserError` if it has no memory tokens."
+    instead:str='give one that has', # What to do with a model without memory, for the error
+)->nn.Module:   # A model with memory tokens or registers
+    "Return the model. Raises `UserError` if it has neither memory tokens nor registers."
     model = as_model(model).model
-    if not find_vit(model).layout.num_memory:
-        raise UserError('This model has no memory tokens (model.memory.enabled=false); give one that has.')
+    if not find_tower(model).layout.num_memory:
+        raise UserError(f'This model has no memory tokens and no registers; {instead}.')
     return model
 
 def image_features(
-    model:nn.Module, # A MemoryCLIP or a MemoryViT
+    model:nn.Module, # A MemoryCLIP, or a model of timm or open_clip
     images:Tensor,   # uint8 (B, 3, height, width)
 )->Tensor:           # Of unit length (B, dim), or (B, K, dim) for a model that compares captions with K vectors
     "Encode images with the normalization of the model."
-    parameter = next(model.parameters())
-    images = images.to(parameter.device)
-    if hasattr(model, 'encode_image'): return image_vectors(model, images)
-    else:
-        mean, std = (torch.tensor(v, device=images.device) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-        x = model(normalize_images(images, mean, std))
-    return torch.nn.functional.normalize(x, dim=-1)
+    images = images.to(next(model.parameters()).device)
+    if isinstance(model, MemoryCLIP): return image_vectors(model, images)
+    return torch.nn.functional.normalize(_make_encoder(model)(images).float(), dim=-1)
+
+def _text_encoder(loaded:LoadedModel):
+    "Return a function: captions -> unit-length features (C, dim) on the CPU; None for a model without a text tower."
+    model, tokenize = loaded.model, getattr(loaded.model, 'tokenize', loaded.tokenize)
+    if tokenize is None and getattr(model, 'vocab_size', 0) == 49408: # CLIP's own tokenizer
+        def tokenize(captions): return open_clip.tokenize(captions, context_length=model.context_length)
+    if tokenize is None or not hasattr(model, 'encode_text'): return None
+    def encode(captions):
+        ids = tokenize(list(captions)).to(next(model.parameters()).device)
+        with training_paused(model): return model.encode_text(ids, normalize=True).float().cpu()
+    encode.tokenize = tokenize
+    return encode
 
 # %% ../../nbs/widgets/01_base.ipynb #a809d647
 class ImageSet:
@@ -175,7 +185,7 @@ class ImageSet:
         if data is None or not hasattr(self.source, '__len__'):
             raise UserError('There are no images: give `data` as a Learner, a loader, or a list of images.')
         if not len(self.source): raise UserError('There are no images: the data set is empty.')
-        self.size = find_vit(model).patch_embed.img_size
+        self.size = find_tower(model).image_size
         cfg = getattr(getattr(model, 'model', model), 'cfg', None) # a MemoryViT has none
         self.preprocessing = Preprocessing() if cfg is None else Preprocessing.of(cfg)
         self.alpha = self.preprocessing.transparency != 'white'
@@ -285,6 +295,11 @@ class Panel(W.VBox):
         self.working.layout.display = ''
         self._thread = threading.Thread(target=call, daemon=True)
         self._thread.start()
+
+    def stop(self):
+        "Stop the work in the background."
+        self._stopping = True
+        self.wait()
 
     def wait(self):
         "Wait until the work in the background has ended."

@@ -15,18 +15,20 @@ from contextlib import ExitStack, contextmanager
 from fastcore.basics import patch
 from html import escape
 from IPython.display import HTML, display
-from ..attention import AttentionMaps, capture, checked_index, find_vit
+from ..attention import AttentionMaps, capture, checked_index
 from ..core import UserError, pick
 from ..evaluation.validation import with_queries
 from ..interp.attribution import attribute
 from ..interp.features import map_layer
 from ..loss import similarity
+from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from ..viz.plots import overlay, token_overlays
 from ..viz.style import color_scale
 from memory_vlm.widgets.base import (
     ImageSet,
     _close_panels_of_earlier_runs,
+    _text_encoder,
     asset,
     enlarge,
     image_features,
@@ -72,9 +74,10 @@ class _ModelView:
         name:str,         # Name of the model in titles
         keep:int=8,       # Number of images in the cache
     ):
-        self.model, self.images, self.name, self.keep = as_model(model).model, images, name, keep
-        vit = find_vit(self.model)
-        self.layout, self.layers, self.heads = vit.layout, len(vit.blocks), vit.blocks[0].attn.num_heads
+        loaded = as_model(model)
+        self.model, self.images, self.name, self.keep, tower = loaded.model, images, name, keep, find_tower(loaded.model)
+        self.layout, self.layers, self.heads = tower.layout, len(tower.blocks), tower.num_heads
+        self.encode_text = _text_encoder(loaded) # None without a text tower
         self.others = range(self.layout.num_memory or self.layout.num_patches) # numbers of the tokens other than CLS
         self.seen, self.version, self.paused = {}, weights_version(self.model), False
 
@@ -106,13 +109,9 @@ class _ModelView:
 
     def encode(self, captions:tuple)->Tensor: # Captions -> features (C, dim)
         "Return features of captions. Raises `UserError` for a model without a text tower."
-        if not hasattr(self.model, 'encode_text'):
-            raise UserError('This model has no text tower, so it cannot score captions.')
+        if self.encode_text is None: raise UserError('This model has no text tower, so it cannot score captions.')
         seen = self.fresh()
-        if captions not in seen:
-            ids = self.model.tokenize(list(captions)).to(next(self.model.parameters()).device)
-            with training_paused(self.model): features = self.model.encode_text(ids, normalize=True)
-            seen[captions] = features.float().cpu()
+        if captions not in seen: seen[captions] = self.encode_text(captions)
         return seen[captions]
 
     def score(self, i:int, caption:str, others:tuple)->tuple: # -> cosine, and the cosines of the other captions
@@ -134,7 +133,7 @@ class _ModelView:
 
     def scored(self, i:int, caption:str, others:tuple)->dict|None:
         "Return all that the explorer shows about a caption; None without a caption or a text tower."
-        if not hasattr(self.model, 'encode_text') or not caption.strip(): return None
+        if self.encode_text is None or not caption.strip(): return None
         cosine, rest = self.score(i, caption, others)
         text = f'cosine of image and caption {cosine:.3f}'
         if len(rest):
@@ -194,7 +193,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         self.others = tuple(c for i in range(min(len(self.images), 64)) for c in self.images.captions(i)[:1])
         way = 'reads' if layout.in_sequence else 'read_by'
         start = dict(layer=map_layer(self.main.layers), direction=way, show=way, caption=self._first_caption(0),
-                     token=0 if all(s.layout.num_memory for s in self.sides) else 'cls')
+                     token=0 if all(s.layout.num_memory or not s.layout.num_cls for s in self.sides) else 'cls')
         super().__init__(**start, width=width, count=len(self.images),
                          models=[dict(name=s.name, layers=s.layers, heads=s.heads) for s in self.sides])
         self.observe(self._changed, _STATE)
@@ -322,10 +321,11 @@ def snapshot(self:AttentionExplorer):
         shown[np.abs(shown - self.token).argmin()] = self.token
     kind = 'token' if self.main.layout.num_memory else 'patch'
     names = [f'{kind} {m}' + ' *' * bool(m == self.token) for m in shown]
-    rows, way = [0, *(1 + shown)], self.direction
-    if way == 'read_by' and self.main.layout.num_memory: rows = rows[1:] # attention to CLS is not recorded
-    else: names = ['CLS' + ' *' * (self.token == 'cls'), *names]
-    maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, way)[rows] for s in sides]
+    way = self.direction
+    cls = min(s.layout.num_cls for s in sides) * (way == 'reads' or not self.main.layout.num_memory) # else not recorded
+    names = ['CLS' + ' *' * (self.token == 'cls')] * cls + names
+    maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, way)[[*range(cls), *(s.layout.num_cls + shown)]]
+            for s in sides]
     grid = tuple(np.max([m.shape[1:] for m in maps], axis=0))
     left = ''.join(f' {s.name} has no layer {self.layer}.' for s in self.sides if s not in sides)
     title = dict(reads='Attention of tokens to patches', read_by='Attention of patches to tokens')[way]
