@@ -20,7 +20,7 @@ from ..interp.features import map_layer
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from ..viz.plots import patch_gallery
-from .base import ImageSet, Panel, find_model, format_number, image_features, training_paused
+from .base import ImageSet, Panel, _format_number, find_model, image_features, training_paused
 from .html import image_url, widget_page
 from PIL import Image
 from torch import Tensor, nn
@@ -194,7 +194,7 @@ class MemoryAtlas(Panel):
     def _html(self, card):
         facts = _card_facts(card)
         crops = ''.join(f'<img src="{image_url(self.crops[i, p])}" width="64" height="64" title="image {i}, '
-                        f'attention {format_number(v)}" alt="patch {p} of image {i}">'
+                        f'attention {_format_number(v)}" alt="patch {p} of image {i}">'
                         for i, p, v in card.patches)
         return (f'<div style="border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px;line-height:1.4;'
                 'font-size:12px">'
@@ -226,7 +226,7 @@ class MemoryAtlas(Panel):
 
 def _card_facts(card:_Card)->dict:
     "Return the texts of a card."
-    usage = f'usage {card.usage / card.even:.2f} × even ({format_number(card.usage)})'
+    usage = f'usage {card.usage / card.even:.2f} × even ({_format_number(card.usage)})'
     return dict(title=f'token {card.token}', usage=usage,
                 words='nearest words (probe): ' + ', '.join(f'{w} ({c:.2f})' for w, c in card.words) if card.words
                 else '',

@@ -13,8 +13,8 @@ import traitlets as T
 from html import escape
 from ..attention import AttentionMaps, capture, checked_index
 from ..core import UserError
-from ..interp.features import map_layer
 from ..evaluation.validation import with_queries
+from ..interp.features import map_layer
 from ..models.towers import find_tower
 from ..search import best_rows
 from ..training.run_dir import LoadedModel, as_model
@@ -131,7 +131,7 @@ class ImageSearch(Panel):
         self.show()
 
     def token_map(self)->np.ndarray: # (top, h, w)
-        "Return the maps of the token; for memory outside the sequence the attention to it, without CLS that of patches."
+        "Return the maps of the token; for memory outside the sequence the attention to it, without CLS that of all."
         if self.token == 'cls' and self.index.full: # (B,H,P,P)
             patches = self.maps.full[:, self.layer, :, self.tokens.patches][..., self.tokens.patches]
             return self.tokens.to_grid(patches.float().mean((1, 2))).numpy()
