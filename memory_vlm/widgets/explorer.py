@@ -58,7 +58,7 @@ _SCALES = dict(robust='99th percentile', max='linear to the maximum', sqrt='squa
 _SORTS = ('index', 'use', 'difference')
 _STATE = ('image', 'layer', 'head', 'token', 'direction', 'show', 'scale', 'same_scale', 'opacity', 'patch', 'caption',
           'sort', 'pin', 'gallery')
-_KEPT_BYTES = 500_000 # Of the output of `keep`
+_KEPT_BYTES = 300_000, 500_000 # Of the output of `keep`, for one image and for several
 
 class AttentionExplorer(anywidget.AnyWidget):
     "Show where tokens attend in an image, by layer and head."
@@ -101,7 +101,9 @@ class AttentionExplorer(anywidget.AnyWidget):
         self.main, layout = self.sides[0], self.sides[0].layout
         self.others = tuple(c for i in range(min(len(self.images), 64)) for c in self.images.captions(i)[:1])
         way = 'reads' if layout.in_sequence else 'read_by'
-        start = dict(layer=map_layer(self.main.layers), direction=way, show=way, caption=self._first_caption(0),
+        last = self.main.layers - 1
+        layer = map_layer(last + 1) if layout.num_memory else last
+        start = dict(layer=layer, direction=way, show=way, caption=self._first_caption(0),
                      token=0 if all(s.layout.num_memory or not s.layout.num_cls for s in self.sides) else 'cls')
         super().__init__(**start, width=width, count=len(self.images),
                          models=[dict(name=s.name, layers=s.layers, heads=s.heads) for s in self.sides])
@@ -361,14 +363,16 @@ def keep(
     images=None,    # Indices of the images; None: the current one
     height:int=900, # Height of the output (pixels)
 ):
-    "Display the explorer as self-contained HTML of at most 500 kB: it stays in a saved notebook, without a kernel."
+    "Display the explorer as self-contained HTML of at most 300 kB (several images: 500 kB), kept in a saved notebook."
     side, at = self.main, (0 if self.token == 'cls' else self.token + self.main.layout.num_cls)
     maps = _token_maps(side.look(self.image)[0], min(self.layer, side.layers - 1), self.head, self.direction)
     still = overlay(enlarge(self.images[self.image].numpy(), 320), np.nan_to_num(maps[at]),
                     color_scale(maps[1:], uniform=1 / side.layout.num_keys))
-    for kb in (300, 200, 100, 50, 25): # where frames are not allowed, as on GitHub, the still image remains
+    limit = _KEPT_BYTES[len(images or [0]) > 1]
+    for kb in (300, 250, 200, 150, 100, 75, 50, 25): # where frames are not allowed, as on GitHub, the still remains
+        page = self._page(images=images, max_kb=kb).replace('&', '&amp;').replace("'", '&#39;')
         text = (f'<img src="{image_url(still)}" alt="{escape(self._described())}"><iframe title="attention explorer" '
                 f'style="width:100%;height:{height}px;border:0" onload="this.previousSibling.style.display=\'none\'" '
-                f'srcdoc="{escape(self._page(images=images, max_kb=kb))}"></iframe>')
-        if len(text.encode()) <= _KEPT_BYTES: return display(HTML(text))
-    raise UserError(f'{len(images or [0])} images take more than {_KEPT_BYTES // 1000} kB; keep fewer images.')
+                f"srcdoc='{page}'></iframe>")
+        if len(text.encode()) <= limit: return display(HTML(text))
+    raise UserError(f'{len(images or [0])} images take more than {limit // 1000} kB; keep fewer images.')

@@ -71,10 +71,6 @@ function makeExplorer(root, host) {
   const number_ = make(make(gallery, "label", "index", "image "), "input"), count = make(gallery, "span", "count", `of ${host.count}`);
   Object.assign(number_, { type: "number", min: 0, max: host.count - 1, onchange: () => goto(number_.value) });
   if (host.order) choice("gallery", "sort", () => Object.entries(GALLERIES), gallery);
-  const pages = make(gallery, "div", "pages");
-  button(pages, "‹", "Previous images", () => page(-GALLERY));
-  const strip = make(pages, "div", "thumbs");
-  button(pages, "›", "Next images", () => page(GALLERY));
   if (host.add) {
     const file = Object.assign(element("input"), { type: "file", accept: "image/*", hidden: true, onchange: () => { if (file.files[0]) host.add(file.files[0]); file.value = ""; } });
     root.append(file);
@@ -83,6 +79,10 @@ function makeExplorer(root, host) {
     root.addEventListener("dragleave", () => root.classList.remove("drop"));
     root.addEventListener("drop", (e) => { e.preventDefault(); e.stopPropagation(); root.classList.remove("drop"); if (e.dataTransfer.files[0]) host.add(e.dataTransfer.files[0]); });
   }
+  const pages = make(gallery, "div", "pages");
+  button(pages, "‹", "Previous images", () => page(-GALLERY));
+  const strip = make(pages, "div", "thumbs");
+  button(pages, "›", "Next images", () => page(GALLERY));
   function goto(value) {
     const i = Number(value);
     if (value === "" || !Number.isInteger(i) || i < 0 || i >= host.count) { say(`There is no image ${value}; choose 0 to ${host.count - 1}.`, true); number_.value = S.image; return; }
@@ -246,7 +246,7 @@ function makeExplorer(root, host) {
     }
     for (const view of views) drawLarge(view);
     const alike = sides[0].raw && alikeness(sides[0].raw.filter((m, t) => m && main().tokens[t] >= 0));
-    about.textContent = `${main().title || main().name}, ${main().kind === "memory" ? `${main().all} memory tokens` : "no memory"}${alike === null ? "" : `: mean cosine of two tokens' maps ${alike.toFixed(2)}${alike > 0.95 ? ", they look alike here" : ""}`}`;
+    about.textContent = `${main().title || main().name}, ${main().kind === "memory" ? `${main().all} memory tokens` : "no memory"}${alike === null ? "" : `: mean cosine of the maps of two ${main().kind === "memory" ? "tokens" : "patches"} ${alike.toFixed(2)}${alike > 0.95 ? ", they look alike here" : ""}`}`;
     for (const update of Object.values(selects)) update();
     opacity.value = S.opacity;
     mark();
@@ -373,7 +373,7 @@ function makeExplorer(root, host) {
       if (score.adds) below.append(bars(`${prefix}Direct contribution of each token to the cosine`, score.adds, score.adds.map((_, m) => `token ${m}`), Math.max(1e-12, ...score.adds.map(Math.abs))));
       if (score.parts) below.append(bars(`${prefix}Parts of the cosine`, Object.values(score.parts), Object.keys(score.parts), Math.max(1e-12, ...Object.values(score.parts).map(Math.abs))));
     }
-    if (S.patch < 0) return void words.append(element("p", "Click a patch to see its attention to memory, and the attention of memory to it."));
+    if (S.patch < 0 || main().kind !== "memory") return void words.append(element("p", main().kind === "memory" ? "Click a patch to see its attention to memory, and the attention of memory to it." : ""));
     for (const side of shown.sides) {
       if (side.kind !== "memory" || !side.blocks[S.layer]) continue;
       const patch = movedPatch(S.patch, main().grid, side.grid), memory = [...side.tokens.keys()].filter((t) => side.tokens[t] >= 0), names = memory.map((t) => `token ${side.tokens[t]}`);
