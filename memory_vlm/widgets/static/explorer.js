@@ -205,6 +205,7 @@ function makeExplorer(root, host) {
   }
   function pin(token) { // a second click or key unpins
     const same = S.pin === token;
+    preview = null; // the mouse is over the pinned token, whose difference to itself says nothing
     set(same ? { pin: null, ...(S.show === "minus_pin" && { show: S.direction }) } : { pin: token, show: "minus_pin" });
   }
   function look(t) { preview = t; for (const view of views) drawLarge(view); } // the map of a token under the mouse
