@@ -361,7 +361,7 @@ def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:
         return 'the model has no text tower; `ablate(model, dl)` measures use by the class of the nearest image'
     try:
         batch = next(iter(loaded.valid_dl))
-        if not isinstance(batch, (tuple, list)) or len(batch) < 3: return 'the data has no captions'
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2: return 'the data has no captions'
         return ablate(loaded, num_images=num_images)
     except (UserError, ValueError) as e: return str(e)
 
@@ -387,7 +387,7 @@ def memory_report(
     if 'grid' in features: layout = replace(layout, grid=tuple(features['grid'][0].int().tolist()))
     rows, num = _image_rows(layout, features, untrained), len(features['contrast'])
     title = (f"{'Memory' if M else 'Patches'} of {loaded.name} on {num} images of "
-             f"{getattr(getattr(dl, 'source', None), 'name', 'unnamed')}")
+             f"{getattr(getattr(dl, 'source', None), 'name', 'the given data')}")
     if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(tower.blocks))}'
     if not M:
         note = 'This model has no memory tokens and no registers; rows and sentences that need them are left out.'
