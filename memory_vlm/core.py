@@ -90,14 +90,18 @@ def format_duration(
     unit, size = next(u for u in units if seconds < 100 * u[1] or u[0] == 'days')
     return f'{seconds / size:.2g} {unit}'
 
+def _counted(n:float, noun:str)->str:
+    "Format a number of things, such as '1 step' and '1,200 steps'."
+    return f"{n:{',' if isinstance(n, int) else '.3g'}} {noun}{'s' * (n != 1)}"
+
 # %% ../nbs/00_core.ipynb #f506a535
-def _to_json(value)->str:
+def _to_json(value, **layout)->str: # `layout`: of `json.dumps`, such as `indent`
     "Format plain values as JSON; `null` for numbers that are not finite."
     def plain(x):
         if isinstance(x, Mapping): return {k: plain(v) for k, v in x.items()}
         if isinstance(x, list | tuple): return [plain(v) for v in x]
         return None if isinstance(x, float) and not isfinite(x) else x
-    return json.dumps(plain(value), indent=1, allow_nan=False)
+    return json.dumps(plain(value), **dict(indent=1) | layout, allow_nan=False)
 
 # %% ../nbs/00_core.ipynb #733614f5
 def sample_rng(

@@ -175,8 +175,8 @@ class _ReportComparison:
         for name, report in others:
             given = [(len(r.features['contrast']), r.data) for r in (first, report)]
             if given[0] != given[1]:
-                raise UserError('a comparison needs the same images; got ' + ' and '.join(f'{n} of {d}' for n, d in given)
-                                + ': pass data')
+                raise UserError('a comparison needs the same images; got '
+                                + ' and '.join(f'{n} of {d}' for n, d in given) + ': pass data')
             values = _paired_values(report.layout, report.features, report.rows)
             for row, (metric, b) in own.items():
                 a, paired = values.get(row, (None, None))[1], dict(low=None, high=None, p=None)
@@ -207,9 +207,9 @@ class _ReportComparison:
                     f"{': ' * bool(rows)}{', '.join(rows)}.")
         tests = sum(d['p'] is not None for d in self.differences.values())
         return [*map(part, [n for n in self.reports if n != self.baseline]),
-                f"Differences are paired by image; * significant at 5 % after Holm's correction over {tests} differences, "
-                'while the intervals are not corrected. They hold for these weights: what training with another seed '
-                'changes, only several seeds show (`memory_vlm study`).']
+                f"Differences are paired by image; * significant at 5 % after Holm's correction over {tests} differences; "
+                'the intervals are not corrected. They hold for these weights: what training with another seed changes, '
+                'only several seeds show (`memory_vlm study`).']
 
     def to_dict(self)->dict: # Plain values, for JSON
         "Return the report of each model, the differences to the first and the sentences."
@@ -266,7 +266,7 @@ def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:
         return 'the model has no text tower; `ablate(model, dl)` measures use by the class of the nearest image'
     try:
         batch = next(iter(loaded.valid_dl))
-        if not isinstance(batch, (tuple, list)) or len(batch) < 3: return 'the data has no captions'
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2: return 'the data has no captions'
         return ablate(loaded, num_images=num_images)
     except (UserError, ValueError) as e: return str(e)
 
