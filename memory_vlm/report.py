@@ -207,9 +207,9 @@ class _ReportComparison:
                     f"{': ' * bool(rows)}{', '.join(rows)}.")
         tests = sum(d['p'] is not None for d in self.differences.values())
         return [*map(part, [n for n in self.reports if n != self.baseline]),
-                f"Differences are paired by image; * significant at 5 % after Holm's correction over {tests} differences; "
-                'the intervals are not corrected. They hold for these weights: what training with another seed changes, '
-                'only several seeds show (`memory_vlm study`).']
+                f"Differences are paired by image; * significant at 5 % after Holm's correction over {tests} "
+                'differences, while the intervals are not corrected. They hold for these weights: what training with '
+                'another seed changes, only several seeds show (`memory_vlm study`).']
 
     def to_dict(self)->dict: # Plain values, for JSON
         "Return the report of each model, the differences to the first and the sentences."
