@@ -58,7 +58,7 @@ def _usage_summary(rows:dict, use:Ablation|str)->str:
             f'them {attention.value:.2f} times as much as under uniform attention{untrained}. Use is not help: only '
             'training without memory shows whether it helps.')
 
-def _patches_summary(rows:dict)->str:
+def _patches_summary(rows:dict, num:int=_FEW_IMAGES)->str:
     "Return what the norms of the patches and the attention to them are like."
     rate, largest = rows['patch norms above 3 medians'], rows['largest patch norm']
     sink, value = rows['most attended patch'], rows['value of the most attended patch'].value
@@ -67,9 +67,10 @@ def _patches_summary(rows:dict)->str:
         f'at most {rate.value:.1%} (95 % CI {_ends(rate)}), in layers {have[0]} to {have[-1]}')
     kind = ('hardly adds anything (a no-op)' if value <= 0.2 else
             'is read by others (it broadcasts)' if value >= 0.5 else 'is small, but no no-op')
-    return (f'Outliers, patches with a norm above three medians: {where}; the largest norm is {largest.value:.1f} '
-            f'medians. The most attended patch gets {sink.value:.1f} times as much as under uniform attention, and its '
-            f'value, {value:.2f} of the median, {kind}.')
+    said = f'; its value, {value:.2f} of the median, {kind}' if sink.value >= 3 and num >= _FEW_IMAGES else ''
+    return (f'{_too_few(num) + " On these: o" if num < _FEW_IMAGES else "O"}utliers, patches with a norm above three '
+            f'medians: {where}; the largest norm is {largest.value:.1f} medians. The most attended patch gets '
+            f'{sink.value:.1f} times as much as under uniform attention{said}.')
 
 def _ends(row:_Row)->str: return 'unknown' if row.low is None else f'{row.low:.1%} to {row.high:.1%}'
 
@@ -300,7 +301,7 @@ def _report(loaded:LoadedModel, num_images:int, absolute_norm:float, ablation:Ab
     if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(tower.blocks))}'
     if not M:
         note = 'This model has no memory tokens and no registers; rows and sentences that need them are left out.'
-        sentences = [_patches_summary({r.name: r for r in rows}), note]
+        sentences = [_patches_summary({r.name: r for r in rows}, num), note]
         return MemoryReport(title, rows, sentences, features, layout=layout, data=data)
     rows += _stored_rows(model, twin, is_start=bool(cfg) and _starts_like_twin(cfg.model))
     by_name, use = {r.name: r for r in rows}, ablation or _measure_use(loaded, num_images)
