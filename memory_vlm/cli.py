@@ -23,7 +23,7 @@ from io import TextIOWrapper
 from .config import compose, config_dir, explain_arguments, hydra_overrides, register_schema
 from .core import Progress, UserError, _to_json, pick
 from .imports import import_code
-from .overrides import explain_keys, find_keys, split_imports, with_imports
+from .overrides import explain_keys, find_keys, split_imports, with_imports, with_resumed
 from .schema import schema_fields
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
@@ -36,8 +36,10 @@ _FIT_HELP = """Fit a memory-CLIP. Arguments set the configuration:
   group=name             model=tiny, model/memory=registers, data=scenes
   --config-name=NAME     configuration to start from: default, training or quickstart
   --import FILE          import code of your own, such as a memory mechanism; a Python file or a module, repeatable
-  -m                     run a sweep over comma-separated values
-  training.resume=auto   resume the newest unfinished run of this configuration
+  -m                     a run for every combination of comma-separated values, such as training.seed=0,1,2; job 3 is
+                         in runs/NAME-3/, NAME being training.logging.name. A table of all: memory_vlm study runs
+  training.resume=auto   resume the newest unfinished run of this configuration; a folder: that run, with its own
+                         configuration. A larger training.epochs extends a finished one
   --hydra-help           further options of Hydra
 
 Examples: memory_vlm fit --config-name=quickstart
@@ -45,7 +47,6 @@ Examples: memory_vlm fit --config-name=quickstart
 Exit status: 0 done, 1 failed, 2 configuration error, 130 or 143 stopped with a checkpoint."""
 
 _WAIT_FOR_MAIN = 30 # seconds; a launcher ends the other processes when rank 0 exits
-
 def _exit_with(error:Exception, status:int=2):
     "Print a line on standard error and end the process. With status 2, ranks above 0 let rank 0 report first."
     if status == 2 and os.environ.get('RANK', '0') != '0': time.sleep(_WAIT_FOR_MAIN)
@@ -93,7 +94,7 @@ def fit_main(
     from hydra.errors import HydraException
     words = sys.argv[1:] if words is None else list(words)
     if {'-h', '--help'} & set(words): return print(_FIT_HELP)
-    try: _check_flags(words := with_imports(*split_imports(words)))
+    try: _check_flags(words := with_resumed(with_imports(*split_imports(words))))
     except UserError as e: _exit_with(e)
     os.environ['HYDRA_FULL_ERROR'] = '1' # otherwise Hydra handles errors and exits by itself
     register_schema()
@@ -124,10 +125,8 @@ def _config_command(
     cfg = compose([w for w in words if w not in keys], config_name=config_name)
     facts = explain_keys(cfg, dict.fromkeys(k for w in keys for k in find_keys(w)))
     if not keys: return OmegaConf.to_container(cfg, resolve=True), OmegaConf.to_yaml(cfg, resolve=True).rstrip(), 0
-    def text(k, f):
-        return f"{k}={_to_json(f['value'])}\n    {f['help']}\n    {f['allowed']}; default {_to_json(f['default'])}"
-    return facts, '\n'.join(text(k, f) for k, f in facts.items()), 0
-
+    return facts, '\n'.join(f"{k}={_to_json(f['value'])}\n    {f['help']}\n    {f['allowed']}; default "
+                            f"{_to_json(f['default'])}" for k, f in facts.items()), 0
 
 # %% ../nbs/50_cli.ipynb #3f7a5fef
 @_answers
@@ -149,9 +148,8 @@ def _check_command(
     from memory_vlm.data.tokenizer import Tokenizer
     report = check(data, split, seconds, sheet, max_bad_fraction, Tokenizer(tokenizer, max_len),
                    image_key=image_key, caption_key=caption_key, image_dir=image_dir)
-    place = f'\nContact sheet: {sheet}' if sheet and report.sheet else ''
+    place = f'\nContact sheet: {sheet}' * bool(sheet and report.sheet)
     return report.to_dict(), f'{report}{place}', int(bool(report.problems))
-
 
 def _make_shards_command(
     source:str,             # Any value of training.data.train_path
@@ -176,7 +174,8 @@ def _make_shards_command(
 def _eval_command(
     models:Annotated[str, dict(nargs='+')], # Runs, checkpoints, or open_clip names such as ViT-B-32/TAG
     data:Annotated[str, dict(opt=False)],   # Images with captions, or a folder of images for each class
-    classes:str=None,       # YAML file of classes and templates, or 'imagenet', for folders of images per class
+    classes:str=None,       # .txt (a class per line) or YAML file of classes and templates, or 'imagenet'
+    templates:str=None,     # .txt with a prompt such as "a photo of a {}" per line, or imagenet, simple, photo, plain
     train:str=None,         # Training images for k-NN and a linear probe: one folder per class
     split:str='valid',      # 'valid', 'test' or 'train', where the data has splits
     image_key:str=None,     # Column of images in a table
@@ -187,43 +186,44 @@ def _eval_command(
     json:bool=False,        # Print JSON
 )->int:
     "Evaluate models on the same data, side by side"
+    from memory_vlm.evaluation.classification import read_prompts
     from memory_vlm.evaluation.compare import check_table_path, eval_models
     if out: check_table_path(out) # before hours of work
-    found = eval_models(models, data, classes, train, split, max_bad_fraction=max_bad_fraction,
+    prompts = read_prompts(classes, templates) if classes or templates else None
+    found = eval_models(models, data, prompts, train, split, max_bad_fraction=max_bad_fraction,
                         image_key=image_key, caption_key=caption_key, image_dir=image_dir)
     if out: found.save(out)
     return found.to_dict(), found, int(bool(found.not_opened))
 
-
 # %% ../nbs/50_cli.ipynb #e9f99a9a
 @_answers
 def _report_command(
-    model:str,              # A run, a checkpoint of one, or with --data a model such as vit_small_patch14_reg4_dinov2
+    model:Annotated[str, dict(nargs='+')], # Runs, or with --data models such as vit_small_patch14_reg4_dinov2
     data:str=None,          # Images, as for eval; None: the validation data of the run
     images:int=512,         # Images on which memory is measured
     split:str='valid',      # 'valid', 'test' or 'train', where the data has splits
     json:bool=False,        # Print JSON
 )->int:
-    "Write the HTML report of a run again, and print what its memory does"
+    "Write the HTML report of a run again, and print what its memory does; with several models only their comparison"
     from memory_vlm.evaluation.models import _open_with_data
-    from memory_vlm.report import memory_report
-    loaded = _open_with_data(model, data, split)
-    memory, about = memory_report(loaded, num_images=images), {}
-    text = str(memory)
-    if loaded.cfg is not None and data is None:
-        from memory_vlm.training.run_dir import find_run
-        from memory_vlm.viz.html import write_report_page
-        page = write_report_page(find_run(Path(model)), loaded)
-        about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
-        text += f'\n\nReport of {loaded.place.name}: {page}'
-    return about | dict(memory=memory.to_dict()), text, 0
-
+    from memory_vlm.report import _ReportComparison, memory_report
+    opened = {m: _open_with_data(m, data, split) for m in ([model] if isinstance(model, str) else model)}
+    reports = {name: memory_report(loaded, num_images=images) for name, loaded in opened.items()}
+    ((name, loaded), *others), (memory, *_) = opened.items(), reports.values()
+    if others: return (found := _ReportComparison(reports)).to_dict(), found, 0
+    if loaded.cfg is None or data is not None: return dict(memory=memory.to_dict()), memory, 0
+    from memory_vlm.training.run_dir import find_run
+    from memory_vlm.viz.html import write_report_page
+    page = write_report_page(find_run(Path(name)), loaded)
+    about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
+    return about | dict(memory=memory.to_dict()), f'{memory}\n\nReport of {loaded.place.name}: {page}', 0
 
 @_answers
 def _ablate_command(
     model:str,                # As for report
     data:str=None,            # Images with captions or classes, as for eval; None: the validation data of the run
     part:str='memory',        # 'memory' (tokens or registers), 'cls' or 'patches'
+    score:str=None,           # 'recall', 'nearest' or 'zero_shot' (needs classes); None: recall, without text nearest
     leave_one_out:bool=False, # Also ablate each token alone; the time is multiplied by the number of tokens
     seed:int=0,               # Seed of interventions and intervals
     split:str='valid',        # 'valid', 'test' or 'train', where the data has splits
@@ -232,9 +232,9 @@ def _ablate_command(
     "Measure whether a model uses its memory, by every kind of ablation"
     from memory_vlm.ablation import ablate
     from memory_vlm.evaluation.models import _open_with_data
-    found = ablate(_open_with_data(model, data, split), leave_one_out=leave_one_out, seed=seed, part=part)
+    found = ablate(_open_with_data(model, data, split), leave_one_out=leave_one_out, seed=seed, part=part,
+                   score=score)
     return found.to_dict(), found, 0
-
 
 # %% ../nbs/50_cli.ipynb #f3ac51d4
 @_answers
@@ -252,9 +252,9 @@ def _study_command(
     if out: check_table_path(out, TABLE_SUFFIXES) # before hours of work
     runs, baseline, metrics = _study_of(source, folder, baseline, own.get('imports', ()))
     table = study_table(runs, baseline, metrics)
-    facts = dict(runs=runs.to_dict('records'), table=table.to_dict('index'))
-    if out: save_table(table, out)
-    return facts, f'{table.to_string()}\n\n{_footnote(runs, baseline)}', 0
+    facts, note = dict(runs=runs.to_dict('records'), table=table.to_dict('index')), _footnote(runs, baseline)
+    if out: save_table(table, out, note)
+    return facts, f'{table.to_string()}\n\n{note}', 0
 
 # %% ../nbs/50_cli.ipynb #1f3f046c
 def _export_command(
@@ -275,31 +275,27 @@ def _export_command(
 def _search_command(
     model:str,              # A run, a checkpoint, or a pretrained model such as open_clip:ViT-B-32/TAG
     data:str,               # A folder of images, or any value of training.data.train_path
-    captions:Annotated[str, dict(nargs='*')], # Captions to search for; none: only build the index
+    captions:Annotated[str, dict(nargs='*')], # Captions to search for; none: only encode the images
     top:int=10,             # Images shown per caption
     index:str=None,         # Index file, created if missing; by default a file in the cache folder
     workers:int=None,       # Processes that decode images; by default one per core, at most 8
     json:bool=False,        # Print JSON
 )->int:
     "Find the images in a folder that match captions best"
-    import torch
+    from fastai.torch_core import default_device
     from memory_vlm.search import index_path, open_index, search
     from memory_vlm.training.run_dir import open_trained
-    clip = open_trained(model).model.to('cuda' if torch.cuda.is_available() else 'cpu')
-    workers, path = min(8, os.cpu_count() or 1) if workers is None else workers, index or index_path(model, data)
+    clip = open_trained(model).model.to(default_device())
+    workers, path = workers if workers is not None else min(8, os.cpu_count() or 1), index or index_path(model, data)
     with Progress('images') as bar: images = open_index(clip, data, path, num_workers=workers, progress=bar.update_to)
-    bad = int((~images.good).sum())
-    if bad: print(f'{bad:,} of {len(images):,} images cannot be read', file=sys.stderr)
-    def rows(caption):
-        return [dict(rank=r, cosine=c, path=p) for r, (c, p) in enumerate(search(clip, images, caption, top), 1)]
-    found = {caption: rows(caption) for caption in captions}
+    if bad := int((~images.good).sum()): print(f'{bad:,} of {len(images):,} images cannot be read', file=sys.stderr)
+    found = {caption: [dict(rank=r, cosine=c, path=p) for r, (c, p) in enumerate(search(clip, images, caption, top), 1)]
+             for caption in captions}
     lines = [] if captions else [f'{len(images):,} images of {data} are indexed in {path}; to search, add captions: '
                                  f'memory_vlm search {shlex.quote(model)} {shlex.quote(data)} "a red car"']
     for caption, best in found.items():
-        if len(found) > 1: lines.append(caption)
-        lines += [f"{b['rank']:3}  {b['cosine']:.3f}  {b['path']}" for b in best]
+        lines += [caption] * (len(found) > 1) + [f"{b['rank']:3}  {b['cosine']:.3f}  {b['path']}" for b in best]
     return dict(images=len(images), unreadable=bad, found=found), '\n'.join(lines), 0
-
 
 # %% ../nbs/50_cli.ipynb #2014443d
 @dataclass(frozen=True)
@@ -319,7 +315,7 @@ COMMANDS = {
                             'make-shards my/images my/shards'),
     'eval': _Command(_eval_command, 'Evaluate models on the same data, side by side',
                      'eval runs/a runs/b ViT-B-32/laion2b_s34b_b79k my/pairs.csv --out scores.md'),
-    'report': _Command(_report_command, 'Write the HTML report of a run, and print what its memory does',
+    'report': _Command(_report_command, 'Write the page of a run, and print what its memory does; compare models',
                        'report runs/quickstart'),
     'ablate': _Command(_ablate_command, 'Measure whether a model uses its memory', 'ablate runs/quickstart --json'),
     'study': _Command(_study_command, 'Compare variants over several seeds', 'study my_study.yaml --out table.md'),

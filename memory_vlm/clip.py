@@ -189,6 +189,19 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         return (layers | dict.fromkeys(self.matching(MEMORY_NAMES), 'memory')
                 | dict.fromkeys(self.matching(('visual.head.*', 'text.text_projection*', 'logit_*')), 'heads'))
 
+    def __repr__(self):
+        c, m, millions = self.cfg, self.cfg.memory, sum(p.numel() for p in self.parameters()) / 1e6
+        memory = (f'{m.num_memory_tokens} tokens, memory_init={m.memory_init}, memory_update={m.memory_update}, '
+                  f'memory_position={m.memory_position}, readout={m.readout}' if m.enabled else 'none')
+        return '\n  '.join([
+            f'{type(self).__name__} {c.name}, {millions:.3g} M parameters',
+            f'vision: images of {c.image_size} pixels, patches of {c.patch_size}, width {c.embed_dim}, depth '
+            f'{c.depth}, {c.num_heads} heads', f'memory: {memory}',
+            f'text: width {c.text.embed_dim}, depth {c.text.depth}, {c.text.num_heads} heads, at most {c.text.max_len} '
+            f'tokens, tokenizer {c.text.tokenizer}',
+            f'features: {c.proj_dim or c.embed_dim} values, loss {c.contrastive.loss_type}',
+            'modules: print(model.visual), print(model.text)'])
+
     def no_weight_decay(self)->set:
         "Return the names of the parameters without weight decay."
         towers = dict(visual=self.visual, text=self.text)

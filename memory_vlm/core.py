@@ -90,14 +90,18 @@ def format_duration(
     unit, size = next(u for u in units if seconds < 100 * u[1] or u[0] == 'days')
     return f'{seconds / size:.2g} {unit}'
 
+def _counted(n:float, noun:str)->str:
+    "Format a number of things, such as '1 step' and '1,200 steps'."
+    return f"{n:{',' if isinstance(n, int) else '.3g'}} {noun}{'s' * (n != 1)}"
+
 # %% ../nbs/00_core.ipynb #f506a535
-def _to_json(value)->str:
+def _to_json(value, **layout)->str: # `layout`: of `json.dumps`, such as `indent`
     "Format plain values as JSON; `null` for numbers that are not finite."
     def plain(x):
         if isinstance(x, Mapping): return {k: plain(v) for k, v in x.items()}
         if isinstance(x, list | tuple): return [plain(v) for v in x]
         return None if isinstance(x, float) and not isfinite(x) else x
-    return json.dumps(plain(value), indent=1, allow_nan=False)
+    return json.dumps(plain(value), **dict(indent=1) | layout, allow_nan=False)
 
 # %% ../nbs/00_core.ipynb #733614f5
 def sample_rng(
@@ -130,3 +134,11 @@ def random_stream(
         state = torch.default_generator.get_state().numpy().tobytes()
         torch.default_generator.manual_seed(int.from_bytes(sha256(state + name.encode()).digest()[:7]))
         yield
+
+# %% ../nbs/00_core.ipynb #9ac3f20a
+def _fork_random(
+    device:torch.device, # Where the model is, of any type
+):
+    "Return a context after which torch's generators, of the CPU and of `device`, are as they were before."
+    own = device.type not in ('cpu', 'meta')
+    return torch.random.fork_rng([device] if own else [], device_type=device.type if own else 'cuda')

@@ -177,6 +177,13 @@ class MemoryLearner(Learner):
         if self._share[0] is not dl: self._share = dl, dl.new(rank=rank(), world_size=world_size())
         return self._share[1]
 
+    def __repr__(self):
+        train, valid = (len(getattr(dl, 'source', dl.dataset)) for dl in self.dls)
+        found = ', '.join(f'{k} {v:.4g}' for k, v in self.evaluation.items() if k in ('step', *retrieval_names()))
+        return '\n  '.join([f'{type(self).__name__} of {train:,} images for training, {valid:,} for evaluation',
+                            f'{self.precision} on {self.dls.device}; last evaluation: {found or "none"}',
+                            *repr(self.model).split('\n  ')])
+
     @property
     def known_metrics(self)->list[str]: return [*retrieval_names(), *(n for m in self.class_metrics for n in m.names)]
     @property

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['help_texts', 'allowed_values', 'written_values', 'base_values', 'restore_references', 'changed_keys', 'find_keys',
-           'explain_keys', 'command_words', 'command_line', 'split_imports', 'with_imports']
+           'explain_keys', 'command_words', 'command_line', 'split_imports', 'with_imports', 'with_resumed']
 
 # %% ../nbs/04_overrides.ipynb #0a74b2b0
 import shlex
@@ -16,7 +16,10 @@ from .config import compose, config_dir
 from .core import UserError, suggest
 from .schema import Config, choice_values, schema_fields
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pathlib import Path
 from typing import Any
+from yaml import YAMLError
 
 # %% ../nbs/04_overrides.ipynb #99247843
 def help_texts(
@@ -191,3 +194,29 @@ def with_imports(
     if files and any(w.startswith('training.imports=') for w in words):
         raise UserError('give --import or training.imports, not both')
     return words + [f'training.imports={_to_hydra(files)}'] * bool(files)
+
+# %% ../nbs/04_overrides.ipynb #4a66a4fa
+_RESUME = 'training.resume='
+
+def _run_config(place:str)->DictConfig|None: # A run folder, a checkpoint of one, or the folder of all runs of a name
+    "Return the configuration of a run; None: there is none that can be read."
+    path = Path(place)
+    found = [f for f in (path, *path.parents[:2]) if (f/'config.yaml').is_file()] or sorted(
+        p.parent for p in path.glob('*/config.yaml'))[-1:]
+    try: return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(found[0]/'config.yaml')) if found else None
+    except (OmegaConfBaseException, YAMLError, ValueError): return None
+
+def with_resumed(
+    words:Iterable[str], # Arguments of `memory_vlm fit`
+)->list[str]:
+    "Put the arguments of the run that `training.resume=FOLDER` names before those that are given."
+    words = list(words)
+    place = next((w.removeprefix(_RESUME).strip('\'"') for w in words[::-1] if w.startswith(_RESUME)), 'auto')
+    cfg = None if place in ('auto', 'null', '') else _run_config(place)
+    if cfg is None or {'-m', '--multirun'} & {*words}: return words
+    start = next((w.partition('=')[2] for w in words if w.startswith('--config-name=')), None)
+    values = restore_references(cfg)
+    own = _shortest(written_values(values), start) if start else command_words(values)
+    def key(word): return word.lstrip('+~').partition('=')[0]
+    given = {key(w) for w in words}
+    return [w for w in own if key(w) not in given] + words

@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import time
-import torch
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from fastai.callback.core import Callback
 from io import BytesIO
 from math import ceil
 from .clip import MemoryCLIP
-from .core import UserError
+from .core import UserError, _counted, _fork_random
 from .distributed import LostRankError, broadcast_from_main, is_main, process_group, world_size
 from .imports import _imports_of, import_run
 from .learner import MemoryLearner, make_learner
@@ -74,10 +73,12 @@ def _describe_schedule(learn:MemoryLearner)->str:
     "Return the learning rate of a fit, as text."
     t, steps, of_epoch = learn.cfg.training, learn.steps_of(learn.cfg.training.epochs), len(learn.dls.train)
     kwargs = schedule_kwargs(t.scheduler_kwargs)
-    warmup = round(min(kwargs.get('warmup_epochs', 0) * of_epoch, steps / 3))
+    asked = kwargs.get('warmup_epochs', 0) * of_epoch
+    warmup, cut = round(min(asked, steps / 3)), ' (cut to a third of the run)' * (asked > steps / 3)
     end = '' if t.scheduler == 'constant' else f", {kwargs.get('min_lr', 0):g} at the end"
     scales = [f'{k}={t[k]:g}' for k in ('layer_decay', 'memory_lr_scale') if t[k] != 1]
-    rate = f'Learning rate {t.learning_rate:g} ({t.scheduler}), warm-up for {warmup:,} of {steps:,} steps{end}'
+    rate = (f'Learning rate {t.learning_rate:g} ({t.scheduler}), warm-up for {warmup:,} of '
+            f'{_counted(steps, "step")}{cut}{end}')
     return ', '.join([rate, *scales])
 
 def _describe_run(learn:MemoryLearner)->str:
@@ -88,12 +89,13 @@ def _describe_run(learn:MemoryLearner)->str:
     steps, pairs, ranks = learn.steps_of(t.epochs), t.batch_size * t.accumulate_grad_batches, world_size()
     shared = '' if ranks == 1 else f' on each of {ranks} ranks'
     start = f'\nStarts from the weights of {learn.cfg.model.pretrained}' * bool(learn.cfg.model.pretrained)
-    short = (f'\ntraining.epochs={t.epochs} ends the run after {steps:,} steps, before '
+    short = (f'\ntraining.epochs={t.epochs} ends the run after {_counted(steps, "step")}, before '
              f'training.max_steps={t.max_steps:,}; to reach it, use '
              f'training.epochs={ceil(t.max_steps / len(learn.dls.train))}' if (t.max_steps or 0) > steps else '')
     return (f'{learn.cfg.model.name}{kind}: {_describe_trained(learn.model)}{start}\n'
             f'{len(learn.dls.train.source):,} images for training, {len(learn.dls.valid.source):,} for evaluation; '
-            f'{steps:,} steps of {pairs} pairs{shared} in {learn.precision} on {learn.dls.device}\n'
+            f'{_counted(steps, "step")} of {_counted(pairs, "pair")}{shared} in {learn.precision} on '
+            f'{learn.dls.device}\n'
             f'{_describe_schedule(learn)}{short}')
 
 def _check_frozen_text(learn:MemoryLearner):
@@ -113,12 +115,28 @@ def _check_longer(learn:MemoryLearner, folder:Path):
     t, steps, ended = learn.cfg.training, learn.steps_of(learn.cfg.training.epochs), _last_step(folder)
     if steps > ended: return
     limit = f' and training.max_steps={t.max_steps}' if t.max_steps else ''
-    raise UserError(f"training.resume='{folder}': this run has finished after {ended:,} steps, and a fit with "
-                    f'training.epochs={t.epochs}{limit} ends after {steps:,}; to extend the run, set more')
+    done = f"training.resume='{folder}': this run has finished after {_counted(ended, 'step')}, and a fit with "
+    raise UserError(f'{done}training.epochs={t.epochs}{limit} ends after {steps:,}; to extend the run, set more')
 
 def _last_step(folder:Path)->int:
     "Return the last step that a run has logged; 0 without a log."
     return int(read_metrics(folder).step.max()) if (folder/'metrics.csv').exists() else 0
+
+def _record_schedule(folder:Path, step:int, t:DictConfig):
+    "Write the schedule of a resumed run into its configuration, and keep the one until this step."
+    place, aside, kept = (folder/n for n in ('config.yaml', '.config.yaml', f'config-until-step-{step}.yaml'))
+    if not kept.exists(): shutil.copyfile(place, kept)
+    own = dict(epochs=t.epochs, max_steps=t.max_steps, learning_rate=t.learning_rate)
+    aside.write_text(OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.load(place), dict(training=own))), encoding='utf-8')
+    aside.rename(place)
+
+def _change_rate(learn:MemoryLearner, folder:Path, resume:ResumeCallback|None)->list[str]:
+    "Record another learning rate of a resumed run; return it as text."
+    t, step = learn.cfg.training, resume.state['step'] if resume else 0
+    was = OmegaConf.load(folder/'config.yaml').training.learning_rate
+    if was == t.learning_rate: return []
+    _record_schedule(folder, step, t)
+    return [f'Learning rate {t.learning_rate:g} from step {step:,} on; it was {was:g}']
 
 def _extend_run(learn:MemoryLearner, folder:Path, resume:ResumeCallback|None)->str:
     "Make a finished run unfinished, with more steps; return what becomes of its learning rate, as text."
@@ -128,11 +146,7 @@ def _extend_run(learn:MemoryLearner, folder:Path, resume:ResumeCallback|None)->s
         raise UserError(f"training.resume='{folder}': the run ended at step {ended:,}, and its newest intact "
                         f'checkpoint is of step {step:,}, so it cannot be extended; to start a new run from its '
                         f'weights: model.pretrained={folder} training.resume=null')
-    place, aside, kept = (folder/n for n in ('config.yaml', '.config.yaml', f'config-until-step-{step}.yaml'))
-    if not kept.exists(): shutil.copyfile(place, kept)
-    longer = OmegaConf.merge(OmegaConf.load(place), dict(training=dict(epochs=t.epochs, max_steps=t.max_steps)))
-    aside.write_text(OmegaConf.to_yaml(longer), encoding='utf-8')
-    aside.rename(place) # before DONE is removed: after a kill in between, the same command works
+    _record_schedule(folder, step, t) # before DONE is removed: after a kill in between, the same command works
     (folder/'DONE').unlink()
     lr_at = make_schedule(t.scheduler, t.learning_rate, steps / len(learn.dls.train), notice=lambda _: None,
                           **schedule_kwargs(t.scheduler_kwargs))
@@ -168,7 +182,7 @@ class _MapsCallback(Callback):
         if is_probing(self.learn) or not fresh or time.perf_counter() - self.since < 100 * self.took: return
         start, self.drawn = time.perf_counter(), self.train_iter
         device = self.dls.device
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []): fig = memory_figures(self.learn)
+        with _fork_random(device): fig = memory_figures(self.learn)
         if fig:
             self.out.add_image(self.train_iter, 'memory/maps',
                                  np.asarray(Image.open(BytesIO(to_png(fig))).convert('RGB')))
@@ -191,7 +205,7 @@ def run_training(
     kept = lambda: f"the last good checkpoint is '{saver.newest}'" if saver.newest else 'there was no checkpoint yet'
     try:
         with learn.added_cbs(cbs): # a later fit of this learner must not write into the folder
-            learn.fit_schedule(t.scheduler, cbs=resume)
+            learn.fit_schedule(t.scheduler, cbs=resume, notice=lambda _: None) # `_describe_schedule` says it
             lost = broadcast_from_main(lambda: saver.lost)
     except DivergedError as e:
         raise DivergedError(f'{e}; {kept()}. A lower training.learning_rate or training.clip_grad, or a longer '
@@ -242,6 +256,7 @@ def _fit_in_group(cfg:DictConfig, metrics=())->Run:
         step = read_manifest(checkpoint)['step'] if checkpoint else 0 if run else None
         resume = ResumeCallback(checkpoint, learn) if checkpoint else None
         place = f'Run folder: {folder}' + (f', resumed after step {step}' if run else '')
+        if run: found[:0] = broadcast_from_main(_change_rate, learn, folder, resume)
         if finished:
             found.insert(0, broadcast_from_main(_extend_run, learn, folder, resume))
             resume.extend(learn.steps_of(cfg.training.epochs))
@@ -252,7 +267,7 @@ def _fit_in_group(cfg:DictConfig, metrics=())->Run:
         if is_main() and not (learn.interrupted or lost): (folder/'DONE').touch()
     if is_main() and (learn.interrupted or lost):
         kept = f"after step {read_manifest(newest)['step']}" if newest else 'from the beginning'
-        why = (f'Interrupted after {learn.train_iter} steps'
+        why = (f'Interrupted after {_counted(learn.train_iter, "step")}'
                if learn.interrupted else f'The weights of the last step, {learn.train_iter}, could not be saved')
         print(f'{why}. To resume {kept}, fit again with training.resume=auto (run folder: {folder})')
     metrics = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}

@@ -20,10 +20,11 @@ from .evaluation.compare import check_table_path
 from .evaluation.intervals import holm
 from .imports import import_run
 from .models.cost import model_cost
-from .overrides import command_words, with_imports
+from .overrides import command_words, find_keys, with_imports
 from .run import fit
 from .schema import Config, schema_fields
 from .training.callbacks import DivergedError
+from .training.checkpoint import better_values
 from .training.logging import read_metrics
 from .training.run_dir import config_differences
 from .viz.style import INK, SERIES, Plot, make_figure, sizable, style
@@ -70,6 +71,14 @@ def _names_in_studies(runs:Sequence[Path])->dict[Path, str]:
             found |= {r: shown for r in runs if r.parent == _run_place(folder, name, 0).parent}
     return found
 
+def _tuned_words(folder:Path)->dict:
+    "Return what was chosen for the variant of a run, as a column of the table; empty if nothing was."
+    study_folder, record = folder.parent.parent, folder.parent.parent/_RECORD
+    chosen = read_spec(record)['tuned'] if record.exists() else {}
+    mine = [words for name, words in chosen.items() if _run_place(study_folder, name, 0).parent == folder.parent]
+    short = [w.removeprefix('training.').removeprefix('scheduler_kwargs.') for words in mine[:1] for w in words]
+    return dict(tuned=', '.join(short)) if short else {}
+
 def collect(
     *folders:Path, # Run folders, or folders that hold some at any depth
 )->pd.DataFrame:   # A row per run
@@ -80,7 +89,7 @@ def collect(
                         f"{', '.join(map(str, folders)) or 'no folder'}")
     schema, given = OmegaConf.structured(Config), _names_in_studies(found) # an older run may lack a key
     names = _variant_names([OmegaConf.merge(schema, OmegaConf.load(f/'config.yaml')) for f in found])
-    runs = pd.DataFrame([dict(variant=given.get(f, n)) | _read_run(f) for n, f in zip(names, found)])
+    runs = pd.DataFrame([dict(variant=given.get(f, n)) | _read_run(f) | _tuned_words(f) for n, f in zip(names, found)])
     runs, order = runs.drop_duplicates(['variant', 'seed'], keep='last'), [*dict.fromkeys(given.values())]
     place = runs.variant.map(lambda v: order.index(v) if v in order else len(order)) # a study has an order of its own
     return runs.assign(place=place).sort_values('place', kind='stable').drop(columns='place').reset_index(drop=True)
@@ -159,6 +168,7 @@ def study_table(
         limits = pd.Series(_points(found.detectable, m), index=found.index).replace('nan', '')
         table[f'{m}, detectable'] = limits.reindex(table.index, fill_value='')
     steps = [f'{ms:,.0f} ms' if ms >= 100 else f'{ms:.3g} ms' if ms == ms else '' for ms in summary.step_ms]
+    if 'tuned' in runs: table['tuned'] = runs.groupby('variant', sort=False).tuned.first().fillna('')
     return table.assign(parameters=[f'{p / 1e6:.3g} M' for p in summary.params], step=steps)
 
 TABLE_SUFFIXES = '.md', '.tex', '.csv'
@@ -166,13 +176,14 @@ TABLE_SUFFIXES = '.md', '.tex', '.csv'
 def save_table(
     table:pd.DataFrame, # Such as `study_table` returns
     path:str|Path,      # Output file, .md, .tex or .csv
+    note:str='',        # Sentence below a Markdown table, and a comment above a LaTeX table
 )->Path:                # `path`
     "Write a table as Markdown, LaTeX or CSV. Raises `UserError` for another suffix or a file that cannot be written."
     path = check_table_path(path, TABLE_SUFFIXES)
     rows = [[table.index.name or '', *table.columns], ['---'] * (table.shape[1] + 1), *table.reset_index().to_numpy()]
     def markdown(row): return '| ' + ' | '.join(str(v).replace('|', r'\|') for v in row) + ' |\n'
-    write = {'.md': lambda: ''.join(map(markdown, rows)),
-             '.tex': lambda: table.to_latex(escape=True), '.csv': table.to_csv}
+    write = {'.md': lambda: ''.join(map(markdown, rows)) + f'\n{note}\n' * bool(note),
+             '.tex': lambda: f'% {note}\n' * bool(note) + table.to_latex(escape=True), '.csv': table.to_csv}
     path.write_text(write[path.suffix](), encoding='utf-8', errors='surrogateescape')
     return path
 
@@ -200,10 +211,12 @@ def study_plot(
 
 # %% ../nbs/41_study.ipynb #8e663950
 _METRICS = 'i2t/R@1', 't2i/R@1'
-_SPEC_KEYS = 'variants', 'seeds', 'base', 'config_name', 'baseline', 'metrics'
+_SPEC_KEYS = 'variants', 'seeds', 'base', 'config_name', 'baseline', 'metrics', 'tune', 'tuned'
 
 def read_spec(
-    path:str|Path, # YAML file with `variants`, and any of `seeds`, `base`, `config_name`, `baseline`, `metrics`
+    # YAML file with `variants`, and any of `seeds`, `base`, `config_name`, `baseline`, `metrics` and `tune`; in a
+    # folder of runs also `tuned`: the arguments that were chosen for each variant
+    path:str|Path,
 )->dict:           # The same keys
     "Read the description of a study. Raises `UserError` for a file that is none."
     try: spec = yaml.load(Path(path).read_text(encoding='utf-8'), yaml.BaseLoader) # texts only: `off` stays a name
@@ -220,9 +233,10 @@ def read_spec(
     metrics = words(spec.get('metrics', _METRICS))
     known = schema_fields()['training.checkpoint.monitor'].metadata['choices']
     for m in metrics: pick(known, m, f"'{path}': metrics")
+    lists = {key: {name: words(v) for name, v in (spec.get(key) or {}).items()} for key in ('tune', 'tuned')}
     return dict(variants={name: words(v) for name, v in spec['variants'].items()}, seeds=seeds,
                 base=words(spec.get('base', [])), config_name=spec.get('config_name', 'quickstart'), baseline=baseline,
-                metrics=metrics)
+                metrics=metrics, **lists)
 
 def _study_of(source:str, folder:Path=None, baseline:str=None, imports:Sequence=())->tuple:
     "Return runs, baseline and metrics of a study in a file, which is fitted, or of a folder with finished runs."
@@ -233,7 +247,7 @@ def _study_of(source:str, folder:Path=None, baseline:str=None, imports:Sequence=
     else:
         if baseline: pick(spec['variants'], baseline, '--baseline')
         runs = study(spec['variants'], spec['seeds'], with_imports(spec['base'], imports), spec['config_name'],
-                     folder or f'runs/{given.stem}', baseline or spec['baseline'], spec['metrics'])
+                     folder or f'runs/{given.stem}', baseline or spec['baseline'], spec['metrics'], spec['tune'])
     baseline = baseline or (spec['baseline'] if spec['baseline'] in [*runs.variant] else None)
     return runs, baseline, spec['metrics']
 
@@ -241,9 +255,14 @@ def _footnote(runs:pd.DataFrame, baseline:str|None)->str:
     "Return what the numbers of `study_table` are."
     several = bool(runs.groupby('variant').seed.nunique().max() > 1)
     means = 'Mean ± standard deviation over seeds' if several else 'One seed each: no spread, no interval, no p-value'
-    if baseline is None: return f'{means}. `--baseline NAME` adds differences; NAME: {", ".join(runs.variant.unique())}'
-    corrected = ", with intervals and p-values corrected for the number of comparisons (Holm's method)" * several
-    return f'{means}; differences from {baseline} are paired by seed{corrected}'
+    means += ', R@k in percent'
+    chosen = ('. Tuned: settings chosen for each variant on held-out training data, which no score here has seen'
+              if 'tuned' in runs else '')
+    names = ', '.join(runs.variant.unique())
+    if baseline is None: return f'{means}{chosen}. `--baseline NAME` adds differences; NAME: {names}'
+    corrected = (", with 95 % CIs and p-values corrected for the number of comparisons (Holm's method); detectable: "
+                 'the true difference that such seeds find in 4 of 5 studies') * several
+    return f'{means}; differences from {baseline} are paired by seed{corrected}{chosen}'
 
 
 # %% ../nbs/41_study.ipynb #8c4221f4
@@ -255,11 +274,12 @@ def _grid(values:Mapping[str, Sequence])->dict[str, list[str]]:
 def _record_study(folder:Path, spec:dict, baseline:str=None, metrics:Sequence[str]=None):
     "Write what a study is into its folder, together with what it had before."
     path = Path(folder)/_RECORD
-    before = read_spec(path) if path.exists() else dict(variants={}, seeds=[], baseline=None, metrics=[])
+    before = read_spec(path) if path.exists() else dict(variants={}, seeds=[], baseline=None, metrics=[], tuned={})
     words = lambda values: [str(v) for v in values]
     spec = spec | dict(variants=before['variants'] | {n: words(v) for n, v in spec['variants'].items()},
                        seeds=sorted({*before['seeds'], *map(int, spec['seeds'])}), base=words(spec['base']),
-                       baseline=baseline or before['baseline'], metrics=words(metrics or before['metrics']))
+                       baseline=baseline or before['baseline'], metrics=words(metrics or before['metrics']),
+                       tuned=before['tuned'] | spec['tuned'])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump({k: v for k, v in spec.items() if v or k == 'base'}, sort_keys=False,
                                    allow_unicode=True), encoding='utf-8', errors='surrogateescape')
@@ -274,6 +294,35 @@ def _is_finished(cfg)->bool:
                         f"folder, or the variant another name")
     return True
 
+# %% ../nbs/41_study.ipynb #1b634735
+_VALIDATION = 'training.data.val_path='
+
+def _tune_key(name:str)->str:
+    "Return the key of a value to choose, given its last part. Raises `UserError` unless there is exactly one."
+    if name in ('warmup_epochs', 'min_lr'): return f'training.scheduler_kwargs.{name}'
+    found = find_keys(name)
+    if len(found) == 1: return found[0]
+    raise UserError(f"tune: '{name}' is not one key but {len(found)}; give one of: {', '.join(found)}")
+
+def _tune(variants:Mapping, seeds:Sequence, base:Sequence, config_name:str, folder:Path, metrics:Sequence,
+        tune:Mapping)->dict:
+    "Return the arguments that suit each variant best, by the mean of the metrics on held-out training data."
+    for name, words in variants.items():
+        if not compose([*base, *words], config_name=config_name).training.data.val_path:
+            raise UserError(f'tune holds out a part of the training data, and the scores of {name} come from such a '
+                            f'part too; set {_VALIDATION} to other data')
+    settings = _grid({_tune_key(k): v for k, v in tune.items()})
+    tries = {f'{name}, {shown}': (name, words) for name in variants for shown, words in settings.items()}
+    def own(words): return [w for w in words if not w.startswith(_VALIDATION)]
+    runs = study({shown: [*own(variants[name]), *words, _VALIDATION] for shown, (name, words) in tries.items()},
+                 [max(map(int, seeds)) + 1], own(base), config_name, f'{folder}-tuning', metrics=metrics)
+    signs = {m: -1 if better_values(m) == 'min' else 1 for m in metrics}
+    score = {shown: sum(sign * s[m] for m, sign in signs.items()) for shown, s in runs.set_index('variant').iterrows()}
+    best = {name: max((s for s in score if tries[s][0] == name), key=score.get, default=None) for name in variants}
+    for name, chosen in best.items():
+        if chosen is None: raise UserError(f'tune: no fit of {name} has finished')
+    return {name: tries[chosen][1] for name, chosen in best.items()}
+
 # %% ../nbs/41_study.ipynb #e1b7b49b
 def study(
     variants:Mapping[str, Sequence[str]], # Overrides by name, such as {'none': ['model/memory=off']}; see also `_grid`
@@ -283,12 +332,16 @@ def study(
     folder:Path='runs/study',             # Folder of the runs
     baseline:str=None,                    # Variant that the others are compared with, when the folder is read again
     metrics:Sequence[str]=None,           # Metrics of the table, when the folder is read again
+    # Values to choose from for each variant, such as dict(learning_rate=[1e-3, 2e-3], warmup_epochs=[0.5, 1.5]), by
+    # fits in FOLDER-tuning that are evaluated on a held-out part of the training data
+    tune:Mapping[str, Sequence]=None,
 )->pd.DataFrame:                          # As `collect` gives it, with the names of `variants`
     "Train every variant with every seed, except finished runs. Raises `UserError` before the first fit."
     if not variants or not len(seeds): raise UserError('a study needs at least one variant and one seed')
     if baseline is not None: pick(variants, baseline, 'baseline')
-    plan = {(name, seed): compose([*base, *words, f'training.seed={seed}'], config_name=config_name)
-            for seed in seeds for name, words in variants.items()}
+    tuned = _tune(variants, seeds, base, config_name, folder, metrics or _METRICS, tune) if tune else {}
+    plan = {(name, seed): compose([*base, *words, *tuned.get(name, ()), f'training.seed={seed}'],
+                                  config_name=config_name) for seed in seeds for name, words in variants.items()}
     for (name, seed), cfg in plan.items():
         cfg.training.run_dir = str(place := _run_place(folder, name, seed))
         cfg.training.resume = 'auto' if (place/'config.yaml').exists() else None
@@ -296,7 +349,8 @@ def study(
         raise UserError(f"two runs would share a folder; names must differ in letters or digits, seeds from each "
                         f"other: {', '.join(variants)}; {list(seeds)}")
     todo = {key: cfg for key, cfg in plan.items() if not _is_finished(cfg)}
-    _record_study(folder, dict(variants=variants, seeds=seeds, base=base, config_name=config_name), baseline, metrics)
+    spec = dict(variants=variants, seeds=seeds, base=base, config_name=config_name, tuned=tuned)
+    _record_study(folder, spec, baseline, metrics)
     start = time.perf_counter()
     for i, ((name, seed), cfg) in enumerate(todo.items(), 1):
         left = (time.perf_counter() - start) / max(i - 1, 1) * (len(todo) - i + 1)
@@ -306,8 +360,8 @@ def study(
         except DivergedError as e: print(f'Left out of the table: {e}')
         else:
             if run.interrupted: raise KeyboardInterrupt(f'run {i} of {len(todo)}; call study again to resume')
-    rows = [dict(variant=name) | _read_run(Path(c.training.run_dir)) for (name, _), c in plan.items()
-            if _is_finished(c)]
+    done = [(name, Path(c.training.run_dir)) for (name, _), c in plan.items() if _is_finished(c)]
+    rows = [dict(variant=name) | _read_run(place) | _tuned_words(place) for name, place in done]
     if not rows: raise UserError('no run has finished, so there is no table')
     order = list(variants)
     return pd.DataFrame(rows).sort_values('variant', key=lambda v: v.map(order.index), kind='stable', ignore_index=True)

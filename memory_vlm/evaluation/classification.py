@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 import yaml
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ..core import UserError, pick
 from .retrieval import rank_of_best
 from .validation import with_queries
@@ -52,12 +52,24 @@ def _read_templates(given, where:str)->Sequence:
     if not given: raise UserError(f'{where}: templates is empty; give at least one text with one {{}}')
     return tuple(given)
 
+def _templates_of(given:str|Path)->Sequence:
+    "Return the templates of a set of `TEMPLATES`, or of a file with one per line."
+    if Path(given).suffix != '.txt': return _read_templates(str(given), 'the templates')
+    try: lines = Path(given).read_text(encoding='utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as e: raise UserError(f"'{given}' cannot be read as text: {e}") from e
+    return _read_templates([line.strip() for line in lines if line.strip()], f"'{given}'")
+
 def read_prompts(
     # A YAML file with `classes`, and with `templates` unless they are ImageNet's; a .txt with one class per line; or
     # 'imagenet'
-    path:str|Path,
-)->Prompts:
+    path:str|Path|None,
+    # A set of `TEMPLATES` or a .txt file with a text with one {} per line, in place of those of the file; None: the
+    # file's
+    templates:str|Path|None=None,
+)->Prompts: # Without classes if `path` is None
     "Read classes and prompts from a file. Raises `UserError` for missing, unknown or malformed entries."
+    if templates is not None: return replace(read_prompts(path), templates=_templates_of(templates))
+    if path is None: return Prompts([])
     if str(path) == 'imagenet': return Prompts(list(IMAGENET_CLASSNAMES), folders=ImageNetInfo().label_names())
     is_list = Path(path).suffix == '.txt'
     try:

@@ -13,6 +13,7 @@ import torch
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from fastai.torch_core import default_device
 from importlib.metadata import version
 from ..attention import find_clip
 from ..clip import MemoryCLIP
@@ -32,7 +33,7 @@ from memory_vlm.evaluation.classification import (
 )
 from .intervals import caption_groups, change_interval, group_sums, ratio_values, share_interval
 from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
-from .retrieval import chance_recall, retrieval_ranks
+from .retrieval import _have_several_captions, _rankings, chance_recall, retrieval_ranks
 from .validation import _encode_images, _mean_vector, encode
 from ..interp.features import memory_features
 from ..training.run_dir import LoadedModel, as_model
@@ -72,7 +73,14 @@ def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, captions:Tensor
     chance, units = chance_recall(owner, ks, captions), dict(i2t=None, t2i=caption_groups(owner, captions)[owner])
     ranks = dict(zip(units, retrieval_ranks(images, texts, owner, captions=captions)))
     def score(way, k): return _make_score(ranks[way] < k, chance[f'{way}/R@{k}'], units[way])
-    return {f'{way}/R@{k}': score(way, k) for way in units for k in ks}
+    scores = {f'{way}/R@{k}': score(way, k) for way in units for k in ks}
+    if not _have_several_captions(owner, captions): return scores
+    each = torch.arange(len(owner))
+    known, number = (each if captions is None else captions).unique(return_inverse=True)
+    first = torch.full_like(known, len(owner)).scatter_reduce_(0, number, each, 'amin')
+    units['t2i'] = units['t2i'][first] # a query for each different caption
+    ranked = _rankings(images, texts, owner, (10,), captions=captions)
+    return scores | {k: _make_score(v, None, units[k[:3]]) for k, v in ranked.items() if '/recall' not in k}
 
 def _zero_shot_scores(model:EvalModel, prompts:Prompts, images:Tensor, labels:Tensor)->dict[str, _Score]:
     "Return the share of images for which a right class ranks among the first."
@@ -108,6 +116,9 @@ def check_table_path(
     except OSError as e: raise UserError(f"'{path}' cannot be written: {e.strerror}") from e
     if os.access(path if path.exists() else path.parent, os.W_OK): return path
     raise UserError(f"'{path}' cannot be written: it is read-only")
+
+_RANKED = (' mAP: average precision over all right captions or images; nDCG@10: the order of the first ten; R@k: any '
+           'right one among the first k.')
 
 @dataclass
 class Comparison:
@@ -150,7 +161,8 @@ class Comparison:
         over = 'images, of t2i over caption groups' if 'caption_groups' in about else 'images'
         table = '\n'.join(f"| {' | '.join(r)} |" for r in rows)
         missing = ''.join(f'\n\nNot opened: {name}: {why}' for name, why in self.not_opened.items())
-        return f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.\n\n{table}{missing}'
+        ranked = _RANKED if any('i2t/mAP' in scores for scores in self.scores.values()) else ''
+        return f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.{ranked}\n\n{table}{missing}'
     _repr_markdown_ = __repr__ = __str__
 
     def save(
@@ -206,7 +218,7 @@ def _objects_in_caption(source)->Tensor:
 
 def _open_class_folder(path:str|Path, prompts:Prompts|None)->LabeledSource:
     "Open folders of images per class, in the classes of the prompts."
-    return LabeledSource(path, prompts and prompts.names)
+    return LabeledSource(path, prompts and prompts.names or None)
 
 def _labeled_features(model:EvalModel, source:LabeledSource, how:tuple)->tuple[Tensor, Tensor]:
     "Return features and labels of images."
@@ -216,6 +228,7 @@ def _labeled_features(model:EvalModel, source:LabeledSource, how:tuple)->tuple[T
 def _object_names(source, prompts:Prompts|None)->Prompts:
     "Return the prompts for the objects of a source."
     if prompts is None: return Prompts(source.names, TEMPLATES['plain'])
+    if not prompts.classes: return replace(prompts, classes=source.names)
     check_class_names(source.name, source.names, prompts.names)
     return Prompts([prompts.names[n] for n in source.names], prompts.templates)
 
@@ -262,7 +275,7 @@ def eval_models(
     if train_images and train_images.classes != labeled.classes:
         different = sorted(set(train_images.classes) ^ set(labeled.classes))[:5]
         raise UserError(f"'{train}' and '{data}' have different classes: {different}")
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = device or default_device()
     found, counts, seen, missing = {}, (0, 0), [], {}
     how = batch_size, num_workers, max_bad_fraction
     for name in names:

@@ -109,8 +109,8 @@ def retrieval_metrics(
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #9e38d99e
 def _ranking_of(score:Callable, queries:Tensor, targets:Tensor, right:Tensor, ks:Sequence[int], chunk:int)->dict:
-    "Return the mean metrics of queries whose right targets are marked (Q,T)."
-    totals, T, num = Counter(), right.shape[1], right.sum(1)
+    "Return the metrics of queries whose right targets are marked (Q,T): float64 (Q,) by name."
+    found, T, num = {}, right.shape[1], right.sum(1)
     discount = 1 / torch.arange(2, T + 2, device=right.device).log2()
     for q, r, n in zip(queries.split(chunk), right.split(chunk), num.split(chunk)):
         s = score(q, targets)
@@ -119,12 +119,35 @@ def _ranking_of(score:Callable, queries:Tensor, targets:Tensor, right:Tensor, ks
         order = wrong_first.gather(1, s.gather(1, wrong_first).argsort(dim=1, descending=True, stable=True))
         hit = r.gather(1, order).double()
         precision = hit.cumsum(1) / torch.arange(1, T + 1, device=hit.device)
-        totals['mAP'] += ((precision * hit).sum(1) / n).sum().item()
+        found.setdefault('mAP', []).append((precision * hit).sum(1) / n)
         for k in ks:
             best, most = hit[:, :k], n.clamp(max=k)
-            totals[f'recall@{k}'] += (best.sum(1) / most).sum().item()
-            totals[f'nDCG@{k}'] += ((best * discount[:k]).sum(1) / discount.cumsum(0)[most - 1]).sum().item()
-    return {name: total / len(queries) for name, total in totals.items()}
+            found.setdefault(f'recall@{k}', []).append(best.sum(1) / most)
+            found.setdefault(f'nDCG@{k}', []).append((best * discount[:k]).sum(1) / discount.cumsum(0)[most - 1])
+    return {name: torch.cat(values) for name, values in found.items()}
+
+def _rankings(
+    image_features:Tensor, text_features:Tensor, image_index:Tensor, ks:Sequence[int]=(5, 10), chunk:int=1024,
+    captions:Tensor=None,
+)->dict[str, Tensor]: # Of each image (N,) and, for `t2i`, of each different caption in the order of their numbers
+    "Return what `ranking_metrics` takes the mean of."
+    known = torch.arange(len(image_index), device=image_index.device) if captions is None else captions
+    caption, group = known.unique(return_inverse=True)
+    place = torch.arange(len(group), device=group.device)
+    texts = text_features[torch.full_like(caption, len(group)).scatter_reduce_(0, group, place, 'amin')]
+    right = torch.zeros(len(image_features), len(caption), dtype=torch.bool, device=group.device)
+    right[image_index, group] = True
+    return {f'{way}/{name}': values for way, score, queries, targets, true in
+            (('i2t', similarity, image_features, texts, right), ('t2i', _score_texts, texts, image_features, right.T))
+            for name, values in _ranking_of(score, queries, targets, true, ks, chunk).items()}
+
+def _have_several_captions(
+    image_index:Tensor,   # Image that each text describes, int64 (C,)
+    captions:Tensor=None, # Number of each caption, equal for equal captions; None: all are different
+)->bool:
+    "Return whether an image has captions that differ, so that a query has several right targets."
+    number = torch.arange(len(image_index), device=image_index.device) if captions is None else captions
+    return bool((torch.stack([image_index, number]).unique(dim=1)[0].bincount() > 1).any())
 
 def ranking_metrics(
     image_features:Tensor,        # L2-normalized, float32 (N, D), or several vectors (N, K, D)
@@ -138,15 +161,8 @@ def ranking_metrics(
 
     `recall@k` is the share of the right targets, at most k, among the first k (R@k asks for one of them). Ties count
     against right targets."""
-    known = torch.arange(len(image_index), device=image_index.device) if captions is None else captions
-    caption, group = known.unique(return_inverse=True)
-    place = torch.arange(len(group), device=group.device)
-    texts = text_features[torch.full_like(caption, len(group)).scatter_reduce_(0, group, place, 'amin')]
-    right = torch.zeros(len(image_features), len(caption), dtype=torch.bool, device=group.device)
-    right[image_index, group] = True
-    return {f'{way}/{name}': value for way, score, queries, targets, true in
-            (('i2t', similarity, image_features, texts, right), ('t2i', _score_texts, texts, image_features, right.T))
-            for name, value in _ranking_of(score, queries, targets, true, ks, chunk).items()}
+    found = _rankings(image_features, text_features, image_index, ks, chunk, captions)
+    return {name: values.mean().item() for name, values in found.items()}
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #663d0850
 def chance_recall(

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
-from ..core import UserError, pick
+from ..core import UserError, _fork_random, pick
 from ..distributed import gather_objects
-from .retrieval import retrieval_metrics
+from .retrieval import _have_several_captions, ranking_metrics, retrieval_metrics
 from ..loss import LOSSES
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ def evaluation_mode(
     modes = {m: m.training for m in model.modules()}
     device = next(model.parameters()).device
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []), torch.no_grad():
+    with _fork_random(device), torch.no_grad():
         try: yield model.eval()
         finally:
             for m, mode in modes.items(): m.training = mode
@@ -165,6 +165,8 @@ def _validation_loss(image_features:Tensor, text_features:Tensor, image_index:Te
     return torch.stack(losses).sum().item()
 
 # %% ../../nbs/evaluation/04_validation.ipynb #e7d766b2
+_MOST_RANKED = 2e7 # pairs of an image and a caption, above which mAP and nDCG would take longer than the encoding
+
 def score(
     model:nn.Module,            # With `logit_scale`, and perhaps `logit_bias`
     image_features:Tensor,      # As from `encode` (N, D)
@@ -172,12 +174,16 @@ def score(
     image_index:Tensor,         # int64 (C,)
     captions:Tensor=None,       # int64 (C,); None: all are different
     ks:Sequence[int]=(1, 5, 10),# Rank cut-offs (count)
-)->dict[str, float]:            # `val_loss`, `i2t/R@k`, `t2i/R@k`
+)->dict[str, float]:            # `val_loss`, `i2t/R@k`, `t2i/R@k`; for images with several captions `mAP`, `nDCG@10`
     "Compute the validation loss and retrieval metrics of encoded pairs."
     bias = getattr(model, 'logit_bias', None)
     learned = model.logit_scale.detach().float().exp().cpu(), None if bias is None else bias.detach().float().cpu()
-    return dict(val_loss=_validation_loss(image_features, text_features, image_index, *learned, captions),
-                **retrieval_metrics(image_features, text_features, image_index, ks, captions=captions))
+    found = dict(val_loss=_validation_loss(image_features, text_features, image_index, *learned, captions),
+                 **retrieval_metrics(image_features, text_features, image_index, ks, captions=captions))
+    pairs = len(image_features) * len(text_features)
+    if pairs > _MOST_RANKED or not _have_several_captions(image_index, captions): return found
+    ranked = ranking_metrics(image_features, text_features, image_index, (10,), captions=captions)
+    return found | {k: v for k, v in ranked.items() if '/recall' not in k}
 
 # %% ../../nbs/evaluation/04_validation.ipynb #643d9667
 def evaluate(

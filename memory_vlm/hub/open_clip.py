@@ -16,6 +16,7 @@ from ..data.tokenizer import text_tokenizer
 from ..data.transforms import Preprocessing
 from ..models.registry import vit_name
 from ..vision import MemoryViT, vit_arguments
+from omegaconf import OmegaConf
 from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
@@ -78,7 +79,11 @@ def _open_clip_config(cfg)->dict:
                  vision_cfg=_vision_config(cfg), text_cfg=_text_config(cfg.text))
     if cfg.contrastive.loss_type == 'siglip': model['init_logit_bias'] = -10.
     images = dict(size=cfg.image_size, mean=list(cfg.mean), std=list(cfg.std), **vars(Preprocessing.of(cfg)))
-    return dict(model_cfg=model, preprocess_cfg=images)
+    m = cfg.memory # `MemoryCLIP.from_pretrained` reads the rest; open_clip keeps no second head and no query
+    lost = m.enabled and (m.memory_position == 'kv_protected' or m.readout == 'caption')
+    whole = _unsupported_by_open_clip(cfg) and not lost
+    own = dict(memory_vlm=OmegaConf.to_container(cfg, resolve=True)) if whole else {}
+    return dict(model_cfg=model, preprocess_cfg=images, **own)
 
 # %% ../../nbs/hub/01_open_clip.ipynb #b3883d40
 _RENAMED = {

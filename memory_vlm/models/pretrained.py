@@ -205,11 +205,29 @@ def _resize_memory_clip(weights:dict, model:nn.Module)->dict:
     rest = {k: v for k, v in weights.items() if not k.startswith('visual.')}
     return rest | {f'visual.{k}': v for k, v in visual.items()}
 
+def _exported_spec(place:str, found:dict)->PretrainedSpec|None: # `found`: of open_clip_config.json
+    """Return the spec of a model with memory that `save_open_clip` wrote; None: of another model. Raises `UserError` if
+    open_clip could not keep all of it."""
+    tower = found['model_cfg']['vision_cfg'].get('timm_model_name') or ''
+    if 'memory_vlm' not in found and not tower.startswith('memory_vit'): return None
+    if 'memory_vlm' not in found:
+        raise UserError(f"'{place}' was exported for open_clip and lacks what MemoryCLIP needs; open the run itself, "
+                        "or export it with --to hub. open_clip opens it after `import memory_vlm.vision`: "
+                        f"open_clip.create_model_and_transforms('local-dir:{place}')")
+    def weights(): return _read_weights(_fetch_file(place, 'open_clip_model.safetensors'))
+    def rename(weights, model):
+        names = {k: k.replace('visual.trunk.', 'visual.').replace('visual.head.proj.', 'visual.head.') for k in weights}
+        mine = {new: weights[old] for old, new in names.items()}
+        if model.cfg.proj == 'linear': mine.pop('visual.head.bias', None) # zeros, which timm's head needs
+        return _resize_memory_clip(mine, model)
+    return PretrainedSpec(place, {k: v for k, v in found['memory_vlm'].items() if k != 'pretrained'}, weights, rename)
+
 @pretrained_source('hf-hub')
 def _repository_spec(place:str)->PretrainedSpec:
     "Return the spec of a model in a folder or a repository."
     if path := _fetch_file(place, 'open_clip_config.json'):
         found, name = json.loads(path.read_text(encoding='utf-8')), Path(place).name
+        if own := _exported_spec(place, found): return own
         names = ('open_clip_model', 'open_clip_pytorch_model', 'model', 'pytorch_model')
         files = [f'{n}.{end}' for end in ('safetensors', 'bin') for n in names]
         cfg = clip_config(name, found['model_cfg'], found.get('preprocess_cfg', {}))

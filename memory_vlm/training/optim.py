@@ -12,7 +12,7 @@ from collections.abc import Callable
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
 from fastai.optimizer import OptimWrapper, detuplify_pg, set_item_pg
 from ..clip import MEMORY_NAMES, MemoryCLIP
-from ..core import UserError, pick, suggest
+from ..core import UserError, _counted, pick, suggest
 from ..schema import default_value, schema_fields
 from numbers import Number
 from omegaconf import DictConfig, OmegaConf
@@ -175,7 +175,7 @@ def make_schedule(
     longest = epochs / 3
     if warmup_epochs > longest:
         notice(f'A warm-up of {warmup_epochs:g} epochs is more than a third of the run; '
-               f'shortened to {longest:.3g} epochs')
+               f'shortened to {_counted(longest, "epoch")}')
     return schedule(lr, min(warmup_epochs, longest) / epochs, min_lr)
 
 # %% ../../nbs/training/01_optim.ipynb #6e73041c

@@ -114,6 +114,7 @@ _DATA_KEYS = 'num_workers', 'prefetch_factor', 'pin_memory', 'persistent_workers
 _RESUMABLE_KEYS = ('training.resume', 'training.run_dir', 'training.preflight', 'training.logging.', 'project.',
                    *(f'training.data.{k}' for k in _DATA_KEYS)) # Keys, or their beginnings, that change no step
 _SCHEDULE_KEYS = {'training.epochs', 'training.max_steps'} # Keys that determine the schedule of the learning rate
+_RATE_KEYS = {'training.learning_rate'} # Keys that may differ if `training.resume` names the run
 
 def _compared_settings(cfg:DictConfig)->dict:
     "Return the keys that determine the steps of a run, with their values."
@@ -128,6 +129,7 @@ def config_differences(
     "Return the keys in which a configuration differs from that of a run."
     here, there = _compared_settings(cfg), _compared_settings(OmegaConf.load(folder/'config.yaml'))
     if not here['training.imports']: here.pop('training.imports') # a resumed run brings its own code
+    if (how := 'transparency') not in there['model.vit_kwargs']: here['model.vit_kwargs'].pop(how, None) # an older run
     return {k: (there[k], here[k]) for k in here if there[k] != here[k]}
 
 def _describe_differences(found:dict, most:int=3)->str:
@@ -187,8 +189,8 @@ def choose_run(
     if asked is None: return None
     if asked != 'auto' or place and _is_unfinished(place):
         run = place if asked == 'auto' else _read_run_dir(Path(asked))
-        found = config_differences(cfg, run).keys()
-        if found - (_SCHEDULE_KEYS if (run/'DONE').exists() else ()): _raise_config_mismatch(cfg, run)
+        may_differ = set() if asked == 'auto' else _RATE_KEYS | (_SCHEDULE_KEYS if (run/'DONE').exists() else set())
+        if config_differences(cfg, run).keys() - may_differ: _raise_config_mismatch(cfg, run)
         return run # `run_lock` raises if another process trains it
     runs = [] if place else _unfinished_runs(cfg)
     same = [r for r in runs if not config_differences(cfg, r)]
@@ -231,8 +233,7 @@ class LoadedModel:
 
     @cached_property
     def valid_dl(self)->PairLoader:
-        ("Return the evaluation loader. Raises `UserError` without a configuration, or if its validation data is "
-         "missing.")
+        "Return the evaluation loader. Raises `UserError` without a configuration or if its validation data is missing."
         if self.loader is not None: return self.loader
         if self.cfg is not None: return _make_valid_dl(self.cfg)
         raise UserError(f"{self.place or 'This model'} is not part of a run, so its evaluation data is unknown; pass "
@@ -395,6 +396,5 @@ def as_model(
         found = LoadedModel(x.model, cfg=getattr(x, 'cfg', None), metrics=getattr(x, 'evaluation', {}), epochs=epochs,
                             resets=resets and resets.history, loader=getattr(dls, 'valid', None))
     else:
-        raise UserError(f'{type(x).__name__} is not a model; give a run folder, a Learner, the result of fit, or a '
-                        f'model')
+        raise UserError(f'{type(x).__name__} is not a model; give a run folder, a Learner, a model, or what fit gives')
     return found if dl is None else replace(found, loader=dl)

@@ -8,11 +8,11 @@ __all__ = ['image_url', 'widget_page', 'image_data', 'maps_page']
 # %% ../../nbs/widgets/02_html.ipynb #5071c9fe
 import base64
 import io
-import json
 import numpy as np
 import uuid
 from datetime import date
 from ..attention import AttentionMaps
+from ..core import _to_json
 from ..viz.html import save_html
 from ..viz.overlay import to_image
 from .base import asset
@@ -83,7 +83,8 @@ def widget_page(
 )->Path:          # `path`
     "Write a page with a viewer. The id of the viewer is unique, so several can be pasted into one page."
     name = f'mvlm-{uuid.uuid4().hex[:12]}'
-    text = json.dumps(data, separators=(',', ':')).replace('<', '\\u003c') # a caption cannot close the script element
+    # a caption cannot close the script element
+    text = _to_json(data, indent=None, separators=(',', ':')).replace('<', '\\u003c')
     body = (f'<style>{style}</style>' * bool(style) + f'<div id="{name}"></div>\n'
             f'<script type="application/json" id="{name}-data">{text}</script>\n'
             f'<script>(() => {{\n{_scripts("common.js", *scripts)}\nstart("{name}");\n}})();</script>')
