@@ -2721,6 +2721,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'memory_vlm/widgets/base.py'),
                                          'memory_vlm.widgets.base._format_number': ( 'widgets/base.html#_format_number',
                                                                                      'memory_vlm/widgets/base.py'),
+                                         'memory_vlm.widgets.base._model_input': ( 'widgets/base.html#_model_input',
+                                                                                   'memory_vlm/widgets/base.py'),
                                          'memory_vlm.widgets.base._text_encoder': ( 'widgets/base.html#_text_encoder',
                                                                                     'memory_vlm/widgets/base.py'),
                                          'memory_vlm.widgets.base._widgets_within': ( 'widgets/base.html#_widgets_within',

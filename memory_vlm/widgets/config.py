@@ -21,7 +21,16 @@ from ..core import UserError, pick
 from ..data.sources import BUILT_IN
 from ..learner import CONFIG_CHECKS, check_model, make_learner
 from ..models.cost import cost_lines, model_cost
-from ..overrides import _GROUPS, _group, allowed_values, base_values, changed_keys, command_line, help_texts, written_values
+from memory_vlm.overrides import (
+    _GROUPS,
+    _group,
+    allowed_values,
+    base_values,
+    changed_keys,
+    command_line,
+    help_texts,
+    written_values,
+)
 from ..schema import Config, choice_values, schema_fields
 from ..viz.html import save_html, section
 from .base import Panel, asset
@@ -89,11 +98,14 @@ class _CopyButton(anywidget.AnyWidget):
     "A button that copies a text to the clipboard of the browser, or selects it where that is not allowed."
     _esm = '''export default { render({ model, el }) {
   const button = document.createElement("button"), said = document.createElement("span");
-  Object.assign(button, { textContent: "Copy", title: "Copy the command", className: "lm-Widget jupyter-widgets jupyter-button widget-button" });
+  const look = "lm-Widget jupyter-widgets jupyter-button widget-button"; // as the buttons beside it
+  Object.assign(button, { textContent: "Copy", title: "Copy the command", className: look });
   button.style.width = "auto";
   said.setAttribute("role", "status");
   const done = (text) => { said.textContent = text; setTimeout(() => { said.textContent = ""; }, 3000); };
-  button.onclick = () => navigator.clipboard.writeText(model.get("text")).then(() => done(" copied"), () => prompt("Copy:", model.get("text")));
+  const text = () => model.get("text");
+  const failed = () => prompt("Copy:", text());
+  button.onclick = () => navigator.clipboard.writeText(text()).then(() => done(" copied"), failed);
   el.append(button, said);
 } };'''
     text = T.Unicode().tag(sync=True) # What is copied

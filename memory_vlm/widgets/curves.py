@@ -141,7 +141,8 @@ def panel_svg(
         for v in _ticks(*panel.ylim, panel.log):
             parts += [text(left - 5, up(v) + 4, _short_number(10 ** v if panel.log else v, panel.share), 'end'),
                       line(panel.xlim, (v, v), 'currentColor', 'opacity=".2"')]
-        if chance and not panel.log: parts.append(line(panel.xlim, (chance, chance), 'currentColor', 'stroke-dasharray="1 3"'))
+        if chance and not panel.log:
+            parts.append(line(panel.xlim, (chance, chance), 'currentColor', 'stroke-dasharray="1 3"'))
     named = [line for line in panel.lines if line[1] != _EARLIER]
     for label, color, x, y in panel.lines:
         parts.append(line(x, y, color, 'stroke-width="1.8" stroke-linejoin="round"'))

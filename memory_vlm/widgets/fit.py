@@ -287,7 +287,8 @@ def _chance(self:FitDashboard, name): return 1 / self.gallery if name == 'Recall
 @patch
 def _panel(self:FitDashboard, name, curves):
     "Return a panel with the chosen options."
-    return panel_of_metric(name, curves, self.earlier if self.compare.value else None, self.log_axis.value, self.smooth.value)
+    earlier = self.earlier if self.compare.value else None
+    return panel_of_metric(name, curves, earlier, self.log_axis.value, self.smooth.value)
 
 @patch
 def _draw_curves(self:FitDashboard):
