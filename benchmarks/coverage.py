@@ -15,8 +15,8 @@ from memory_vlm.ablation import _summarize
 from memory_vlm.evaluation.classification import class_balance
 from memory_vlm.evaluation.compare import _difference, _make_score
 from memory_vlm.interp.intervene import KINDS
+from memory_vlm.interp.rows import _image_rows
 from memory_vlm.interp.stats import entropy, shares
-from memory_vlm.report import _image_rows
 from memory_vlm.study import paired_differences
 from memory_vlm.tokens import TokenLayout
 from results import store

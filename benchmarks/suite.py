@@ -49,7 +49,7 @@ PARTS = [
     Part('resets', 'watching memory over a plain step: extra time',
          dict(overhead='lower'), ('batch', 'precision'), share=True),
     Part('data', "our loader's pairs a second and core over open_clip's, over webdataset's",
-         dict(over_open_clip='higher', over_webdataset='higher'), ('images',), device=False),
+         dict(over_open_clip='higher', over_webdataset='higher', of_decoder='higher'), ('images',), device=False),
     Part('dashboard', 'step with a dashboard over without: time',
          dict(ratio='lower'), ('model', 'batch', 'every'), rounds=False, device=False),
     Part('search', "indexing images over the loader alone: time",

@@ -9,7 +9,6 @@ __all__ = ['Ablation', 'ablate']
 import pandas as pd
 import shlex
 import torch
-import torch.nn.functional as F
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -26,8 +25,8 @@ from memory_vlm.evaluation.intervals import (
     share_interval,
 )
 from .evaluation.retrieval import chance_recall, hits_per_image
-from .evaluation.validation import _caption_number, encode, evaluation_mode, image_vectors, triples
-from .interp.features import _make_encoder
+from .evaluation.validation import encode, evaluation_mode, image_vectors, triples
+from .interp.image_scores import _has_text, _image_values, _Images, _make_score
 from .interp.intervene import KINDS, MemoryStates, checked_tokens, intervene, memory_positions, record_states
 from .models.towers import find_tower
 from .overrides import command_words, restore_references
@@ -193,7 +192,8 @@ class Ablation:
         return dict(verdict=self.verdict, sentence=self.sentence, num_images=self.num_images, scores=self.scores,
                     changes=rows, notes=self.notes)
 
-    def _next(self): return [_next_steps(self.cfg, '1-NN' not in self.scores)] if self.part == 'memory' else []
+    def _next(self):
+        return [_next_steps(self.cfg, bool(self.cfg) or _DECISIVE in self.scores)] if self.part == 'memory' else []
     def _notes(self): return [f'{kind} does not apply: {why}.' for kind, why in self.notes.items()]
     def __str__(self):
         return '\n'.join([self.table.to_string(), '', self.sentence, *self._notes(), *self._next()])
@@ -248,38 +248,6 @@ def _encode_intervened(model:nn.Module, batches, runs:list, layers:list, states:
                 features[kind, token].append(unit())
     return {run: torch.cat(f) for run, f in features.items()}
 
-class _Labeled(nn.Module):
-    "A model of images alone, and the class of each image: an integer label, or its first caption."
-    def __init__(self, model:nn.Module): super().__init__(); self.model, self.encode_image = model, _make_encoder(model)
-
-    def batches(self, dl:Iterable)->Iterator[tuple]:
-        "Yield batches (images, labels). Raises `UserError` for batches without labels or captions."
-        for batch in dl:
-            if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-                raise UserError('this model has no text tower, so its score is the class of the nearest image; give '
-                                'batches (images, labels) or (images, captions)')
-            images, labels, *index = batch
-            if isinstance(labels, Tensor) and labels.dim() == 1: yield images, labels.cpu()
-            else:
-                _, ids, index = next(triples([batch], self.model))
-                first = torch.cat([torch.ones(1, dtype=torch.bool), index[1:] != index[:-1]])
-                yield images, torch.tensor([_caption_number(row) for row in ids[first].cpu()])
-
-    def encode(self, dl:Iterable)->tuple: # Features (N,D), classes (N,)
-        device, found = next(self.parameters()).device, []
-        with evaluation_mode(self):
-            for images, labels in self.batches(dl):
-                found.append((F.normalize(self.encode_image(images.to(device)).float(), dim=-1).cpu(), labels))
-        if not found: raise UserError('the data is empty; an ablation needs at least two images')
-        return tuple(torch.cat(x) for x in zip(*found))
-
-def _nearest_hits(features:dict, labels:Tensor)->dict:
-    "Return whether the nearest other image, among the original features, is of the same class (N,), by run."
-    def hits(x):
-        near = (x @ features[None].T).fill_diagonal_(-torch.inf).argmax(1)
-        return (labels[near] == labels).double()
-    return {run: hits(x) for run, x in features.items()}
-
 # %% ../nbs/32_ablation.ipynb #3b794a99
 def _inapplicable_kinds(tower, states:MemoryStates, layers:list, part:str='memory')->dict:
     "Return the kinds that would change nothing, with the reason."
@@ -307,8 +275,6 @@ class _FirstImages:
             yield images[:left], ids[row < left], index[row < left]
             left -= len(images)
 
-def _has_text(model)->bool: return any(hasattr(m, 'encode_text') for m in model.modules())
-
 def ablate(
     model,                     # A run folder, a Learner, a MemoryCLIP, or another thing that `as_model` takes
     dl=None,                   # Batches as `encode` takes them; None: the validation data that belongs to `model`
@@ -318,21 +284,27 @@ def ablate(
     seed:int=0,                # Seed of the interventions
     num_images:int=None,       # Only the first images of the data; None: all
     part:str='memory',         # 'memory' (tokens or registers), 'cls' or 'patches'
+    # 'recall' (needs a text tower), 'nearest' (is the nearest image of the same class?), 'zero_shot', or a function:
+    # features (n, D) of images, their numbers (n,) -> scores 0..1 (n,); None: recall or, without a text tower, nearest
+    score=None,
+    classes=None,              # For 'zero_shot': text embeddings (C, D), or names; None: those of the data
 )->Ablation:
-    """Measure whether the model uses its memory, its CLS or its patches. The score is recall or, without a text tower,
-    whether the nearest image is of the same class (1-NN). Raises `UserError` for a model without such tokens, for data
-    that is missing, empty or random, and if no kind applies."""
+    """Measure whether the model uses its memory, its CLS or its patches. Raises `UserError` for a model without such
+    tokens, for data that is missing, empty, random or does not allow the score, and if no kind applies."""
     loaded = as_model(model, dl)
     tower, has_text = find_tower(loaded.model), _has_text(loaded.model)
     if part == 'memory': tower.check_memory()
-    if not has_text and num_images is not None: raise UserError('num_images needs a text tower; give fewer images')
-    model = find_clip(loaded.model) if has_text else _Labeled(loaded.model)
+    if score is None: score = 'recall' if has_text else 'nearest'
+    elif not callable(score): pick(('recall', 'nearest', 'zero_shot'), score, 'score')
+    is_recall = score == 'recall'
+    if is_recall and not has_text: raise UserError("score='recall' needs a text tower; this model has none")
+    model = find_clip(loaded.model) if is_recall else _Images(loaded.model, num_images)
     if loaded.loader is None and loaded.cfg is None: raise UserError('got a model without data; call ablate(model, dl)')
-    dl = loaded.valid_dl if num_images is None else _FirstImages(loaded.valid_dl, num_images, model)
+    dl = _FirstImages(loaded.valid_dl, num_images, model) if is_recall and num_images is not None else loaded.valid_dl
     layers = checked_tokens(layers, len(tower.blocks), 'layer')
     kinds = [pick(KINDS, kind, 'kinds') for kind in kinds]
     with record_states(model, part) as states:
-        images, *about = encode(model, dl) if has_text else model.encode(dl)
+        images, *about = encode(model, dl) if is_recall else model.encode(dl)
     notes = {kind: why for kind, why in _inapplicable_kinds(tower, states, layers, part).items() if kind in kinds}
     at = getattr(tower.layout, part)
     tokens = ['all', *(range(at.stop - at.start) if leave_one_out else ())]
@@ -340,20 +312,21 @@ def ablate(
     if not runs:
         reasons = '; '.join(f'{k} does not apply, {why}' for k, why in notes.items())
         raise UserError(reasons or 'kinds is empty; give at least one')
-    batches = dl if has_text else model.batches(dl)
+    if not is_recall: # before the second pass, which takes long
+        name, of, chance = _make_score(score, loaded, dl, classes, images, *about)
+        _image_values(name, of, {None: images})
     with evaluation_mode(model):
-        features = _encode_intervened(model, batches, runs, layers, states, seed, part)
+        features = _encode_intervened(model, dl if is_recall else model.batches(dl), runs, layers, states, seed, part)
     if features[None].shape != images.shape or not torch.allclose(features[None], images, atol=1e-4):
         raise UserError('the loader gave other images in the second pass; '
                         'pass an evaluation loader, without shuffling or augmentation')
-    if has_text:
+    if is_recall:
         texts, image_index, captions = about
         hits = {run: hits_per_image(f, texts, image_index, captions=captions) for run, f in features.items()}
         chance = chance_recall(image_index, (1,), captions)
         found = _summarize(hits, image_index, notes, getattr(dl, 'is_all', True), chance, captions)
     else:
-        hits, same = _nearest_hits(features, *about), about[0].unique(return_counts=True)[1].double()
-        values = {run: {'1-NN': h - hits[None]} for run, h in hits.items() if run is not None}
-        chance = (same * (same - 1)).sum().item() / max(len(images) * (len(images) - 1), 1)
-        found = _compare(values, {'1-NN': hits[None]}, chance, notes, True)
+        values = _image_values(name, of, features)
+        changes = {run: {name: v - values[None]} for run, v in values.items() if run is not None}
+        found = _compare(changes, {name: values[None]}, chance, notes, model.is_all)
     return replace(found, cfg=loaded.cfg, part=part)

@@ -128,7 +128,6 @@ def _config_command(
     return facts, '\n'.join(f"{k}={_to_json(f['value'])}\n    {f['help']}\n    {f['allowed']}; default "
                             f"{_to_json(f['default'])}" for k, f in facts.items()), 0
 
-
 # %% ../nbs/50_cli.ipynb #3f7a5fef
 @_answers
 def _check_command(
@@ -151,7 +150,6 @@ def _check_command(
                    image_key=image_key, caption_key=caption_key, image_dir=image_dir)
     place = f'\nContact sheet: {sheet}' * bool(sheet and report.sheet)
     return report.to_dict(), f'{report}{place}', int(bool(report.problems))
-
 
 def _make_shards_command(
     source:str,             # Any value of training.data.train_path
@@ -197,36 +195,35 @@ def _eval_command(
     if out: found.save(out)
     return found.to_dict(), found, int(bool(found.not_opened))
 
-
 # %% ../nbs/50_cli.ipynb #e9f99a9a
 @_answers
 def _report_command(
-    model:str,              # A run, a checkpoint of one, or with --data a model such as vit_small_patch14_reg4_dinov2
+    model:Annotated[str, dict(nargs='+')], # Runs, or with --data models such as vit_small_patch14_reg4_dinov2
     data:str=None,          # Images, as for eval; None: the validation data of the run
     images:int=512,         # Images on which memory is measured
     split:str='valid',      # 'valid', 'test' or 'train', where the data has splits
     json:bool=False,        # Print JSON
 )->int:
-    "Write the HTML report of a run again, and print what its memory does"
+    "Write the HTML report of a run again, and print what its memory does; with several models only their comparison"
     from memory_vlm.evaluation.models import _open_with_data
-    from memory_vlm.report import memory_report
-    loaded = _open_with_data(model, data, split)
-    memory, about = memory_report(loaded, num_images=images), {}
-    text = str(memory)
-    if loaded.cfg is not None and data is None:
-        from memory_vlm.training.run_dir import find_run
-        from memory_vlm.viz.html import write_report_page
-        page = write_report_page(find_run(Path(model)), loaded)
-        about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
-        text += f'\n\nReport of {loaded.place.name}: {page}'
-    return about | dict(memory=memory.to_dict()), text, 0
-
+    from memory_vlm.report import _ReportComparison, memory_report
+    opened = {m: _open_with_data(m, data, split) for m in ([model] if isinstance(model, str) else model)}
+    reports = {name: memory_report(loaded, num_images=images) for name, loaded in opened.items()}
+    ((name, loaded), *others), (memory, *_) = opened.items(), reports.values()
+    if others: return (found := _ReportComparison(reports)).to_dict(), found, 0
+    if loaded.cfg is None or data is not None: return dict(memory=memory.to_dict()), memory, 0
+    from memory_vlm.training.run_dir import find_run
+    from memory_vlm.viz.html import write_report_page
+    page = write_report_page(find_run(Path(name)), loaded)
+    about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
+    return about | dict(memory=memory.to_dict()), f'{memory}\n\nReport of {loaded.place.name}: {page}', 0
 
 @_answers
 def _ablate_command(
     model:str,                # As for report
     data:str=None,            # Images with captions or classes, as for eval; None: the validation data of the run
     part:str='memory',        # 'memory' (tokens or registers), 'cls' or 'patches'
+    score:str=None,           # 'recall', 'nearest' or 'zero_shot' (needs classes); None: recall, without text nearest
     leave_one_out:bool=False, # Also ablate each token alone; the time is multiplied by the number of tokens
     seed:int=0,               # Seed of interventions and intervals
     split:str='valid',        # 'valid', 'test' or 'train', where the data has splits
@@ -235,9 +232,9 @@ def _ablate_command(
     "Measure whether a model uses its memory, by every kind of ablation"
     from memory_vlm.ablation import ablate
     from memory_vlm.evaluation.models import _open_with_data
-    found = ablate(_open_with_data(model, data, split), leave_one_out=leave_one_out, seed=seed, part=part)
+    found = ablate(_open_with_data(model, data, split), leave_one_out=leave_one_out, seed=seed, part=part,
+                   score=score)
     return found.to_dict(), found, 0
-
 
 # %% ../nbs/50_cli.ipynb #f3ac51d4
 @_answers
@@ -285,10 +282,10 @@ def _search_command(
     json:bool=False,        # Print JSON
 )->int:
     "Find the images in a folder that match captions best"
-    import torch
+    from fastai.torch_core import default_device
     from memory_vlm.search import index_path, open_index, search
     from memory_vlm.training.run_dir import open_trained
-    clip = open_trained(model).model.to('cuda' if torch.cuda.is_available() else 'cpu')
+    clip = open_trained(model).model.to(default_device())
     workers, path = workers if workers is not None else min(8, os.cpu_count() or 1), index or index_path(model, data)
     with Progress('images') as bar: images = open_index(clip, data, path, num_workers=workers, progress=bar.update_to)
     if bad := int((~images.good).sum()): print(f'{bad:,} of {len(images):,} images cannot be read', file=sys.stderr)
@@ -299,7 +296,6 @@ def _search_command(
     for caption, best in found.items():
         lines += [caption] * (len(found) > 1) + [f"{b['rank']:3}  {b['cosine']:.3f}  {b['path']}" for b in best]
     return dict(images=len(images), unreadable=bad, found=found), '\n'.join(lines), 0
-
 
 # %% ../nbs/50_cli.ipynb #2014443d
 @dataclass(frozen=True)
@@ -319,7 +315,7 @@ COMMANDS = {
                             'make-shards my/images my/shards'),
     'eval': _Command(_eval_command, 'Evaluate models on the same data, side by side',
                      'eval runs/a runs/b ViT-B-32/laion2b_s34b_b79k my/pairs.csv --out scores.md'),
-    'report': _Command(_report_command, 'Write the HTML report of a run, and print what its memory does',
+    'report': _Command(_report_command, 'Write the page of a run, and print what its memory does; compare models',
                        'report runs/quickstart'),
     'ablate': _Command(_ablate_command, 'Measure whether a model uses its memory', 'ablate runs/quickstart --json'),
     'study': _Command(_study_command, 'Compare variants over several seeds', 'study my_study.yaml --out table.md'),

@@ -8,204 +8,23 @@ __all__ = ['MemoryReport', 'untrained_twin', 'memory_report']
 # %% ../nbs/31_report.ipynb #c430deea
 import html
 import torch
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from math import log
-from .ablation import _FEW_IMAGES, Ablation, _has_text, ablate
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from .ablation import _FEW_IMAGES, Ablation, ablate
 from .clip import MemoryCLIP
 from .core import UserError, pick
-from .evaluation.intervals import _interval_within, jackknife_values, mean_interval, share_interval
+from .evaluation.intervals import ALPHA, holm
 from .interp.features import map_layer, memory_features
-from memory_vlm.interp.stats import (
-    effective_number,
-    effective_rank,
-    inverse_simpson,
-    largest_cosine,
-    lift,
-    usage_information,
-    variance_share,
-)
-from .memory import is_dead
+from .interp.image_scores import _has_text
+from .interp.rows import _image_rows, _paired_difference, _paired_values, _Row
+from .interp.stats import effective_rank, largest_cosine
 from .models.pretrained import find_pretrained
 from .models.towers import find_tower
 from .tokens import TokenLayout
 from .training.run_dir import LoadedModel, as_model
 from omegaconf import DictConfig
+from pathlib import Path
 from torch import Tensor, nn
-from typing import NamedTuple
-
-# %% ../nbs/31_report.ipynb #aa6d9471
-class _Metric(NamedTuple):
-    "Definition of a row of the report."
-    group:str                 # Heading
-    name:str                  # Name of the row
-    feature:str               # Required feature
-    note:str                  # Unit and meaning
-    of:Callable|None = None   # Averaged features -> (samples,), (samples, L) or (samples, G); None: the feature itself
-    uniform:float|str|None = None # Value under uniform attention, or the feature that has it
-    largest:bool = False      # Report the layer with the largest value, not the mean over layers
-    limits:tuple = (0, torch.inf) # Smallest and largest possible value
-    is_share:bool = False     # A mean of scores 0..1 that all images may have alike: the interval of a share
-    is_curved:bool = False    # `of` is no mean over images: the interval is taken of its logit in `limits`
-    is_step:bool = False      # `of` falls in steps as the feature grows: the interval is taken of the feature
-
-# %% ../nbs/31_report.ipynb #31f26ccb
-def _attention_metrics(layout:TokenLayout)->list:
-    "Return the rows about attention to memory and token usage."
-    M, K, P = layout.num_memory, layout.num_keys, layout.num_patches
-    share, ratio, uniform = 'share of its attention', 'relative to uniform attention', M / K
-    weighted = 'share of attention times value norm'
-    return [
-        _Metric('attention', 'CLS to memory', 'cls_mass', share, uniform=uniform, limits=(0, 1)),
-        _Metric('attention', 'CLS to memory, lift', 'cls_mass', ratio, lambda f: lift(f['cls_mass'], M, K), 1,
-                limits=(0, K / M)),
-        _Metric('attention', 'CLS to memory, value-weighted', 'cls_weighted', weighted, uniform=uniform, limits=(0, 1)),
-        _Metric('attention', 'patches to memory', 'patch_mass', share, uniform=uniform, limits=(0, 1)),
-        _Metric('attention', 'patches to memory, lift', 'patch_mass', ratio, lambda f: lift(f['patch_mass'], M, K), 1,
-                limits=(0, K / M)),
-        _Metric('attention', 'patches to memory, value-weighted', 'patch_weighted', weighted, uniform=uniform,
-                limits=(0, 1)),
-        _Metric('attention', 'memory to memory, lift', 'memory_mass', ratio, lambda f: lift(f['memory_mass'], M, K), 1,
-                limits=(0, K / M)),
-        _Metric('attention', 'memory to patches, lift', 'reading', ratio, lambda f: lift(f['reading'], P, K), 1,
-                limits=(0, K / P)),
-        _Metric('usage', 'effect of masking memory', 'hidden', 'change of the output: 1 - cosine', limits=(0, 2)),
-        _Metric('usage', 'effective number of tokens', 'usage', 'exp of the entropy of usage',
-                lambda f: effective_number(f['usage']), M, limits=(1, M), is_curved=True),
-        _Metric('usage', 'inverse Simpson index', 'usage', 'as above, less weight on rarely used tokens',
-                lambda f: inverse_simpson(f['usage']), M, limits=(1, M), is_curved=True),
-        _Metric('usage', 'dead tokens', 'usage', 'below 5 % of uniform attention; `ablate` measures effect',
-                lambda f: is_dead(f['usage'], 1 / K).float().sum((-2, -1)), 0, is_step=True),
-        _Metric('images', 'information of usage about the image', 'shares', 'nats; 0: every image uses the same tokens',
-                lambda f: usage_information(f['shares'], f['entropy']), 0, limits=(0, log(M)), is_curved=True),
-        _Metric('images', 'variance over images', 'state', 'share of the mean square; 0: the same for every image',
-                lambda f: variance_share(f['state'], f['square']), limits=(0, 1), is_curved=True)]
-
-# %% ../nbs/31_report.ipynb #ad562681
-def _state_metrics(layout:TokenLayout, features:dict)->list:
-    "Return the rows about token states, norms, patches and localization."
-    cosine, M = (-1, 1), max(layout.num_memory, 1)
-    rows = [
-        _Metric('tokens', 'most similar pair', 'similarity', 'cosine; above 0.95 they are near duplicates',
-                limits=cosine),
-        _Metric('tokens', 'effective rank', 'rank', 'number of directions', limits=(1, M)),
-        _Metric('tokens', 'cosine to CLS', 'cls_cosine', 'mean over tokens; near 1 they are copies of CLS',
-                limits=cosine),
-        _Metric('tokens', 'cosine to mean patch', 'patch_cosine', 'mean over tokens', limits=cosine),
-        _Metric('tokens', 'change across layers', 'written', 'last layer - stored, relative to the stored norm'),
-        _Metric('norms', 'largest patch norm', 'contrast', 'relative to the median patch', largest=True,
-                limits=(1, torch.inf)),
-        _Metric('norms', 'memory norm', 'memory_norm', 'relative to the median patch')]
-    for name in features:
-        if not name.startswith('above'): continue
-        rows.append(_Metric('norms', f'patch norms {name}', name, 'share of patches', largest=True, is_share=True))
-    rows += [
-        _Metric('patches', 'most attended patch', 'sink_lift', 'relative to uniform attention', uniform=1,
-                largest=True, limits=(0, layout.num_keys)),
-        _Metric('patches', 'value of the most attended patch', 'sink_value',
-                'relative to the median; up to 0.2 a no-op, from 0.5 it broadcasts'),
-        _Metric('patches', 'effective rank of patches', 'patch_rank', 'number of directions',
-                limits=(1, layout.num_patches)),
-        _Metric('patches', 'mean cosine of patches', 'patch_similarity', '1: all patches are alike', limits=cosine)]
-    for name in features:
-        if not name.startswith('sinks'): continue
-        rows.append(_Metric('patches', name, name, 'share of patches', largest=True, is_share=True))
-    for score in [n.removeprefix('center ') for n in features if n.startswith('center ')]:
-        for name, tokens in [(score, f'tokens {score}'), (f'CLS, {score}', f'cls {score}')]:
-            who = 'last layer' if name.startswith('CLS') else 'mean over tokens'
-            note = f"{who}; a center heatmap gets {features[f'center {score}'].mean():.2f}"
-            rows.append(_Metric('localization', name, tokens, note, lambda f, n=tokens: f[n].mean(-1), f'even {score}',
-                                is_share=True))
-    return rows
-
-def _metrics(layout:TokenLayout, features:dict)->list:
-    "Return all metrics whose features are there."
-    rows = (_attention_metrics(layout) if layout.num_memory else []) + _state_metrics(layout, features)
-    return [m for m in rows if m.feature in features]
-
-# %% ../nbs/31_report.ipynb #27f0b512
-@dataclass
-class _Row:
-    "One line of the report."
-    group:str                   # Heading
-    name:str                    # Name of the row
-    value:float                 # Over all images; mean over layers unless `layer` is set
-    low:float|None = None       # Lower end of the 95 % CI over images
-    high:float|None = None      # Upper end
-    uniform:float|None = None   # Value under uniform attention
-    untrained:float|None = None # Value with new weights
-    note:str = ''               # Unit and meaning
-    layer:int|None = None       # Layer of `value`, if it is from one layer
-    layers:list|None = None     # Value in each layer, if there are several
-
-# %% ../nbs/31_report.ipynb #37b92e6f
-def _values(metrics:list, means:dict)->list:
-    "Return all metrics of averaged features (S, ...), a tensor (S, L or G or 1) each."
-    found = [m.of(means) if m.of else means[m.feature] for m in metrics]
-    return [x if x.dim() > 1 else x.unsqueeze(1) for x in found]
-
-def _logit(values:Tensor, limits:tuple)->Tensor:
-    "Return the logit of the place between two limits; an end counts as very near."
-    return ((values.double() - limits[0]) / max(limits[1] - limits[0], 1e-300)).clamp(1e-12, 1 - 1e-12).logit()
-
-def _image_values(metrics:list, features:dict)->list:
-    "Return the jackknife's value per image (n, L or G or 1), of steps the feature; of curved metrics also the logit's."
-    n, totals = len(next(iter(features.values()))), {name: x.double().sum(0) for name, x in features.items()}
-    smooth = [m for m in metrics if not m.is_step]
-    whole = _values(smooth, {name: x[None] / n for name, x in totals.items()})
-    left_out = [[] for _ in smooth] # 100 images at a time, because states are large
-    for i in range(0, n, 100):
-        means = {name: (totals[name] - x[i:i+100].double()) / max(n - 1, 1) for name, x in features.items()}
-        for collected, x in zip(left_out, _values(smooth, means)): collected.append(x)
-    def of(metric, w, x):
-        logits = jackknife_values(*(_logit(v.mean(-1), metric.limits) for v in (w[0], x))) if metric.is_curved else None
-        return jackknife_values(w[0], x), logits
-    values = iter(of(m, w, torch.cat(x)) for m, w, x in zip(smooth, whole, left_out))
-    return [(features[m.feature].double(), None) if m.is_step else next(values) for m in metrics]
-
-def _interval_of_largest(values:Tensor, interval:Callable)->Tensor:
-    "Return the interval of the largest of several means (n, L); it allows for choosing the largest by the same images."
-    low, high = interval(values)
-    rivals = high >= low[values.mean(0).argmax()]
-    level = 1 - 0.1 / max(int(rivals.sum()), 2) # of equals one is too high by chance, but hardly all are too low
-    return torch.stack([interval(values[:, rivals], level=level)[0].max(), high.max()])
-
-def _interval_of_curved(value:Tensor, logits:Tensor, limits:tuple)->tuple:
-    "Return the interval of a curved metric from the logits of its jackknife (n,); None for fewer than three images."
-    if len(logits) < 3: return None, None # without one of two images nothing varies
-    low, high = (limits[0] + (limits[1] - limits[0]) * mean_interval(logits).sigmoid()).tolist()
-    return min(low, value.item()), max(high, value.item())
-
-def _estimate(metric:_Metric, values:Tensor, logits:Tensor=None)->tuple:
-    "Return a metric in each layer (L or G or 1), one number of it, and its interval (None: too few images)."
-    if metric.is_step:
-        ends = mean_interval(values).nan_to_num(torch.nan).flip(0)
-        point, low, high = metric.of({metric.feature: torch.stack([values.mean(0), *ends])}).tolist()
-        return torch.tensor([point]), point, *((low, high) if len(values) > 1 else (None, None)), None
-    point = values.mean(0).clamp(*metric.limits)
-    interval, layer = share_interval if metric.is_share else partial(_interval_within, limits=metric.limits), None
-    value = values.mean().clamp(*metric.limits)
-    if metric.is_curved: return point, value.item(), *_interval_of_curved(value, logits, metric.limits), None
-    if metric.largest:
-        value, layer = point.max(), int(point.argmax())
-        ends = _interval_of_largest(values, interval)
-    else: ends = interval(values.mean(-1))
-    return point, value.item(), *(ends.tolist() if len(values) > 1 else (None, None)), layer
-
-def _make_row(metric:_Metric, values:tuple, untrained:tuple|None, features:dict)->_Row:
-    "Return one row, its layers reduced to one number."
-    point, value, low, high, layer = _estimate(metric, *values)
-    new = None if untrained is None else _estimate(metric, *untrained)[1]
-    uniform = features[metric.uniform].mean().item() if isinstance(metric.uniform, str) else metric.uniform
-    return _Row(metric.group, metric.name, value, low, high, uniform, new, metric.note, layer,
-                point.tolist() if len(point) > 1 else None)
-
-def _image_rows(layout:TokenLayout, features:dict, untrained:dict|None=None)->list:
-    "Return the rows of all metrics."
-    metrics = _metrics(layout, features)
-    new = _image_values(metrics, untrained) if untrained else [None] * len(metrics)
-    return [_make_row(m, x, u, features) for m, x, u in zip(metrics, _image_values(metrics, features), new)]
 
 # %% ../nbs/31_report.ipynb #34cfdee3
 def _stored_tokens(model)->Tensor:
@@ -282,6 +101,8 @@ def _short(x:float|None)->str:
     "Format a number with three digits."
     return '' if x is None else '0' if abs(x) < 5e-7 else f'{x:.3g}'
 
+def _signed(x:float)->str: return f'{"+" * (x >= 0)}{_short(x) or "0"}'
+
 class MemoryReport:
     "Result of `memory_report`: prints as a table; `report[name]` is one row, `report.frame()` a DataFrame."
     columns = ('', 'value', '95 % CI', 'uniform', 'untrained', '')
@@ -292,8 +113,11 @@ class MemoryReport:
         sentences:list,  # Sentences
         features:dict,   # Features of the images, for plots: name -> fp32 (images, ...)
         ablation:Ablation|None=None, # Where the verdict comes from; None: use was not measured
+        layout:TokenLayout|None=None,# Token layout of the model, for comparisons
+        data:str='',   # Name of the data
     ):
         self.title, self.rows, self.sentences, self.features = title, rows, sentences, features
+        self.layout, self.data = layout, data
         self.ablation, self.verdict = ablation, ablation and ablation.verdict
 
     def __getitem__(self, name:str)->_Row: return pick({r.name: r for r in self.rows}, name, 'row')
@@ -337,6 +161,87 @@ class MemoryReport:
         sentences = ''.join(f'<p>{html.escape(s)}</p>' for s in self.sentences)
         return f'<p><b>{html.escape(self.title)}</b></p><table>{body}</table>{sentences}'
 
+# %% ../nbs/31_report.ipynb #00f661b5
+class _ReportComparison:
+    "Reports of several models on the same images: prints as a table; `frame()` is a DataFrame, `reports` has each."
+    def __init__(
+        self,
+        reports:dict, # `MemoryReport` by name of the model; the first is the baseline
+    ):
+        "Compute the differences to the first. Raises `UserError` if the reports are about different images."
+        (self.baseline, first), *others = reports.items()
+        self.reports, differences = reports, {}
+        own = _paired_values(first.layout, first.features, first.rows)
+        for name, report in others:
+            given = [(len(r.features['contrast']), r.data) for r in (first, report)]
+            if given[0] != given[1]:
+                raise UserError('a comparison needs the same images; got '
+                                + ' and '.join(f'{n} of {d}' for n, d in given) + ': pass data')
+            values = _paired_values(report.layout, report.features, report.rows)
+            for row, (metric, b) in own.items():
+                a, paired = values.get(row, (None, None))[1], dict(low=None, high=None, p=None)
+                if a is not None and b is not None: paired = _paired_difference(metric, a, b)
+                if row in values: differences[name, row] = dict(change=report[row].value - first[row].value) | paired
+        p = holm({k: d['p'] for k, d in differences.items() if d['p'] is not None})
+        self.differences = {k: d | dict(p=p.get(k)) for k, d in differences.items()} # p after the correction
+
+    def _has_changed(self, key:tuple)->bool:
+        "Return whether a difference is significant after Holm's correction."
+        p = self.differences.get(key, {}).get('p')
+        return p is not None and p < 2 * ALPHA
+
+    def frame(self):
+        "Return a pandas DataFrame: a row per model and measure, with its difference, interval and corrected p-value."
+        import pandas as pd
+        found = [dict(group=r.group, row=r.name, model=name, value=r.value, layer=r.layer, note=r.note)
+                 | self.differences.get((name, r.name), {}) for name, x in self.reports.items() for r in x.rows]
+        return pd.DataFrame(found)
+
+    @property
+    def sentences(self)->list:
+        "What differs, and what such a difference means."
+        def part(name):
+            mine = [k for k in self.differences if k[0] == name]
+            rows = [k[1] for k in mine if self._has_changed(k)]
+            return (f"{name} differs from {self.baseline} in {len(rows)} of {len(mine)} measures"
+                    f"{': ' * bool(rows)}{', '.join(rows)}.")
+        tests = sum(d['p'] is not None for d in self.differences.values())
+        return [*map(part, [n for n in self.reports if n != self.baseline]),
+                f"Differences are paired by image; * significant at 5 % after Holm's correction over {tests} "
+                'differences, while the intervals are not corrected. They hold for these weights: what training with '
+                'another seed changes, only several seeds show (`memory_vlm study`).']
+
+    def to_dict(self)->dict: # Plain values, for JSON
+        "Return the report of each model, the differences to the first and the sentences."
+        rows = [dict(model=m, row=row, **d) for (m, row), d in self.differences.items()]
+        return dict(baseline=self.baseline, reports={n: r.to_dict() for n, r in self.reports.items()}, differences=rows,
+                    sentences=self.sentences)
+
+    def table(self): # pandas DataFrame of text
+        "Return the table for display: values, and differences to the first with 95 % CI."
+        import pandas as pd
+        def cell(name, row):
+            d = self.differences.get((name, row))
+            if d is None: return ''
+            ends = '' if d['low'] is None else f" [{_signed(d['low'])}, {_signed(d['high'])}]"
+            return f"{_signed(d['change'])}{ends}{'*' * self._has_changed((name, row))}"
+        names = dict.fromkeys((r.group, r.name) for report in self.reports.values() for r in report.rows)
+        columns = {}
+        for name, report in self.reports.items():
+            values = {r.name: _short(r.value) for r in report.rows}
+            columns[name] = [values.get(row, '') for _, row in names]
+            if name != self.baseline: columns[f'{name} - {self.baseline}'] = [cell(name, row) for _, row in names]
+        return pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(names, names=['', '']))
+
+    def __str__(self):
+        first = self.reports[self.baseline]
+        title = f"{' and '.join(self.reports)} on {len(first.features['contrast'])} images of {first.data}"
+        return '\n'.join([title, '', self.table().to_string(), '', *self.sentences])
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        return self.table().to_html() + ''.join(f'<p>{html.escape(s)}</p>' for s in self.sentences)
+
 # %% ../nbs/31_report.ipynb #ecbc61ba
 def untrained_twin(
     model:nn.Module, # A MemoryCLIP, or any model
@@ -365,34 +270,51 @@ def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:
         return ablate(loaded, num_images=num_images)
     except (UserError, ValueError) as e: return str(e)
 
-def memory_report(
-    # A run folder, a Learner, a MemoryCLIP, a MemoryViT, or another thing that `as_model` takes
-    model,
-    dl:Iterable=None,         # Batches, images first; None: the validation data that belongs to `model`
-    num_images:int=512,       # Largest number of images (the first of the loader)
-    absolute_norm:float=150., # Norm above which a patch is an outlier in any model
-    ablation:Ablation=None,   # Result of `ablate`, which gives the verdict; None: measured on the same images
-)->MemoryReport:
-    """Summarize what the memory or the registers of a model do, and what its patches are like. For a model without
-    memory, the rows that need none. Raises `UserError` for a model without data, and for images of another size than
-    the model."""
-    loaded = as_model(model, dl)
+def _report(loaded:LoadedModel, num_images:int, absolute_norm:float, ablation:Ablation|None)->MemoryReport:
+    "Return the report of one model."
     model, tower, cfg = loaded.model, find_tower(loaded.model), loaded.cfg
     if loaded.loader is None and cfg is None: raise UserError('got a model without data; call memory_report(model, dl)')
     dl = loaded.valid_dl
     twin = untrained_twin(model, cfg.training.seed if cfg else 0)
     features = memory_features(model, dl, num_images, absolute_norm)
     untrained = twin and memory_features(twin, dl, num_images, absolute_norm)
-    layout, M = tower.layout, tower.layout.num_memory
+    layout, M, data = tower.layout, tower.layout.num_memory, getattr(getattr(dl, 'source', None), 'name', 'unnamed')
     if 'grid' in features: layout = replace(layout, grid=tuple(features['grid'][0].int().tolist()))
     rows, num = _image_rows(layout, features, untrained), len(features['contrast'])
-    title = (f"{'Memory' if M else 'Patches'} of {loaded.name} on {num} images of "
-             f"{getattr(getattr(dl, 'source', None), 'name', 'the given data')}")
+    title = f"{'Memory' if M else 'Patches'} of {loaded.name} on {num} images of {data}"
     if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(tower.blocks))}'
     if not M:
         note = 'This model has no memory tokens and no registers; rows and sentences that need them are left out.'
-        return MemoryReport(title, rows, [note], features)
+        return MemoryReport(title, rows, [note], features, layout=layout, data=data)
     rows += _stored_rows(model, twin, is_start=bool(cfg) and _starts_like_twin(cfg.model))
     by_name, use = {r.name: r for r in rows}, ablation or _measure_use(loaded, num_images)
     sentences = [_usage_summary(by_name, use), _difference_summary(by_name, M, num), _images_summary(by_name, num)]
-    return MemoryReport(title, rows, sentences, features, None if isinstance(use, str) else use)
+    return MemoryReport(title, rows, sentences, features, None if isinstance(use, str) else use, layout, data)
+
+def _is_model(x)->bool:
+    "Return whether `as_model` takes this; data otherwise."
+    x = getattr(x, 'learn', x)
+    return isinstance(x, (str, Path, LoadedModel, nn.Module)) or isinstance(getattr(x, 'model', None), nn.Module)
+
+def memory_report(
+    # A run folder, a Learner, a MemoryCLIP, a MemoryViT, or another thing that `as_model` takes
+    model,
+    *others,                  # Models to compare with it, and at the end batches (images first), if not given as `dl`
+    dl:Iterable=None,         # Batches, images first; None: the validation data that belongs to each model
+    num_images:int=512,       # Largest number of images (the first of the loader)
+    absolute_norm:float=150., # Norm above which a patch is an outlier in any model
+    ablation:Ablation=None,   # Result of `ablate`, which gives the verdict; None: measured on the same images
+)->MemoryReport|_ReportComparison:
+    """Summarize what the memory or the registers of a model do, and what its patches are like. For a model without
+    memory, the rows that need none. For several models, the paired difference of each row to the first. Raises
+    `UserError` for a model without data, for images of another size than the model, and for different data."""
+    if others and not _is_model(others[-1]): *others, dl = others
+    models = [as_model(m, dl) for m in (model, *others)]
+    if len(models) == 1: return _report(models[0], num_images, absolute_norm, ablation)
+    if ablation: raise UserError('ablation belongs to one model; leave it out to compare several')
+    reports = {}
+    for given, loaded in zip((model, *others), models):
+        name = str(given) if isinstance(given, (str, Path)) else loaded.name
+        if name in reports: name += f' ({sum(n.partition(" (")[0] == name for n in reports) + 1})'
+        reports[name] = _report(loaded, num_images, absolute_norm, None)
+    return _ReportComparison(reports)

@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import time
-import torch
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from fastai.callback.core import Callback
 from io import BytesIO
 from math import ceil
 from .clip import MemoryCLIP
-from .core import UserError, _counted
+from .core import UserError, _counted, _fork_random
 from .distributed import LostRankError, broadcast_from_main, is_main, process_group, world_size
 from .imports import _imports_of, import_run
 from .learner import MemoryLearner, make_learner
@@ -183,7 +182,7 @@ class _MapsCallback(Callback):
         if is_probing(self.learn) or not fresh or time.perf_counter() - self.since < 100 * self.took: return
         start, self.drawn = time.perf_counter(), self.train_iter
         device = self.dls.device
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []): fig = memory_figures(self.learn)
+        with _fork_random(device): fig = memory_figures(self.learn)
         if fig:
             self.out.add_image(self.train_iter, 'memory/maps',
                                  np.asarray(Image.open(BytesIO(to_png(fig))).convert('RGB')))

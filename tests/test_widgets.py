@@ -1,9 +1,12 @@
 """The widgets in a real JupyterLab, driven by mouse and keyboard."""
 import pytest
 import re
+from io import BytesIO
 from memory_vlm.viz.html import save_html, section
 from nbconvert import HTMLExporter
+from PIL import Image
 from playwright.sync_api import expect
+from xml.etree import ElementTree
 
 pytestmark = pytest.mark.slow
 expect.set_options(timeout=20_000) # the machine may be busy
@@ -12,6 +15,7 @@ SETUP = """
 from memory_vlm.config import compose
 from memory_vlm.learner import make_learner
 from memory_vlm.widgets import AblationPanel, AttentionExplorer, ConfigEditor, FitDashboard, ImageSearch, MemoryAtlas
+from memory_vlm.widgets import EmbeddingMap
 cfg = compose(['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
                'model.depth=2', 'model.embed_dim=64', 'model.num_heads=2'], config_name='quickstart')
 learn = make_learner(cfg)
@@ -80,11 +84,11 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     expect(one).to_contain_text('Attention to CLS is not recorded')
     choose(one, 'show', 'what the token reads')
     expect(one).to_contain_text('CLS, layer 0, head 1')
-    number = one.locator('.gallery input')
+    number = one.locator('nav input')
     number.fill('9999')
     number.press('Enter')
     expect(one.get_by_role('status').first).to_contain_text('There is no image 9999; choose 0 to 21.')
-    expect(one.locator('.gallery')).to_contain_text('of 22')
+    expect(one.locator('nav')).to_contain_text('of 22')
     number.fill('4')
     number.press('Enter')
     expect(photo(one)).to_have_attribute('aria-label', re.compile('image 4: CLS, layer 0'))
@@ -92,6 +96,16 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     box.fill('a cat above a dog')
     box.press('Enter')
     expect(one).to_contain_text('cosine')
+
+    one.locator('.tokens').get_by_role('option', name='token 6').click(modifiers=['Shift']) # pins a second token
+    expect(one.locator('.figure p')).to_contain_text(re.compile(r'CLS minus token 6: cosine of the two maps -?\d'))
+    assert nb.ask('[one.pin, one.show]') == [6, 'minus_pin']
+    photo(one).press('Escape')
+    one.locator('.tokens').get_by_role('option', name='token 6, ').click(modifiers=['Shift'])
+    expect(one.locator('.choice.show select')).to_have_value('what the token reads')
+    with nb.page.expect_download() as saved: one.get_by_role('button', name='Save the image and its map as SVG').click()
+    svg = ElementTree.parse(saved.value.path()).getroot()
+    assert svg.findall('.//{*}rect') and 'CLS, layer 0' in ''.join(svg.itertext())
 
     assert nb.ask('one.selection') == dict(image=4, layer=0, head=1, token='cls', patch=-1)
     assert nb.ask('one.caption') == 'a cat above a dog' and nb.ask('two.selection')['image'] == 0
@@ -246,6 +260,7 @@ def test_atlas_ablation_and_search(lab, page, offline_page):
                   'search = ImageSearch(learn); search')
     atlas, panel, search = (nb.cell(i) for i in (1, 2, 3))
     def tokens(): return re.findall(r'token (\d)', ' '.join(atlas.locator('b').all_inner_texts()))
+    expect(atlas.locator('b')).to_have_count(8) # encoded in the background
     assert tokens() == list('01234567')
     select = field(atlas, 'order', 'select')
     select.select_option(index=1)
@@ -281,8 +296,49 @@ def test_atlas_ablation_and_search(lab, page, offline_page):
         assert offline_page.locator('canvas, img').count()
 
 
+def test_gallery_own_images_and_embedding_map(lab, page, offline_page):
+    nb = notebook(lab, page, 'map', 'one = AttentionExplorer(learn); one',
+                  'plot = EmbeddingMap(learn, other=learn, explorer=one); plot')
+    one, plot = nb.cell(1), nb.cell(2)
+    order = nb.ask('one.main.survey()["rank"].argsort(kind="stable").tolist()')
+    choose(one, 'gallery', 'easiest')
+    expect(one.locator('.thumbs button').first).to_have_attribute('title', re.compile(r'^\d+: '))
+    expect(one.get_by_role('status').first).to_be_empty()
+    first = int(one.locator('.thumbs button').first.get_attribute('data-index'))
+    ranks = nb.ask('one.main.survey()["rank"].tolist()')
+    assert ranks[first] == min(ranks) and len(order) == 22
+
+    file = BytesIO()
+    Image.new('RGB', (90, 70), '#c8372d').save(file, 'PNG')
+    upload = dict(name='red.png', mimeType='image/png', buffer=file.getvalue())
+    one.locator('input[type=file]').set_input_files(upload)
+    expect(one.locator('nav')).to_contain_text('of 23')
+    expect(photo(one)).to_have_attribute('aria-label', re.compile('^image 22: '))
+    explorer(one).get_by_role('button', name='Mask this token').click()
+    expect(one.get_by_role('status').first).to_contain_text('(masked), the cosine', timeout=60_000)
+
+    canvas, pairs = plot.locator('canvas.plot'), plot.locator('.pair')
+    expect(pairs).to_have_count(8)
+    expect(pairs.first).to_contain_text(f'rank {max(ranks)}; twin: {max(ranks)}')
+    box = canvas.bounding_box()
+    page.mouse.move(box['x'] + 2, box['y'] + 2)
+    page.mouse.down()
+    for x, y in ((1, 0), (1, 1), (0, 1)): # around all points
+        page.mouse.move(box['x'] + 2 + x * (box['width'] - 4), box['y'] + 2 + y * (box['height'] - 4), steps=4)
+    page.mouse.up()
+    expect(plot).to_contain_text('22 of 22 images selected')
+    assert nb.ask('sorted(plot.selected)') == list(range(22))
+    canvas.press('Escape')
+    for key in ('ArrowRight', 'ArrowRight', 'Enter'): canvas.press(key) # the second image
+    expect(photo(one)).to_have_attribute('aria-label', re.compile('^image 1: '))
+    nb.ask("str(plot.export_html('map.html'))")
+    offline_page.goto((lab.folder/'map.html').as_uri())
+    expect(offline_page.locator('.pair')).to_have_count(8)
+    expect(offline_page.locator('.pair img').first).to_have_attribute('src', re.compile('^data:image'))
+
+
 BAD = {
-    "AblationPanel(make_learner(compose(['model/memory=off'], config_name='quickstart')))": 'no memory tokens',
+    "AblationPanel(make_learner(compose(['model/memory=off'], config_name='quickstart')))": "ablate(model, data, part='cls')",
     'AttentionExplorer(learn).set_trait("layer", 9)': 'layer=9',
     'AttentionExplorer(learn).set_trait("token", 99)': 'token=99',
     'AttentionExplorer(learn, data=[])': 'the data set is empty',

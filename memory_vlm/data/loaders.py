@@ -26,7 +26,7 @@ from functools import partial
 from ..core import UserError, pick, sample_rng
 from .base import Source
 from .tokenizer import Tokenizer, encode_caption, pad_ids, untokenize
-from .transforms import AUGMENTATIONS, Preprocessing
+from .transforms import _DECODE_SHARES, AUGMENTATIONS, Preprocessing
 from multiprocessing import parent_process, queues
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -49,10 +49,12 @@ class PairDataset(Dataset):
         tokenizer:Tokenizer, # Tokenizer of the captions
         alpha:bool=False,    # Give `augment` the alpha channel of transparent images, instead of putting them on white
         true_captions:bool=False, # Add to a sample the numbers of all captions of its image, the drawn one first
+        decode_share:float=1.,    # Share of `image_size` for which images are decoded
     ):
         self.source, self.image_size, self.augment, self.true_captions = source, image_size, augment, true_captions
         self.options = dict(alpha=True) if alpha else {}
         self.one_caption, self.seed, self.tokenizer = one_caption, seed, tokenizer
+        self.decode_side = math.ceil(decode_share*image_size) if image_size else image_size
 
     def __len__(self): return len(self.source)
 
@@ -61,7 +63,7 @@ class PairDataset(Dataset):
         rng:np.random.Generator, # Generator of caption and crop
     )->tuple:                    # (uint8 (3,image_size,image_size), ids of captions, index)
         "Return one sample. Raises `UserError` if the image or its captions are unusable."
-        captions, pixels = self.source.captions(index), self.source.pixels_for(index, self.image_size, **self.options)
+        captions, pixels = self.source.captions(index), self.source.pixels_for(index, self.decode_side, **self.options)
         known, drawn = captions, 0
         if self.one_caption: captions = [captions[drawn := rng.integers(len(captions))]]
         pixels = pixels if pixels.flags.writeable else pixels.copy() # torch needs writable memory, not a read-only map
@@ -319,7 +321,7 @@ def make_loader(
                         f'{world_size} device(s); set training.batch_size to at most {len(source)//world_size}')
     augment = partial(augment if train else AUGMENTATIONS['none'], how=preprocessing)
     dataset = PairDataset(source, image_size, augment, train, seed, tokenizer, preprocessing.transparency != 'white',
-                          train and true_captions)
+                          train and true_captions, _DECODE_SHARES.get(augmentation, 1.) if train else 1.)
     workers = worker_settings(num_workers, prefetch_factor, persistent_workers)
     pin_memory = pin_memory and torch.cuda.is_available()
     return PairLoader(source, batch_size, settings, dataset, sampler, pin_memory=pin_memory, **workers)

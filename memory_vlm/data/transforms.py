@@ -135,3 +135,7 @@ def _strong_crop(image:Tensor, size:int, rng:np.random.Generator, how:Preprocess
 
 # Called with (image, size, rng, how); image uint8 (3,H,W), result uint8 (3,size,size)
 AUGMENTATIONS = dict(clip=_random_crop, none=center_crop, strong=_strong_crop)
+
+# Shares of the image size for which a large image is decoded; 1 if missing. `Source.pixels_for` leaves room for crops
+# of 0.61 of a side, the smallest of `strong`; the smallest of `clip` is 0.82 of a side
+_DECODE_SHARES = dict(clip=.75)

@@ -13,6 +13,7 @@ import torch
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from fastai.torch_core import default_device
 from importlib.metadata import version
 from ..attention import find_clip
 from ..clip import MemoryCLIP
@@ -274,7 +275,7 @@ def eval_models(
     if train_images and train_images.classes != labeled.classes:
         different = sorted(set(train_images.classes) ^ set(labeled.classes))[:5]
         raise UserError(f"'{train}' and '{data}' have different classes: {different}")
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = device or default_device()
     found, counts, seen, missing = {}, (0, 0), [], {}
     how = batch_size, num_workers, max_bad_fraction
     for name in names:

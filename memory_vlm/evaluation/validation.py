@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
-from ..core import UserError, pick
+from ..core import UserError, _fork_random, pick
 from ..distributed import gather_objects
 from .retrieval import _have_several_captions, ranking_metrics, retrieval_metrics
 from ..loss import LOSSES
@@ -30,7 +30,7 @@ def evaluation_mode(
     modes = {m: m.training for m in model.modules()}
     device = next(model.parameters()).device
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []), torch.no_grad():
+    with _fork_random(device), torch.no_grad():
         try: yield model.eval()
         finally:
             for m, mode in modes.items(): m.training = mode

@@ -12,12 +12,16 @@ import torch.nn.functional as F
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from ..attention import checked_index, find_clip, find_memory_vit
+from ..attention import checked_index, find_memory_vit
 from ..core import UserError
 from ..evaluation.validation import evaluation_mode
 from ..memory import AttentionUpdate, StaticUpdate
 from ..models.attention_hooks import EAGER, attention_hooks
+from ..models.towers import Tower, find_module, find_tower
 from ..tokens import TokenLayout
+from ..vision import MemoryBlock, MemoryViT
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer as OpenClipViT
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 # %% ../../nbs/interp/04_attribution.ipynb #ced935f3
@@ -76,82 +80,141 @@ class Attribution:
         return parts.rename_axis('image').to_html(float_format='{:+.4f}'.format)
 
 # %% ../../nbs/interp/04_attribution.ipynb #0e4a1673
+def _part(block:nn.Module, *names)->nn.Module|None:
+    "Return the part of a block that has one of these names: timm's or open_clip's."
+    return next((getattr(block, n) for n in names if hasattr(block, n)), None)
+
 @contextmanager
-def _record_readout(vit):
-    "Record everything that is added to the readout token."
-    layout, record = vit.layout, dict(weights={}, values={}, mlp={})
-    row = -1 if layout.num_new_cls else layout.readout.start # the new CLS is the last query of its call
+def _record_readout(tower:Tower, rows:slice):
+    "Record everything that is added to the tokens `rows` (R of them)."
+    layout, record = tower.layout, dict(weights={}, values={}, mlp={})
     def attention(layer, q, k, v, weights):
-        at = row % q.shape[2]
-        record['weights'][layer], record['values'][layer] = weights(slice(at, at + 1))[:, :, 0], v.float()
-    def first(block, args): record['first'] = args[0][:, row].float()
-    def last(norm, args): record['last'] = args[0][:, row].float()
-    def mlp(layer, module, args, out): record['mlp'][layer] = out[:, row].float()
+        at = slice(q.shape[2] - 1, q.shape[2]) if layout.num_new_cls else rows # the new CLS is the last query
+        record['weights'][layer], record['values'][layer] = weights(at), v.float() # (B,H,R,K), (B,H,K,d)
+    def first(block, args): record['first'] = args[0][:, rows].float()
+    def last(block, args, out): record['last'] = out[:, rows].float()
+    def mlp(layer, module, args, out): record['mlp'][layer] = out[:, rows if out.shape[1] > 1 else slice(1)].float()
     with ExitStack() as stack:
         stack.enter_context(EAGER) # compiled code calls no hooks
-        stack.callback(vit.blocks[0].register_forward_pre_hook(first).remove)
-        stack.callback(vit.norm.register_forward_pre_hook(last).remove)
-        for i, block in enumerate(vit.blocks):
+        stack.callback(tower.blocks[0].register_forward_pre_hook(first).remove)
+        stack.callback(tower.blocks[-1].register_forward_hook(last).remove)
+        for i, block in enumerate(tower.blocks):
             stack.enter_context(attention_hooks(block.attn, partial(attention, i)))
-            stack.callback(block.drop_path2.register_forward_hook(partial(mlp, i)).remove)
+            after_mlp = _part(block, 'drop_path2', 'ls_2')
+            stack.callback(after_mlp.register_forward_hook(partial(mlp, i)).remove)
         yield record
 
 # %% ../../nbs/interp/04_attribution.ipynb #4d2eb463
-def _check_linear_readout(vit):
-    "Raise `UserError` if the output of the tower is not a sum over heads and keys."
-    def plain(*modules): return all(isinstance(m, nn.Identity) for m in modules)
-    reads_cls = vit.layout.num_cls and vit.global_pool == 'token' and vit.attn_pool is None
-    checks = {f'readout={vit.readout}': vit.readout == 'none',
-            'pooling other than the CLS token': reads_cls,
-            'a norm after pooling': plain(vit.fc_norm),
-            'a final norm other than LayerNorm': plain(vit.norm) or isinstance(vit.norm, nn.LayerNorm),
-            'a head other than a linear layer': plain(vit.readout_head) or isinstance(vit.readout_head, nn.Linear),
-            'normalized attention': plain(*(b.attn.norm for b in vit.blocks)),
-            'gated attention': all(b.attn.gate is None for b in vit.blocks)}
+@dataclass
+class _Readout:
+    "How a tower makes its feature from its last tokens: a mean, a norm and linear maps."
+    rows:slice      # Tokens whose mean is the feature
+    norm:nn.Module  # LayerNorm or identity
+    after:bool      # Whether the norm comes after the mean
+    maps:list       # Weight (out, in) and bias of each linear map; a bias can be None
+
+_PLAIN = (nn.Identity, nn.Dropout)
+
+def _last_modules(model, vit)->tuple:
+    "Return norm, whether it comes after pooling, pooling, linear maps and other modules of a tower."
+    if isinstance(vit, OpenClipViT):
+        pool = None if vit.attn_pool is not None else {'tok': 'token'}.get(vit.pool_type, vit.pool_type)
+        return vit.ln_post, vit.final_ln_after_pool, pool, [] if vit.proj is None else [(vit.proj.T, None)], []
+    pool = None if vit.attn_pool is not None else vit.global_pool
+    if pool == 'avg' and getattr(vit, 'pool_include_prefix', False): pool = None
+    # the tower itself, or open_clip's TimmModel
+    wrapper = find_module(model, lambda m: m is vit or getattr(m, 'trunk', None) is vit, 'tower')
+    head = vit.readout_head if isinstance(vit, MemoryViT) else vit.head
+    heads = [head] if wrapper is vit else [head, *wrapper.head]
+    linear = [(m.weight, m.bias) for m in heads if isinstance(m, nn.Linear)]
+    norms = [m for m in (vit.norm, vit.fc_norm) if not isinstance(m, nn.Identity)] or [vit.norm]
+    rest = [m for m in heads if not isinstance(m, (nn.Linear, *_PLAIN))] + norms[1:]
+    return norms[0], norms[0] is vit.fc_norm, pool, linear, rest
+
+def _linear_readout(model, tower:Tower)->_Readout:
+    "Describe the readout of a tower. Raises `UserError` if the output is not a sum over heads and keys."
+    vit, layout = tower.vit, tower.layout
+    kinds = {type(b) for b in tower.blocks} - {Block, MemoryBlock, ResidualAttentionBlock}
+    checks = {f'readout={getattr(vit, "readout", "none")}': getattr(vit, 'readout', 'none') == 'none',
+              f'blocks of another kind ({", ".join(k.__name__ for k in kinds)})': not kinds}
+    if not kinds and all(checks.values()):
+        norm, after, pool, maps, rest = _last_modules(model, vit)
+        attentions = [b.attn for b in tower.blocks]
+        checks |= {'pooling other than the CLS token or the mean of the patches': pool in ('token', 'avg'),
+                   'a final norm other than LayerNorm': isinstance(norm, (nn.LayerNorm, nn.Identity)),
+                   'a head other than a linear layer, or two norms': not rest,
+                   'normalized attention': all(isinstance(_part(a, 'norm'), (*_PLAIN, type(None))) for a in attentions),
+                   'gated attention': all(getattr(a, 'gate', None) is None for a in attentions)}
     for what, ok in checks.items():
         if not ok: raise UserError(f'this vision tower has {what}, so its score is not a sum over heads and tokens')
+    at = layout.readout if pool == 'token' else layout.patches
+    return _Readout(slice(-1, None) if layout.num_new_cls else at, norm, after, maps)
 
-def _backpropagate_direction(vit, last:Tensor, direction:Tensor)->tuple:
-    "Return the direction before final norm and head for a direction after them, and the share of the biases."
-    bias = torch.zeros(len(last), device=last.device)
-    if isinstance(head := vit.readout_head, nn.Linear):
-        if head.bias is not None: bias = direction @ head.bias.float()
-        direction = direction @ head.weight.float()
-    if isinstance(vit.norm, nn.Identity): return direction, bias
-    if vit.norm.bias is not None: bias = bias + direction @ vit.norm.bias.float()
-    if vit.norm.weight is not None: direction = direction * vit.norm.weight.float()
-    std = (last.var(-1, correction=0, keepdim=True) + vit.norm.eps).sqrt()
-    return (direction - direction.mean(-1, keepdim=True)) / std, bias
+def _backpropagate_direction(readout:_Readout, last:Tensor, direction:Tensor)->tuple:
+    "Return directions (X,R,D) before norm and linear maps for directions (X,dim), and the share of the biases (X,)."
+    bias, norm = torch.zeros(len(direction), device=last.device), readout.norm
+    for weight, b in readout.maps[::-1]:
+        if b is not None: bias = bias + direction @ b.float()
+        direction = direction @ weight.float()
+    if isinstance(norm, nn.LayerNorm):
+        if norm.bias is not None: bias = bias + direction @ norm.bias.float()
+        if norm.weight is not None: direction = direction * norm.weight.float()
+        normed = last.mean(1, keepdim=True) if readout.after else last                       # (B,1 or R,D)
+        std = (normed.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+        direction = (direction - direction.mean(-1, keepdim=True)).unsqueeze(1) / std
+    else: direction = direction.unsqueeze(1)
+    return (direction / last.shape[1]).expand(-1, last.shape[1], -1), bias
 
 # %% ../../nbs/interp/04_attribution.ipynb #20a6084c
-def _contributions(g, scale, proj, weights, values)->tuple:
-    "Return the contributions of the heads and keys of a layer (B,H,K), and of the bias of its projection (B,)."
+def _contributions(g, block, weights, values)->tuple:
+    "Return the contributions of the heads and keys of a layer (X,H,K), and of the bias of its projection (X,)."
+    scale, proj = _part(block, 'ls1', 'ls_1'), _part(block.attn, 'proj', 'out_proj')
     g = g * scale.gamma.float() if hasattr(scale, 'gamma') else g                          # LayerScale
-    per_head = (g @ proj.weight.float()).unflatten(-1, (values.shape[1], -1))              # (B,H,d)
-    bias = torch.zeros_like(g[:, 0]) if proj.bias is None else g @ proj.bias.float()
-    return weights * torch.einsum('bhd,bhkd->bhk', per_head, values), bias
+    per_head = (g @ proj.weight.float()).unflatten(-1, (values.shape[1], -1))              # (X,R,H,d)
+    bias = g.new_zeros(len(g)) if proj.bias is None else g.sum(1) @ proj.bias.float()
+    return (weights * torch.einsum('brhd,bhkd->bhrk', per_head, values)).sum(2), bias
+
+def _image_encoder(model, tower:Tower):
+    "Return the function of a model that computes image features; the tower itself if it is no dual encoder."
+    has_encoder = lambda m: hasattr(m, 'encode_image') or m is tower.vit
+    found = find_module(model, has_encoder, 'vision tower')
+    return getattr(found, 'encode_image', found)
+
+def _attribute_directions(model, images:Tensor, directions:Tensor)->Attribution:
+    "Split the inner products of normalized image features with directions (X, dim), as `attribute` does."
+    tower = find_tower(model)
+    readout, weight = _linear_readout(model, tower), next(tower.vit.parameters())
+    directions, images = directions.to(weight.device).float(), images.to(weight.device)
+    with (evaluation_mode(tower.vit), torch.autocast(weight.device.type, enabled=False),
+          _record_readout(tower, readout.rows) as r):
+        f = _image_encoder(model, tower)(images).float()                                     # (B,dim)
+        g, bias = _backpropagate_direction(readout, r['last'], directions / f.norm(dim=-1, keepdim=True))
+        parts = [_contributions(g, b, r['weights'][i], r['values'][i]) for i, b in enumerate(tower.blocks)]
+        heads, biases = (torch.stack(p, 1) for p in zip(*parts))
+        mlp = torch.stack([(g * r['mlp'][i]).sum((1, 2)) for i in range(len(parts))], 1)
+        first, score = (g * r['first']).sum((1, 2)), (F.normalize(f, dim=-1) * directions).sum(-1)
+    found = Attribution(heads, mlp, first, bias + biases.sum(1), score, tower.layout)
+    if weight.dtype == torch.float32 and (wrong := (found.total() - score).abs().max()) > 1e-3:
+        raise UserError(f'the contributions of this vision tower miss its score by {wrong:.3f}, so its score is not a '
+                        'sum over heads and tokens')
+    return found
 
 def attribute(
-    model,         # A MemoryCLIP, a module that contains one, or a fastai Learner of one
+    model,         # A dual encoder, a tower with a projection, or an object with one as its `.model`, as a Learner
     images:Tensor, # As `encode_image` takes them (B, 3, height, width)
-    texts:Tensor,  # One text for each image or one for all: token ids, int64 (B, T), or features, float (B, dim)
+    texts:Tensor,  # One for each image, one for all, or several for one image: ids, int64 (B, T), or features, float
 )->Attribution:
-    """Split cosines into the contributions of all parts of the vision tower. Raises `UserError` for a model without
-    memory, for a number of texts that does not fit, and for a tower whose output is not such a sum."""
-    model, vit, device = find_clip(model), find_memory_vit(model), next(find_clip(model).parameters()).device
-    _check_linear_readout(vit)
-    if len(texts) not in (1, len(images)):
+    """Split cosines into the contributions of all parts of the vision tower. Raises `UserError` for a number of texts
+    that does not fit, and for a tower whose output is not such a sum."""
+    _linear_readout(model, find_tower(model))
+    if len(texts) != len(images) and 1 not in (len(texts), len(images)):
         raise UserError(f'got {len(texts)} texts for {len(images)} images; give one for each, or one for all')
-    with evaluation_mode(model), torch.autocast(device.type, enabled=False), _record_readout(vit) as r:
-        f, t = model.encode_image(images.to(device)).float(), texts.to(device)
-        t = F.normalize((t if t.is_floating_point() else model.encode_text(t)).float(), dim=-1).expand(len(f), -1)
-        g, bias = _backpropagate_direction(vit, r['last'], t / f.norm(dim=-1, keepdim=True))
-        parts = [_contributions(g, b.ls1, b.attn.proj, r['weights'][l], r['values'][l])
-                 for l, b in enumerate(vit.blocks)]
-        heads, biases = (torch.stack(p, 1) for p in zip(*parts))
-        mlp = torch.stack([(g * r['mlp'][l]).sum(-1) for l in range(len(parts))], 1)
-        first = (g * r['first']).sum(-1)
-        return Attribution(heads, mlp, first, bias + biases.sum(1), F.cosine_similarity(f, t), vit.layout)
+    if not texts.is_floating_point():
+        clip = find_module(model, lambda m: hasattr(m, 'encode_text'), 'text tower: give features of texts')
+        device = next(clip.parameters()).device
+        with evaluation_mode(clip), torch.autocast(device.type, enabled=False):
+            texts = clip.encode_text(texts.to(device))
+    return _attribute_directions(model, images, F.normalize(texts.float(), dim=-1))
 
 # %% ../../nbs/interp/04_attribution.ipynb #ca58772e
 def _update_share(model)->float:

@@ -91,9 +91,10 @@ def effective_rank(
     states:Tensor, # States of the tokens (..., M, D)
 )->Tensor:         # Number of directions (...), 1..min(M, D)
     "Return the effective rank: exp of the entropy of the normalized singular values. Source: Roy and Vetterli 2007."
-    x = states.double() # the eigenvalues of the smaller Gram matrix are faster than the singular values
+    x = states if states.device.type in ('cpu', 'cuda') else states.cpu() # MPS has no float64 and no eigenvalues
+    x = x.double() # the eigenvalues of the smaller Gram matrix are faster than the singular values
     gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
-    return effective_number(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()).to(states.dtype)
+    return effective_number(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()).to(states)
 
 # %% ../../nbs/interp/01_stats.ipynb #7a37ba52
 def median(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import product
 from ..core import UserError
 from ..evaluation.intervals import change_interval
 from ..evaluation.validation import evaluation_mode
@@ -82,28 +83,31 @@ class _Neuron(NamedTuple):
     layer:int         # Index of the block
     index:int         # Index of the hidden unit
     activation:float  # Its mean at outlier patches
+    excess:float      # Norm that it adds to an outlier, beyond what it adds to other patches
 
-def _mean_activations(model, images:Tensor, where:Tensor, layers:list)->Tensor:
-    "Return the mean activation of each neuron over some patches."
+def _mean_activations(model, images:Tensor, where:Tensor, layers:list)->tuple: # (len(layers), F) each
+    "Return the mean activation of each neuron over some patches, and over the others."
     tower, sums = _find_tower(model), [[] for _ in layers]
     def record(into, fc2, args): # input of fc2 (B,N,F)
-        mask = where.split(32)[len(into)].to(args[0].device)
-        into.append(args[0][:, tower.layout.patches][mask].float().sum(0).cpu())
+        mask, h = where.split(32)[len(into)].to(args[0].device), args[0][:, tower.layout.patches]
+        into.append(torch.stack([h[m].float().sum(0) for m in (mask, ~mask)]).cpu())
     hooks = [(_fc2(tower.blocks[l]), 'register_forward_pre_hook', partial(record, into))
              for l, into in zip(layers, sums)]
     _forward_images(model, images, hooks)
-    return torch.stack([sum(s) for s in sums]) / where.sum()
+    at, elsewhere = torch.stack([sum(s) for s in sums], 1) # (2,L,F)
+    return at / where.sum(), elsewhere / (~where).sum().clamp_min(1)
 
 def register_neurons(
     model,                # A model that `find_tower` takes
     images:Tensor,        # A few hundred images or fewer, as the model takes them (B, 3, height, width)
     num:int=10,           # Number of neurons (count)
     layer:int=None,       # Block after which outliers are determined; None: the one with the most
-    layers:list=None,     # Blocks to search; None: from a quarter of the depth to the one in which outliers appear
+    layers:list=None,     # Blocks to search; None: from a quarter of the depth to one after that of the first outliers
     threshold:float=None, # Norm above which a patch is an outlier; None: three medians of the image
-)->list:                  # (block, hidden unit, activation), largest mean activation first
-    "Find the neurons that cause outliers. Raises `UserError` if there are none. Source: arXiv 2506.08010."
-    _find_tower(model)
+)->list:                  # (block, hidden unit, activation, excess norm), largest excess first
+    """Find the neurons that cause outliers. Raises `UserError` if there are none. Source: arXiv 2506.08010, ranked by
+    the norm that a neuron adds to outliers in place of its activation."""
+    tower = _find_tower(model)
     norms = patch_norms(model, images)
     is_outlier = outliers(norms, threshold) # (B,L,P)
     rate = is_outlier.float().mean((0, 2))  # (L)
@@ -116,44 +120,47 @@ def register_neurons(
     if layers is None: # the first in which half of the patches `where` are outliers
         share = (is_outlier & where[:, None]).sum((0, 2)) / where.sum() # (L)
         appear = int((share >= 0.5).nonzero()[0])
-        layers = list(range(min(len(rate) // 4, appear), appear + 1))
-    means = _mean_activations(model, images, where, layers)
-    best = means.abs().flatten().topk(min(num, means.numel())).indices.tolist()
-    return [_Neuron(layers[i // means.shape[1]], i % means.shape[1], means.flatten()[i].item()) for i in best]
+        layers = list(range(min(len(rate) // 4, appear), min(appear + 2, len(rate))))
+    means, others = _mean_activations(model, images, where, layers)
+    columns = torch.stack([_fc2(tower.blocks[l]).weight.detach().float().norm(dim=0).cpu() for l in layers])
+    excess, F = (means - others).abs() * columns, means.shape[1] # (len(layers), F)
+    best = excess.flatten().topk(min(num, excess.numel())).indices.tolist()
+    return [_Neuron(layers[i // F], i % F, means.flatten()[i].item(), excess.flatten()[i].item()) for i in best]
 
 # %% ../../nbs/interp/05_test_time_registers.ipynb #268121f0
-def _places(tower:Tower)->tuple: # Position of the register, slice of the patches beside it
-    "Return the positions in a sequence with a register."
+def _places(tower:Tower, count:int)->tuple: # Slice of the registers, slice of the patches beside them
+    "Return the positions in a sequence with test-time registers."
     layout = tower.layout
-    if isinstance(tower.vit, MemoryViT): return layout.num_tokens, layout.patches
+    if isinstance(tower.vit, MemoryViT): return slice(layout.num_tokens, layout.num_tokens + count), layout.patches
     at = layout.num_cls + layout.num_memory
-    return at, slice(at + 1, None)
+    return slice(at, at + count), slice(at + count, None)
 
-def _insert_token(at:int, module, args, x:Tensor=None)->Tensor:
-    "Insert a zero token: (B,N,D) -> (B,N+1,D); a hook after a module or before one."
+def _insert_tokens(at:slice, module, args, x:Tensor=None)->Tensor:
+    "Insert R zero tokens: (B,N,D) -> (B,N+R,D); a hook after a module or before one."
     given = args[0] if x is None else x
-    longer = torch.cat([given[:, :at], torch.zeros_like(given[:, :1]), given[:, at:]], dim=1)
+    zeros = given.new_zeros(len(given), at.stop - at.start, given.shape[2])
+    longer = torch.cat([given[:, :at.start], zeros, given[:, at.start:]], dim=1)
     return (longer, *args[1:]) if x is None else longer
 
-def _shift_activations(at:int, patches:slice, ids:list, fc2, args:tuple)->tuple:
-    "Move activations (B,N+1,F) from the patches to the register; a hook before the second layer of an MLP."
+def _shift_activations(at:slice, patches:slice, ids:list, fc2, args:tuple)->tuple:
+    "Move activations (B,N+R,F) from the patches to the registers; a hook before the second layer of an MLP."
     h = args[0].clone()
     at_patches = h[:, patches, ids] # (B,P,k)
-    largest = at_patches.gather(1, at_patches.abs().argmax(1, keepdim=True)).squeeze(1) # (B,k), with its sign
-    h[:, at, ids] = largest
+    h[:, at, ids] = at_patches.gather(1, at_patches.abs().argmax(1, keepdim=True)) # the largest (B,1,k), with its sign
     h[:, patches, ids] = 0
     return (h,)
 
-def _drop_token(at:int, module, args, x:Tensor=None)->Tensor:
-    "Remove the register: (B,N+1,D) -> (B,N,D); a hook after a module or before one."
+def _drop_tokens(at:slice, module, args, x:Tensor=None)->Tensor:
+    "Remove the registers: (B,N+R,D) -> (B,N,D); a hook after a module or before one."
     given = args[0] if x is None else x
-    shorter = torch.cat([given[:, :at], given[:, at + 1:]], dim=1)
+    shorter = torch.cat([given[:, :at.start], given[:, at.stop:]], dim=1)
     return (shorter, *args[1:]) if x is None else shorter
 
-def _register_hooks(model, neurons:list)->list:
-    "Insert a register into a model; return the handles of its hooks. Raises `UserError` if it cannot have one."
+def _register_hooks(model, neurons:list, num_registers:int=1)->list:
+    "Insert registers into a model; return the handles of its hooks. Raises `UserError` if it cannot have them."
+    if num_registers < 1: raise UserError(f'num_registers={num_registers} must be 1 or more')
     tower, by_layer = _find_tower(model), defaultdict(list)
-    vit, depth, (at, patches) = tower.vit, len(tower.blocks), _places(tower)
+    vit, depth, (at, patches) = tower.vit, len(tower.blocks), _places(tower, num_registers)
     if tower.layout.num_new_cls:
         raise UserError('memory_position=kv_protected keeps old tokens from attending to new ones; '
                         'a test-time register has no effect')
@@ -166,7 +173,7 @@ def _register_hooks(model, neurons:list)->list:
         if not hidden or not 0 <= min(ids) <= max(ids) < hidden:
             raise UserError(f'block {layer} has no neuron {max(ids)}: this model has {depth} blocks'
                             + f' with {hidden} neurons' * bool(hidden))
-    insert, drop, width = partial(_insert_token, at), partial(_drop_token, at), _fc2(tower.blocks[0]).out_features
+    insert, drop, width = partial(_insert_tokens, at), partial(_drop_tokens, at), _fc2(tower.blocks[0]).out_features
     entry = (vit.norm_pre.register_forward_hook if isinstance(vit, MemoryViT)
              else tower.blocks[0].register_forward_pre_hook)
     leave = vit.norm.register_forward_pre_hook if hasattr(vit, 'norm') else vit.transformer.register_forward_hook
@@ -174,17 +181,18 @@ def _register_hooks(model, neurons:list)->list:
     for layer, ids in by_layer.items():
         shift = partial(_shift_activations, at, patches, ids)
         handles.append(_fc2(tower.blocks[layer]).register_forward_pre_hook(shift))
-    vit.test_time_register = width
+    vit.test_time_register = num_registers, width
     return handles
 
 @contextmanager
 def test_time_register(
     model,        # A model that `find_tower` takes
     neurons:list, # Of `register_neurons`, or pairs of block and hidden unit
+    num_registers:int=1, # Equal registers (count)
 ):
     """Move the activations of neurons from the patches to an untrained token inside the `with` block. Raises
     `UserError` for an empty list of neurons, for a neuron or a register that is not possible in this model."""
-    handles = _register_hooks(model, neurons)
+    handles = _register_hooks(model, neurons, num_registers)
     try:
         with EAGER: yield model
     finally:
@@ -211,18 +219,20 @@ class RegisterEdit:
     depth:int     # Blocks of the model (count)
     hidden:int    # Hidden units of an MLP (count)
     measured:dict=field(default_factory=dict) # Plain values, such as those of `sweep_registers`
+    registers:int=1 # Equal registers (count)
 
     @classmethod
     def of(
         cls,
         model,        # A model that `find_tower` takes
         neurons:list, # Of `register_neurons`, or pairs of block and hidden unit
+        num_registers:int=1, # Equal registers (count)
         **measured,   # Plain values to keep
     )->'RegisterEdit':
         "Make an edit for a model and others of its architecture."
         tower = _find_tower(model)
         pairs = [(int(n[0]), int(n[1])) for n in neurons]
-        return cls(pairs, len(tower.blocks), _fc2(tower.blocks[0]).in_features, measured)
+        return cls(pairs, len(tower.blocks), _fc2(tower.blocks[0]).in_features, measured, num_registers)
 
     def save(
         self,
@@ -256,7 +266,7 @@ class RegisterEdit:
         if here != (self.depth, self.hidden):
             raise UserError(f'this test-time register is for {self.depth} blocks with {self.hidden} hidden units, and '
                             f'the model has {here[0]} with {here[1]}; find its own with sweep_registers')
-        tower.vit.test_time_handles = _register_hooks(model, self.neurons)
+        tower.vit.test_time_handles = _register_hooks(model, self.neurons, self.registers)
         return model
 
     @staticmethod
@@ -277,32 +287,39 @@ _MIN_GONE, _AIM, _MAX_LOSS = 0.5, 0.9, 0.01 # Share of outliers that must go, sh
 class _RegisterSweep:
     "Result of `sweep_registers`; prints as a table."
     table:pd.DataFrame # A row for each number of neurons on the first half, and the chosen one on the other half
-    rates:dict         # (number of neurons, half): share of outliers after each block (L,); 0: without a register
-    edit:RegisterEdit|None # Neurons of the chosen number; None: no number passes on the first half
-    passed:bool        # Whether the rule holds on the other half
+    rates:dict         # (neurons, registers, half): share of outliers after each block (L,); 0, 0: without a register
+    edit:RegisterEdit  # The chosen neurons
+    passed_first:bool  # Whether the chosen number passes on the half that it was chosen on
+    passed_other:bool  # Whether it passes on the other half
     has_score:bool     # Whether a score was given
+
+    @property
+    def passed(self)->bool: # Whether the rule holds
+        "Whether the chosen number passes on both halves."
+        return self.passed_first and self.passed_other
 
     @property
     def sentence(self)->str:
         "The verdict in words."
-        if self.edit is None:
-            return ('No number of neurons passes on the first half: none removes half of the outliers in every block '
-                    'and keeps the score within one point.')
-        row = self.table.iloc[-1]
+        row, verdict = self.table.iloc[-1], 'pass' if self.passed_other else 'do not pass'
+        none = '' if self.passed_first else (
+            'No number of neurons passes on the first half: none removes half of the outliers in every block and keeps '
+            'the score within one point. The nearest: ')
         score = (f", the score changes by {100 * row['change']:+.1f} points [{100 * row['low']:+.1f}, "
                  f"{100 * row['high']:+.1f}]" if self.has_score else ' (no score was given)')
-        return (f"{row['neurons']:.0f} neurons {'pass' if self.passed else 'do not pass'} on the other half: at least "
+        several = f" and {row['registers']:.0f} registers" if row['registers'] > 1 else ''
+        return (f"{none}{row['neurons']:.0f} neurons{several} {verdict} on the other half: at least "
                 f"{row['gone']:.0%} of the outliers are gone in every block that has them, the features have a cosine "
                 f"of {row['cosine']:.3f} to the original ones{score}.")
 
     def __repr__(self): return f'{self.table.round(4).to_string(index=False)}\n\n{self.sentence}'
     def _repr_html_(self): return f'{self.table.round(4).to_html(index=False)}<p>{self.sentence}</p>'
 
-def _sweep_row(num:int, half:str, before:tuple, after:tuple, values:Callable|None)->tuple: # Norms and outputs each
+def _sweep_row(size:tuple, half:str, before:tuple, after:tuple, values:Callable|None)->tuple: # Norms and outputs each
     "Return a row of the table, and the share of outliers after each block."
     was, now = (outliers(norms).float().mean((0, 2)) for norms, _ in (before, after)) # (L)
     has = was >= was.max() / 2
-    row = dict(half=half, neurons=num, before=was.max().item(), after=now[has].max().item(),
+    row = dict(half=half, neurons=size[0], registers=size[1], before=was.max().item(), after=now[has].max().item(),
                gone=(1 - now[has] / was[has]).min().item(),
                cosine=torch.cosine_similarity(before[1], after[1], dim=-1).mean().item())
     if values is None: return row, now
@@ -315,6 +332,7 @@ def sweep_registers(
     images:Tensor,       # As the model takes them (B, 3, height, width)
     score:Callable=None, # Function: outputs (n, D) of some images, their numbers in `images` (n,) -> scores 0..1 (n,)
     nums:tuple=(5, 10, 20, 40, 80), # Numbers of neurons to try
+    num_registers:tuple=(1,), # Numbers of registers to try with each
     layers:list=None,    # Blocks to search, as in `register_neurons`
     seed:int=0,          # Seed of the halves
 )->_RegisterSweep:
@@ -324,20 +342,22 @@ def sweep_registers(
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     first, other = order[:(len(order) + 1) // 2].sort().values, order[(len(order) + 1) // 2:].sort().values
     def scorer(index): return score and (lambda features: score(features, index))
-    def edited(num, half):
-        with test_time_register(model, found[:num]): return _norms_and_outputs(model, images[half])
+    def edited(size, half):
+        with test_time_register(model, found[:size[0]], size[1]): return _norms_and_outputs(model, images[half])
     found = register_neurons(model, images[first], num=max(nums), layers=layers)
     before, rows, rates = _norms_and_outputs(model, images[first]), [], {}
-    rates[0, 'first'] = outliers(before[0]).float().mean((0, 2))
-    for num in sorted(nums):
-        row, rates[num, 'first'] = _sweep_row(num, 'first', before, edited(num, first), scorer(first))
+    rates[0, 0, 'first'] = outliers(before[0]).float().mean((0, 2))
+    for size in product(sorted(nums), sorted(num_registers)):
+        row, rates[(*size, 'first')] = _sweep_row(size, 'first', before, edited(size, first), scorer(first))
         rows.append(row)
     def passes(row): return row['gone'] >= _MIN_GONE and row.get('change', 0) >= -_MAX_LOSS
     good = [r for r in rows if passes(r)]
-    if not good: return _RegisterSweep(pd.DataFrame(rows), rates, None, False, score is not None)
-    num = next((r for r in good if r['gone'] >= _AIM), max(good, key=lambda r: r['gone']))['neurons']
-    before = _norms_and_outputs(model, images[other])
-    rates[0, 'other'] = outliers(before[0]).float().mean((0, 2))
-    row, rates[num, 'other'] = _sweep_row(num, 'other', before, edited(num, other), scorer(other))
-    edit = RegisterEdit.of(model, found[:num], **{k: v for k, v in row.items() if k != 'neurons'})
-    return _RegisterSweep(pd.DataFrame([*rows, row]), rates, edit, passes(row), score is not None)
+    if good: chosen = next((r for r in good if r['gone'] >= _AIM), max(good, key=lambda r: r['gone']))
+    else: # what loses the least of those that remove enough, or removes the most
+        chosen = max(rows, key=lambda r: (min(r['gone'], _MIN_GONE), r.get('change', 0)))
+    size, before = (chosen['neurons'], chosen['registers']), _norms_and_outputs(model, images[other])
+    rates[0, 0, 'other'] = outliers(before[0]).float().mean((0, 2))
+    row, rates[(*size, 'other')] = _sweep_row(size, 'other', before, edited(size, other), scorer(other))
+    measured = {k: v for k, v in row.items() if k not in ('neurons', 'registers')}
+    edit = RegisterEdit.of(model, found[:size[0]], size[1], **measured)
+    return _RegisterSweep(pd.DataFrame([*rows, row]), rates, edit, bool(good), passes(row), score is not None)

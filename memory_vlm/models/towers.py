@@ -92,13 +92,13 @@ def _open_clip_tower(vit)->Tower:
     return Tower(vit, TokenLayout(tuple(vit.grid_size)), blocks, vit.conv1, tuple(vit.image_size))
 
 def _with_register(tower:Tower)->Tower:
-    "Return the tower with the test-time register that `TestTimeRegisters.apply` inserted behind CLS and registers."
+    "Return the tower with the test-time registers that `RegisterEdit.apply` inserted behind CLS and registers."
     if isinstance(tower.vit, MemoryViT) or not hasattr(tower.vit, 'test_time_register'): return tower
-    layout, entering = replace(tower.layout, num_memory=tower.layout.num_memory + 1), tower.fresh
-    kind = next(tower.vit.parameters())
-    zero = kind.new_zeros(1, 1, tower.vit.test_time_register)
+    count, width = tower.vit.test_time_register
+    layout, entering = replace(tower.layout, num_memory=tower.layout.num_memory + count), tower.fresh
+    zero = next(tower.vit.parameters()).new_zeros(1, count, width)
     def stored(): return torch.cat([tower.stored(), zero], 1) if tower.stored else zero
-    def fresh(tokens): return torch.cat([entering(tokens[:-1]), tokens[-1:]]) if tower.stored else tokens
+    def fresh(tokens): return torch.cat([entering(tokens[:-count]), tokens[-count:]]) if tower.stored else tokens
     return replace(tower, layout=layout, stored=stored, fresh=fresh)
 
 _FAMILIES = {_memory_vit_tower: lambda m: isinstance(m, MemoryViT), _timm_tower: _is_timm_vit,

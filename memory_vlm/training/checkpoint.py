@@ -115,12 +115,16 @@ def read_state(
     except (RuntimeError, EOFError): raise UserError(f"'{path}' is damaged: torch cannot read it") from None
 
 # %% ../../nbs/training/02_checkpoint.ipynb #cfb20cd7
+def _accelerator()->str|None: # Such as 'cuda' or 'mps'; None: the CPU only
+    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
+
 def _random_state()->dict:
-    "Return the states of the generators of Python, numpy and torch, also of the current CUDA device."
+    "Return the states of the generators of Python, numpy and torch, also of the current accelerator (CUDA, MPS, ...)."
     kind, keys, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return dict(python=random.getstate(), numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-                torch=torch.get_rng_state(), cuda=cuda)
+    found = dict(python=random.getstate(), numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+                 torch=torch.get_rng_state())
+    if (name := _accelerator()) is not None: found[name] = torch.get_device_module(name).get_rng_state()
+    return found
 
 def _set_random_state(state:dict):
     "Restore the states of the generators."
@@ -128,7 +132,8 @@ def _set_random_state(state:dict):
     random.setstate(state['python'])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state['torch'])
-    if state['cuda'] is not None and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
+    name = _accelerator()
+    if state.get(name) is not None: torch.get_device_module(name).set_rng_state(state[name])
 
 # %% ../../nbs/training/02_checkpoint.ipynb #579c8cc8
 def _records(learn)->dict:

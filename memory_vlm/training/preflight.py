@@ -15,7 +15,7 @@ import torch
 from collections import Counter
 from copy import deepcopy
 from math import ceil
-from ..core import UserError, _counted, format_duration
+from ..core import UserError, _counted, _fork_random, format_duration
 from ..data.base import Source
 from ..data.mixture import Subset
 from ..data.tokenizer import Tokenizer, count_truncated, text_tokenizer
@@ -129,9 +129,9 @@ def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
     def timed():
         start = time.perf_counter()
         forward().backward()
-        if device.type == 'cuda': torch.cuda.synchronize()
+        if device.type not in ('cpu', 'meta'): torch.accelerator.synchronize(device)
         return max_over_ranks(time.perf_counter() - start)
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []), EAGER, WITHOUT_CUDNN_ATTENTION:
+    with _fork_random(device), EAGER, WITHOUT_CUDNN_ATTENTION:
         size = measure_cost(model, forward).activations / min(pairs, len(batch[0]))
         forward().backward() # the first pass also loads libraries and CUDA kernels
         while (took := timed()) < seconds and pairs < most: pairs *= 4
@@ -147,10 +147,11 @@ _CGROUPS = ('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'm
 
 def _memory_free(device:torch.device, cgroup:Path=Path('/sys/fs/cgroup'))->float:
     "Return the memory that is free on a device, or in a container (bytes)."
-    if device.type == 'cuda': # what torch keeps for itself is free too
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+    module = torch.get_device_module(device.type)
+    if hasattr(module, 'mem_get_info'): # what torch keeps for itself is free too
+        return module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device)
     free = psutil.virtual_memory().available
+    if device.type == 'mps': free = min(free, module.recommended_max_memory() - module.driver_allocated_memory())
     for names in _CGROUPS: # 'max' without a limit
         try: limit, used = (int((cgroup/name).read_text(encoding='utf-8')) for name in names)
         except (OSError, ValueError): continue

@@ -17,7 +17,8 @@ from ..data.base import _read_pixels
 from ..data.folders import is_image, walk_files
 from ..data.transforms import Preprocessing, center_crop
 from ..evaluation.validation import evaluation_mode
-from ..interp.features import map_layer
+from ..interp.features import _make_encoder, map_layer
+from ..models.towers import find_tower
 from ..overrides import changed_keys, command_line
 from ..training.logging import read_metrics
 from ..training.resets import ResetHistory
@@ -34,14 +35,17 @@ def _run_summary(metrics:dict, gallery:int, epochs:float)->str:
             f'on {gallery:,} validation images; chance is {1 / gallery:.1%}.')
 
 # %% ../../nbs/viz/03_html.ipynb #8050297c
-def _own_images(cfg, images)->tuple: # uint8 (B, 3, height, width), and the names of their files
+def _own_images(model, images)->tuple: # uint8 (B, 3, height, width), and the names of their files
     "Read files as in evaluation."
-    files, how = [images] if isinstance(images, (str, Path)) else list(images), Preprocessing.of(cfg)
+    if isinstance(images, torch.Tensor): return images, [''] * len(images)
+    size = find_tower(model).image_size[0]
+    how = Preprocessing.of(model.cfg) if hasattr(model, 'cfg') else Preprocessing()
+    files = [images] if isinstance(images, (str, Path)) else list(images)
     if len(files) == 1 and Path(files[0]).is_dir():
         files = sorted(f'{folder}/{name}' for folder, names in walk_files(files[0]) for name in names if is_image(name))
     if not files: raise UserError(f"images='{images}' holds no images; give files, or a folder that holds some")
     pixels = [torch.tensor(_read_pixels(f, alpha=how.transparency != 'white')).permute(2, 0, 1) for f in files]
-    return torch.stack([center_crop(p, cfg.image_size, how=how) for p in pixels]), [Path(f).stem for f in files]
+    return torch.stack([center_crop(p, size, how=how) for p in pixels]), [Path(f).stem for f in files]
 
 @sizable
 def memory_figures(
@@ -50,28 +54,33 @@ def memory_figures(
     tokens:int=6,  # Number of memory tokens, evenly spaced over all of them
     layer:int=None, # Block, negative from the last; None: the last one whose memory affects the output
     head:int=None, # Head; None: mean over heads
-    images=None,   # Files of images, or their folder; None: the first of the validation data, with their captions
-)->Plot|None:      # Figure; None for a model without memory
-    "Draw attention maps of memory tokens over images. Raises `UserError` for unknown layers and unreadable files."
+    # Files of images, their folder, or images uint8 (B, 3, height, width); None: the first of the validation data, with
+    # their captions
+    images=None,
+)->Plot|None:      # Figure; None without memory and without `images`
+    """Draw attention maps of memory tokens over images; of a model without memory, those of CLS over `images`. Raises
+    `UserError` for unknown layers and unreadable files."""
     loaded = as_model(model)
-    memory = loaded.model.visual.layout.num_memory
-    if not memory: return None
+    tower = find_tower(loaded.model)
+    memory, depth = tower.layout.num_memory, len(tower.blocks)
+    if not memory and (images is None or not tower.layout.num_cls): return None
     if images is None:
         images, _, owner = loaded.valid_dl.one_batch()
         titles = [loaded.valid_dl.source.captions(i)[0] for i in owner.unique_consecutive()[:num].tolist()]
-    else: images, titles = _own_images(loaded.model.cfg, images)
-    images = images[:num]
-    depth = len(loaded.model.visual.blocks)
-    layer, usual = map_layer(depth) if layer is None else checked_index(layer, depth, 'layer'), layer is None
+    else: images, titles = _own_images(loaded.model, images)
+    images, usual, last = images[:num], layer is None, map_layer(depth) if memory else depth - 1
+    layer = last if usual else checked_index(layer, depth, 'layer')
     with evaluation_mode(loaded.model), capture(loaded.model, layer) as maps:
-        loaded.model.encode_image(images.to(loaded.device))
-    shown = torch.linspace(0, memory - 1, min(tokens, memory)).round().int().tolist()
+        _make_encoder(loaded.model)(images.to(loaded.device))
+    shown = torch.linspace(0, memory - 1, min(tokens, memory)).round().int().tolist() if memory else ['cls']
     values = torch.stack([maps.heatmap(layer, head, token=m) for m in shown], 1).numpy() # (B,m,h,w)
-    return token_overlays(images.cpu(), values, names=[f'token {m}' for m in shown], titles=titles[:num],
-                          note=f'Layer {layer}{", the last one whose memory affects the output" * usual}; '
-                               f'{"mean over heads" if head is None else f"head {head}"}. '
-                               f'{len(shown)} of {memory} tokens.',
-                          uniform=1 / loaded.model.visual.layout.num_keys)
+    which = ', the last one whose memory affects the output' if memory else ', the last one'
+    return token_overlays(images.cpu(), values, names=[f'token {m}' for m in shown] if memory else ['CLS'],
+                          titles=titles[:num] if any(titles) else None,
+                          title=f'Attention of {"each memory token" if memory else "CLS"}',
+                          note=f'Layer {layer}{which * usual}; {"mean over heads" if head is None else f"head {head}"}.'
+                               + f' {len(shown)} of {memory} tokens.' * bool(memory),
+                          uniform=1 / tower.layout.num_keys)
 
 def _usage_figure(resets:ResetHistory|None)->Plot|None:
     "Draw the usage and the resets of memory tokens in training; None if no window was recorded."

@@ -13,18 +13,21 @@ import traitlets as T
 from contextlib import nullcontext
 from html import escape
 from ..ablation import ablate
-from ..attention import AttentionMaps, capture, find_vit
+from ..attention import AttentionMaps, capture
+from ..clip import MemoryCLIP
 from ..core import UserError, pick
 from ..evaluation.retrieval import retrieval_metrics
 from ..evaluation.validation import with_queries
 from ..interp.intervene import intervene, record_states
-from ..training.run_dir import as_model
+from ..models.towers import find_tower
+from ..training.run_dir import LoadedModel, as_model
 from ..viz.plots import ablation_bars, overlay, token_overlays
 from ..viz.style import color_scale, to_svg
 from memory_vlm.widgets.base import (
     CellImage,
     ImageSet,
     Panel,
+    _text_encoder,
     enlarge,
     find_model,
     image_features,
@@ -39,12 +42,14 @@ class _Retrieval:
     "Recall of a model on some images, with and without ablated tokens. Captions are encoded once."
     def __init__(
         self,
-        model:nn.Module,  # A MemoryCLIP
+        loaded:LoadedModel, # A CLIP with memory tokens or registers
         images:ImageSet,  # Images with captions
         num:int=128,      # Number of images, from the first
     ):
-        if not hasattr(model, 'encode_text'):
-            raise UserError('This model has no text tower, so it cannot be evaluated by retrieval; give a MemoryCLIP.')
+        self.encode_text, model = _text_encoder(loaded), loaded.model
+        if self.encode_text is None:
+            raise UserError('This model has no text tower, so it cannot be evaluated by retrieval; ablate(model, data) '
+                            'scores it by the class of the nearest image.')
         self.model, self.n, self.source, self.states = model, min(num, len(images)), images, None
         captions = [(i, c) for i in range(self.n) for c in images.captions(i)]
         if not captions: raise UserError('These images have no captions; give (image, caption) pairs.')
@@ -55,11 +60,10 @@ class _Retrieval:
         if self.states is not None: return
         images = [self.source[i] for i in range(self.n) if not step(i, 4 * self.n)]
         self.images, model = torch.stack(images), self.model
-        ids = model.tokenize(self.texts_of)
-        self.captions = ids.unique(dim=0, return_inverse=True)[1] # equal captions count as one
-        device = next(model.parameters()).device
+        number = {caption: i for i, caption in enumerate(dict.fromkeys(self.texts_of))}
+        self.captions = torch.tensor([number[caption] for caption in self.texts_of]) # equal captions count as one
         with training_paused(model), record_states(model) as states:
-            self.texts = with_queries(model, model.encode_text(ids.to(device), normalize=True)).float().cpu() # (C,dim)
+            self.texts = with_queries(model, self.encode_text(self.texts_of)) # (C,dim)
             self.features(step=lambda done, total: step(self.n * (1 + done / total), 4 * self.n))
         self.states = states
 
@@ -104,6 +108,13 @@ class _Retrieval:
         return maps
 
 # %% ../../nbs/widgets/08_ablation.ipynb #2189f0b4
+class _TakesPixels(nn.Module):
+    "A CLIP of open_clip that normalizes uint8 images itself, as a MemoryCLIP does."
+    def __init__(self, model:nn.Module):
+        super().__init__()
+        self.model, self.encode_text = model, model.encode_text
+        self.encode_image = lambda images: image_features(model, images)
+
 _KIND_HELP = dict(mask='masked: no token can attend to it', zero='set to zero', noise='replaced by noise of equal norm',
                   reinit='re-initialized', mean='replaced by its mean over images', shuffle='taken from another image')
 
@@ -115,17 +126,18 @@ class AblationPanel(Panel):
 
     def __init__(
         self,
-        model,          # A run folder, a Learner, a model with memory tokens, or anything that `as_model` takes
+        model,          # A run folder, a Learner, a CLIP with memory or registers, or anything that `as_model` takes
         data=None,      # Pairs: a loader, a source, or a list of (image, caption); None: the Learner's validation data
         num:int=128,    # Number of images, from the first
         width:int=240,  # Width of an image (pixels)
     ):
         super().__init__()
         loaded = as_model(model)
-        self.model, self.width, self.data = find_model(loaded), width, loaded.valid_dl if data is None else data
-        self.tokens = find_vit(self.model).layout
+        self.model = find_model(loaded, "ablate(model, data, part='cls') or part='patches' measures its other tokens")
+        self.width, self.data = width, loaded.valid_dl if data is None else data
+        self.tokens = find_tower(self.model).layout
         self.images = ImageSet(self.data, self.model)
-        self.retrieval, self.result, self.before = _Retrieval(self.model, self.images, num), None, {}
+        self.retrieval, self.result, self.before = _Retrieval(loaded, self.images, num), None, {}
         self.after = {}
         self._build()
         self.observe(self.guarded(lambda _: self.draw()), ['off', 'kind', 'image'])
@@ -159,7 +171,7 @@ class AblationPanel(Panel):
             return made
         self.buttons = [button('all on', lambda: setattr(self, 'off', ()), 'Restore all tokens'),
                         button('all off', lambda: setattr(self, 'off', tuple(range(M))), 'Ablate all tokens'),
-                        button('all kinds, with 95 % CI', self.measure,
+                        button('all kinds, with 95 % CI', lambda: self.in_background(lambda step: self.measure()),
                                'Measure every kind of ablation on all the data')]
         self.controls = dict(
             kind=self.bind(W.Dropdown(description='kind', options=[(v, k) for k, v in _KIND_HELP.items()],
@@ -245,9 +257,11 @@ class AblationPanel(Panel):
         self.wait()
         self.retrieval.prepare()
         loader = self.data
-        if not hasattr(loader, 'one_batch'): loader = [(self.retrieval.images, *self._pairs())]
+        own = hasattr(loader, 'one_batch') # a loader has the images as the model takes them
+        if not own: loader = [(self.retrieval.images, *self._pairs())]
         self.show_message('Measuring every kind of ablation …')
-        with training_paused(self.model): self.result = ablate(self.model, loader)
+        model = self.model if own or isinstance(self.model, MemoryCLIP) else _TakesPixels(self.model)
+        with training_paused(self.model): self.result = ablate(model, loader)
         self.show_message()
         self._show_verdict()
         return self.result
@@ -255,7 +269,7 @@ class AblationPanel(Panel):
     def _pairs(self)->tuple:
         "Return ids and owners of the captions, as a loader does."
         captions = [c for i in range(self.retrieval.n) for c in self.images.captions(i)]
-        return self.retrieval.model.tokenize(captions), self.retrieval.owner
+        return self.retrieval.encode_text.tokenize(captions), self.retrieval.owner
 
     def snapshot(self):
         "Return a figure of all kinds with 95 % CIs after `measure`, else of the attention of CLS."
@@ -285,4 +299,4 @@ class AblationPanel(Panel):
                              self.images.captions(self.image), words)
         return maps_page(path, 'Ablation of memory tokens',
                          'The same image and the same weights, original and with ablated memory tokens.', [shown],
-                         layer=len(find_vit(self.model).blocks) - 1, footer=self.images.attribution)
+                         layer=len(find_tower(self.model).blocks) - 1, footer=self.images.attribution)

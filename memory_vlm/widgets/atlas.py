@@ -13,12 +13,14 @@ import torch
 import traitlets as T
 from dataclasses import dataclass
 from html import escape
-from ..attention import capture, checked_index, find_vit
+from ..attention import capture, checked_index
+from ..clip import MemoryCLIP
 from ..core import pick
 from ..interp.features import map_layer
+from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from ..viz.plots import patch_gallery
-from .base import ImageSet, Panel, find_model, format_number, image_features, training_paused
+from .base import ImageSet, Panel, _format_number, find_model, image_features, training_paused
 from .html import image_url, widget_page
 from PIL import Image
 from torch import Tensor, nn
@@ -34,11 +36,13 @@ class _Card:
     words:list         # (word, cosine), nearest first; empty without a text tower
     reset:int|None     # Optimizer step of its last reset; None: never
 
-def _most_read_patches(model:nn.Module, images:ImageSet, layer:int=-1, num:int=256, batch:int=32)->tuple:
+def _most_read_patches(model:nn.Module, images:ImageSet, layer:int=-1, num:int=256, batch:int=32,
+                       step=lambda done, total: None)->tuple:
     "Return usage, strongest patch per image and mean state of each token."
-    layout, usage, values, patches, states = find_vit(model).layout, [], [], [], []
+    layout, usage, values, patches, states = find_tower(model).layout, [], [], [], []
     n = min(num, len(images))
     for start in range(0, n, batch):
+        step(start // batch, -(-n // batch))
         ids = range(start, min(start + batch, n))
         with training_paused(model), capture(model, layers=layer, mean='heads',
                                      states=True) as maps: image_features(model, images.batch(ids))
@@ -62,8 +66,8 @@ def _vocabulary_words(images:ImageSet, num:int=256, most:int=400)->list:
 
 def _nearest_words(model:nn.Module, states:Tensor, words:list, num:int=3)->list:
     "Return the words whose features are nearest to the projected memory tokens."
-    if not words: return [[] for _ in states]
-    vit, device = find_vit(model), next(model.parameters()).device
+    if not words or not isinstance(model, MemoryCLIP): return [[] for _ in states]
+    vit, device = model.visual, next(model.parameters()).device
     with training_paused(model):
         x = vit.readout_head(vit.fc_norm(vit.norm(states.to(device)))) # (M,dim)
         w = model.encode_text(model.tokenize(words).to(device), normalize=True)
@@ -72,14 +76,14 @@ def _nearest_words(model:nn.Module, states:Tensor, words:list, num:int=3)->list:
             row in enumerate(cosine.argsort(1, descending=True).tolist())]
 
 # %% ../../nbs/widgets/07_atlas.ipynb #65a45d11
-def _make_cards(model:nn.Module, images:ImageSet, layer:int=-1, num:int=256, top:int=6, resets:dict=None)->list:
+def _make_cards(model:nn.Module, images:ImageSet, layer:int=-1, num:int=256, top:int=6, resets:dict=None,
+                step=lambda done, total: None)->list:
     "Return a card for each memory token."
-    vit = find_vit(model)
-    usage, values, patches, states = _most_read_patches(model, images, layer, num)
+    usage, values, patches, states = _most_read_patches(model, images, layer, num, step=step)
     probed = states is not None and hasattr(model, 'encode_text')
     words = _nearest_words(model, states, _vocabulary_words(images, num)) if probed else [[]] * len(usage)
     best = values.argsort(0, descending=True)[:top] # (top,M)
-    return [_Card(m, usage[m].item(), 1 / vit.layout.num_keys,
+    return [_Card(m, usage[m].item(), 1 / find_tower(model).layout.num_keys,
                  [(i, patches[i, m].item(), values[i, m].item()) for i in best[:, m].tolist()],
                  words[m], (resets or {}).get(m)) for m in range(len(usage))]
 
@@ -121,10 +125,12 @@ class MemoryAtlas(Panel):
         super().__init__()
         # a fit may run while the atlas is open
         self.loaded, self.live = as_model(model), getattr(model, 'memory_reset', None)
-        self.model, self.num, self.top, self.given = find_model(self.loaded), num, top, resets
+        self.num, self.top, self.given = num, top, resets
+        self.model = find_model(self.loaded, 'AttentionExplorer(model, data) shows its CLS and patches, and '
+                                'memory_report(model, data) its outlier patches and attention sinks')
         self.images = ImageSet(self.loaded if data is None else data, self.model)
-        self.grid = find_vit(self.model).layout.grid
-        self.depth, self.cards, self.crops, self.body = len(find_vit(self.model).blocks), [], {}, W.HTML()
+        self.tokens, self.depth = find_tower(self.model).layout, len(find_tower(self.model).blocks)
+        self.grid, self.cards, self.crops, self.body = self.tokens.grid, [], {}, W.HTML()
         self.layer = map_layer(self.depth)
         style, wide = dict(description_width='64px'), W.Layout(width='260px')
         self.controls = dict(
@@ -139,7 +145,7 @@ class MemoryAtlas(Panel):
         self.observe(self.guarded(lambda _: self.refresh()), 'layer')
         bar = W.Box(list(self.controls.values()),
                     layout=W.Layout(display='flex', flex_flow='row wrap', grid_gap='4px 18px'))
-        self.children = [bar, self.status, self.body]
+        self.children = [bar, self.status, self.working, self.body]
         self.guarded(self.refresh)()
 
     @T.validate('layer', 'order')
@@ -152,7 +158,7 @@ class MemoryAtlas(Panel):
         "Step of the last reset by token, of this layer if each layer has its own tokens."
         history = self.live.history if self.live else self.loaded.resets
         if self.given is not None or history is None: return self.given or {}
-        return history.last_resets(0 if find_vit(self.model).layout.in_sequence else self.layer)
+        return history.last_resets(0 if self.tokens.in_sequence else self.layer)
 
     @property
     def note(self)->str:
@@ -160,15 +166,20 @@ class MemoryAtlas(Panel):
         n = min(self.num, len(self.images))
         probed = any(c.words for c in self.cards)
         words = ' Words are only a probe: memory was not trained for it.' if probed else ''
-        way = 'from the token' if find_vit(self.model).layout.in_sequence else 'to the token'
+        way = 'from the token' if self.tokens.in_sequence else 'to the token'
         return (f'Layer {self.layer}, {n} images, mean of heads. '
                 f'Patches with the most attention {way}, one per image.{words}')
 
     def refresh(self):
-        "Encode the images again with the current weights."
+        "Encode the images again with the current weights, in the background."
+        self.stop()
         self.show_message(f'Encoding {min(self.num, len(self.images))} images …')
-        self.cards = _make_cards(self.model, self.images, self.layer, self.num, self.top, self.resets)
-        self.crops = {(i, p): _patch_crop(self.images[i], self.grid, p) for c in self.cards for i, p, _ in c.patches}
+        self.in_background(self._encode)
+
+    def _encode(self, step):
+        cards = _make_cards(self.model, self.images, self.layer, self.num, self.top, self.resets, step)
+        crops = {(i, p): _patch_crop(self.images[i], self.grid, p) for c in cards for i, p, _ in c.patches}
+        self.cards, self.crops = cards, crops
         self.show_message()
         self.show()
 
@@ -183,7 +194,7 @@ class MemoryAtlas(Panel):
     def _html(self, card):
         facts = _card_facts(card)
         crops = ''.join(f'<img src="{image_url(self.crops[i, p])}" width="64" height="64" title="image {i}, '
-                        f'attention {format_number(v)}" alt="patch {p} of image {i}">'
+                        f'attention {_format_number(v)}" alt="patch {p} of image {i}">'
                         for i, p, v in card.patches)
         return (f'<div style="border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px;line-height:1.4;'
                 'font-size:12px">'
@@ -193,6 +204,7 @@ class MemoryAtlas(Panel):
 
     def snapshot(self):
         "Return a figure of the cards in the selected order; at most 16."
+        self.wait()
         cards = _sorted_cards(self.cards, self.order)[:16]
         left = f' {len(cards)} of {len(self.cards)} tokens.' if len(cards) < len(self.cards) else ''
         rows = [[self.crops[i, p] for i, p, _ in c.patches] for c in cards]
@@ -204,6 +216,7 @@ class MemoryAtlas(Panel):
         path, # File to write
     ):        # `path`
         "Save a page with all cards; it works without a kernel or a network."
+        self.wait()
         cards = [_card_facts(c) | dict(crops=[image_url(self.crops[i, p]) for i, p, _ in c.patches],
                                       keys=[c.token, -c.usage, c.usage, -1 if c.reset is None else c.reset])
                  for c in self.cards]
@@ -213,7 +226,7 @@ class MemoryAtlas(Panel):
 
 def _card_facts(card:_Card)->dict:
     "Return the texts of a card."
-    usage = f'usage {card.usage / card.even:.2f} × even ({format_number(card.usage)})'
+    usage = f'usage {card.usage / card.even:.2f} × even ({_format_number(card.usage)})'
     return dict(title=f'token {card.token}', usage=usage,
                 words='nearest words (probe): ' + ', '.join(f'{w} ({c:.2f})' for w, c in card.words) if card.words
                 else '',

@@ -7,19 +7,22 @@ __all__ = ['AttentionExplorer']
 
 # %% ../../nbs/widgets/04_explorer.ipynb #46daaa95
 import anywidget
+import io
 import json
 import numpy as np
 import tempfile
+import threading
 import traitlets as T
 from contextlib import ExitStack, contextmanager
 from fastcore.basics import patch
 from html import escape
+from IPython import get_ipython
 from IPython.display import HTML, display
-from ..attention import AttentionMaps, capture, checked_index, find_vit
+from ..attention import checked_index
 from ..core import UserError, pick
 from ..evaluation.validation import with_queries
-from ..interp.attribution import attribute
 from ..interp.features import map_layer
+from ..interp.intervene import intervene
 from ..loss import similarity
 from ..training.run_dir import as_model
 from ..viz.plots import overlay, token_overlays
@@ -30,7 +33,6 @@ from memory_vlm.widgets.base import (
     asset,
     enlarge,
     image_features,
-    training_paused,
     weights_version,
 )
 from memory_vlm.widgets.html import (
@@ -43,116 +45,20 @@ from memory_vlm.widgets.html import (
     image_url,
     maps_page,
 )
+from .model_view import _DIRECTIONS, _ModelView, _token_maps
 from pathlib import Path
-from torch import Tensor
-
-# %% ../../nbs/widgets/04_explorer.ipynb #e6d32ebf
-_DIRECTIONS = dict(reads='its attention to patches', read_by='attention of patches to it')
-
-def _token_maps(maps:AttentionMaps, layer:int, head='mean', direction:str='reads')->np.ndarray:
-    "Return the maps of CLS and of the other tokens of the first image (T, h, w); NaN for unknown attention to CLS."
-    pick(_DIRECTIONS, direction, 'direction')
-    layout = maps.layout
-    layer = checked_index(layer, maps.depth, 'layer')
-    values = dict(zip(_DIRECTIONS, _layer_maps(maps, layer)))[direction]
-    if values is None:
-        raise UserError(f"Memory at position '{layout.position}' is outside the sequence and never attends to patches; "
-                        "choose direction='read_by'.")
-    values = values.mean(0) if head == 'mean' else values[checked_index(head, len(values), 'head')] # (T,P)
-    if direction == 'read_by' and layout.num_memory and layout.num_cls: values[0] = np.nan
-    return values.reshape(-1, *layout.grid)
-
-# %% ../../nbs/widgets/04_explorer.ipynb #ea441e3a
-class _ModelView:
-    "Attention and caption scores of one model, cached until its weights change."
-    def __init__(
-        self,
-        model,            # Anything that `as_model` takes
-        images:ImageSet,  # Images to encode
-        name:str,         # Name of the model in titles
-        keep:int=8,       # Number of images in the cache
-    ):
-        self.model, self.images, self.name, self.keep = as_model(model).model, images, name, keep
-        vit = find_vit(self.model)
-        self.layout, self.layers, self.heads = vit.layout, len(vit.blocks), vit.blocks[0].attn.num_heads
-        self.others = range(self.layout.num_memory or self.layout.num_patches) # numbers of the tokens other than CLS
-        self.seen, self.version, self.paused = {}, weights_version(self.model), False
-
-    def fresh(self)->dict:
-        "Return the cache, emptied if the weights have changed."
-        if not self.paused and self.version != weights_version(self.model):
-            self.seen, self.version = {}, weights_version(self.model)
-        return self.seen
-
-    @contextmanager
-    def pause_training(self):
-        "Block training steps, and compare the weights only once."
-        with training_paused(self.model):
-            self.fresh()
-            self.paused = True
-            try: yield
-            finally: self.paused = False
-
-    def look(self, i:int)->tuple: # Index of an image -> AttentionMaps, feature (dim,) or (K, dim)
-        "Return attention and feature of an image."
-        seen = self.fresh()
-        if ('image', i) not in seen:
-            images = [k for k in seen if k[0] == 'image']
-            if len(images) >= self.keep: del seen[images[0]]
-            with training_paused(self.model), capture(self.model, full=not self.layout.num_memory) as maps:
-                feature = image_features(self.model, self.images.batch([i]))[0]
-            seen['image', i] = maps, feature.float().cpu()
-        return seen['image', i]
-
-    def encode(self, captions:tuple)->Tensor: # Captions -> features (C, dim)
-        "Return features of captions. Raises `UserError` for a model without a text tower."
-        if not hasattr(self.model, 'encode_text'):
-            raise UserError('This model has no text tower, so it cannot score captions.')
-        seen = self.fresh()
-        if captions not in seen:
-            ids = self.model.tokenize(list(captions)).to(next(self.model.parameters()).device)
-            with training_paused(self.model): features = self.model.encode_text(ids, normalize=True)
-            seen[captions] = features.float().cpu()
-        return seen[captions]
-
-    def score(self, i:int, caption:str, others:tuple)->tuple: # -> cosine, and the cosines of the other captions
-        "Return the cosine of an image with a caption, and with captions of other images."
-        feature = self.look(i)[1]
-        def cosines(captions): return similarity(feature[None], with_queries(self.model, self.encode(captions)))[0]
-        return cosines((caption,)).item(), cosines(others).numpy() if others else np.zeros(0)
-
-    def shares(self, i:int, caption:str)->tuple: # -> (M,), (P,), {source: share}
-        "Return the direct contributions of memory tokens, patches and all sources to the cosine of image and caption."
-        seen, text = self.fresh(), self.encode((caption,))
-        if ('shares', i, caption) not in seen:
-            device = next(self.model.parameters()).device
-            images = self.images.batch([i]).to(device)
-            with training_paused(self.model): found = attribute(self.model, images, text.to(device))
-            added, seen_by = (x[0].sum((0, 1)).cpu().numpy() for x in (found.memory, found.patches))
-            seen['shares', i, caption] = added, seen_by, {name: v.item() for name, v in found.parts().items()}
-        return seen['shares', i, caption]
-
-    def scored(self, i:int, caption:str, others:tuple)->dict|None:
-        "Return all that the explorer shows about a caption; None without a caption or a text tower."
-        if not hasattr(self.model, 'encode_text') or not caption.strip(): return None
-        cosine, rest = self.score(i, caption, others)
-        text = f'cosine of image and caption {cosine:.3f}'
-        if len(rest):
-            rank = 1 + int((rest > cosine + 1e-6).sum())
-            text += (f', rank {rank} compared with {len(rest)} captions of this data '
-                     f'(mean {rest.mean():.3f}, maximum {rest.max():.3f})')
-        found = dict(text=f'{text}.', cosine=cosine, others=rest.round(4).tolist())
-        try: added, seen_by, parts = self.shares(i, caption)
-        except UserError: return found # no such decomposition: without memory, or with an attention-pooled output
-        return found | dict(adds=added.tolist(), by_patch=seen_by.tolist(), parts=parts)
+from PIL import Image
 
 # %% ../../nbs/widgets/04_explorer.ipynb #dfd5f6a6
-_SHOWS = dict(_DIRECTIONS, minus_mean='minus the mean of the tokens', caption='contribution of each patch')
+_SHOWS = dict(_DIRECTIONS, minus_mean='minus the mean of the tokens', minus_pin='minus the pinned token',
+              caption='contribution of each patch')
+_GALLERIES = dict(index='index', hardest='hardest: lowest rank of the own caption', easiest='easiest',
+                  telling='most telling: the maps of two tokens differ most')
 _SCALES = dict(robust='99th percentile', max='linear to the maximum', sqrt='square root', log='logarithm')
 _SORTS = ('index', 'use', 'difference')
 _STATE = ('image', 'layer', 'head', 'token', 'direction', 'show', 'scale', 'same_scale', 'opacity', 'patch', 'caption',
-          'sort')
-_KEPT_BYTES = 500_000 # Of the output of `keep`
+          'sort', 'pin', 'gallery')
+_KEPT_BYTES = 300_000, 500_000 # Of the output of `keep`, for one image and for several
 
 class AttentionExplorer(anywidget.AnyWidget):
     "Show where tokens attend in an image, by layer and head."
@@ -163,7 +69,9 @@ class AttentionExplorer(anywidget.AnyWidget):
     head = T.Any('mean').tag(sync=True) # Head, or 'mean'
     token = T.Any('cls').tag(sync=True) # Memory token, or patch of a model without memory, or 'cls'
     direction = T.Unicode('reads').tag(sync=True) # 'reads' (token to patches) or 'read_by' (patches to token)
-    show = T.Unicode('reads').tag(sync=True)      # 'reads', 'read_by', 'minus_mean' or 'caption'
+    show = T.Unicode('reads').tag(sync=True)      # 'reads', 'read_by', 'minus_mean', 'minus_pin' or 'caption'
+    pin = T.Any(None, allow_none=True).tag(sync=True) # A second token, whose map show='minus_pin' subtracts; None: none
+    gallery = T.Unicode('index').tag(sync=True)   # Order of the images: 'index', 'hardest', 'easiest' or 'telling'
     scale = T.Unicode('robust').tag(sync=True)    # 'robust' (up to the 99th percentile), 'max', 'sqrt' or 'log'
     same_scale = T.Bool(True).tag(sync=True)      # Whether all tokens share one scale
     opacity = T.Float(0.8, min=0, max=1).tag(sync=True) # Opacity of the largest attention
@@ -193,8 +101,10 @@ class AttentionExplorer(anywidget.AnyWidget):
         self.main, layout = self.sides[0], self.sides[0].layout
         self.others = tuple(c for i in range(min(len(self.images), 64)) for c in self.images.captions(i)[:1])
         way = 'reads' if layout.in_sequence else 'read_by'
-        start = dict(layer=map_layer(self.main.layers), direction=way, show=way, caption=self._first_caption(0),
-                     token=0 if all(s.layout.num_memory for s in self.sides) else 'cls')
+        last = self.main.layers - 1
+        layer = map_layer(last + 1) if layout.num_memory else last
+        start = dict(layer=layer, direction=way, show=way, caption=self._first_caption(0),
+                     token=0 if all(s.layout.num_memory or not s.layout.num_cls for s in self.sides) else 'cls')
         super().__init__(**start, width=width, count=len(self.images),
                          models=[dict(name=s.name, layers=s.layers, heads=s.heads) for s in self.sides])
         self.observe(self._changed, _STATE)
@@ -206,15 +116,17 @@ class AttentionExplorer(anywidget.AnyWidget):
         self.images.check(proposal.value)
         return proposal.value
 
-    @T.validate('layer', 'head', 'token', 'patch', 'direction', 'show', 'scale', 'sort')
+    @T.validate('layer', 'head', 'token', 'pin', 'patch', 'direction', 'show', 'scale', 'sort', 'gallery')
     def _in_range(self, proposal):
         name, value, side = proposal.trait.name, proposal.value, self.main
-        names = dict(direction=_DIRECTIONS, show=_SHOWS, scale=_SCALES, sort=_SORTS)
+        names = dict(direction=_DIRECTIONS, show=_SHOWS, scale=_SCALES, sort=_SORTS, gallery=_GALLERIES)
         if name in names: return pick(names[name], value, name) and value
-        if (name, value) in (('head', 'mean'), ('token', 'cls'), ('patch', -1)): return value
+        special = dict(head=['mean'], token=['cls'], pin=['cls', None], patch=[-1])
+        if value in special.get(name, ()): return value
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-            raise UserError(f"{name}={value!r} is neither a number nor '{'cls' if name == 'token' else 'mean'}'.")
-        counts = dict(layer=side.layers, head=side.heads, token=len(side.others), patch=side.layout.num_patches)
+            raise UserError(f"{name}={value!r} is neither a number nor '{'mean' if name == 'head' else 'cls'}'.")
+        tokens = len(side.others)
+        counts = dict(layer=side.layers, head=side.heads, token=tokens, pin=tokens, patch=side.layout.num_patches)
         return checked_index(int(value), counts[name], name)
 
     def _first_caption(self, i): return next(iter(self.images.captions(i)), '')
@@ -238,9 +150,10 @@ class AttentionExplorer(anywidget.AnyWidget):
         self.problem_shown, self.message = problem, text
 
     @contextmanager
-    def show_errors(self):
+    def show_errors(self, known=()): # Exceptions that are passed on
         "Show an exception as a message and keep it in `problem`."
         try: yield
+        except known: raise
         except Exception as e:
             self.problem = e
             known = isinstance(e, ValueError)
@@ -250,7 +163,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     def _changed(self, change):
         "Keep the parts of the state consistent, and answer what the browser cannot compute."
         self.show_message()
-        if change.name == 'image': self.caption = self._first_caption(change.new)
+        if change.name == 'image': self.caption = self._first_caption(change.new) or self.caption
         elif change.name == 'show' and change.new in _DIRECTIONS: self.direction = change.new
         elif change.name == 'direction' and self.show in _DIRECTIONS: self.show = change.new
         with self.show_errors():
@@ -267,8 +180,11 @@ class AttentionExplorer(anywidget.AnyWidget):
         want, i = content.get('want'), content.get('image')
         with self.show_errors():
             if want == 'image': self._send_image(i)
-            elif want == 'thumbs': self._send_thumbs(content['from'], content['count'])
+            elif want == 'thumbs': self._send_thumbs(content['ids'])
             elif want == 'page': self.send(dict(kind='page', text=self._page()))
+            elif want == 'order': self._in_background(lambda step: self._send_order(content['by'], step))
+            elif want == 'add': self.add(Image.open(io.BytesIO(bytes(buffers[0]))))
+            elif want == 'effect': self._in_background(lambda step: self.show_message(self.effect(step)))
 
     def _send_image(self, i):
         with ExitStack() as paused: # maps and scores must come from the same weights
@@ -293,10 +209,80 @@ class AttentionExplorer(anywidget.AnyWidget):
         found = {s.name: s.scored(i, self.caption, self.others) for s in self.sides}
         self.send(dict(kind='score', image=i, caption=self.caption, found=found))
 
-    def _send_thumbs(self, start, count):
+    def _send_thumbs(self, ids):
         items = [dict(index=i, src=image_url(enlarge(self.images[i].numpy(), 64)), caption=self._first_caption(i))
-                 for i in range(max(0, start), min(start + count, len(self.images)))]
-        self.send({'kind': 'thumbs', 'from': start, 'items': items})
+                 for i in ids if 0 <= i < len(self.images)]
+        self.send(dict(kind='thumbs', ids=ids, items=items))
+
+# %% ../../nbs/widgets/04_explorer.ipynb #de5c25bb
+@patch
+def add(
+    self:AttentionExplorer,
+    image,          # File, PIL image, or uint8 array or tensor
+    caption:str='', # Its caption; empty: the current one is scored
+)->int:             # Its index
+    "Show an image of one's own, behind those of the data. Raises `UserError` if it cannot be read."
+    if isinstance(image, (str, Path)):
+        try: image = Image.open(image)
+        except OSError as e: raise UserError(f"'{image}' cannot be read as an image: {e}") from e
+    new = self.images.add(image, caption)
+    self.count = len(self.images)
+    self.image = new
+    return new
+
+@patch
+def _in_background(self:AttentionExplorer, work): # Called with `step(done, total)`
+    "Run `work` in a thread with a bar; at once if there is no kernel to keep free. A second call ends the first."
+    self._work = mine = object()
+    def step(done, total):
+        if self._work is not mine: raise InterruptedError
+        self.send(dict(kind='progress', done=done, all=total))
+    def call():
+        try:
+            with self.show_errors(known=InterruptedError): work(step)
+        except InterruptedError: return
+        self.send(dict(kind='progress', done=1, all=1))
+    if getattr(get_ipython(), 'kernel', None) is None: return call()
+    threading.Thread(target=call, daemon=True).start()
+
+@patch
+def _send_order(self:AttentionExplorer, by, step):
+    "Send the numbers of the images in an order of `_GALLERIES`."
+    side, added = self.main, [*range(len(self.images.source), len(self.images))]
+    seen = side.fresh()
+    if 'survey' not in seen: seen['survey'] = side.survey(step=step)
+    found = seen['survey']
+    if by != 'telling' and 'rank' not in found:
+        raise UserError(f"The gallery is ordered by '{by}' only if the model has a text tower and the images captions.")
+    keys = dict(hardest=lambda: np.lexsort((found['cosine'], -found['rank'])),
+                easiest=lambda: np.lexsort((-found['cosine'], found['rank'])),
+                telling=lambda: np.argsort(-found['difference'], kind='stable'))
+    order = keys[by]().tolist()
+    self.send(dict(kind='order', by=by, ids=added + [i for i in order if i not in added]))
+
+@patch
+def effect(
+    self:AttentionExplorer,
+    step=lambda done, total: None, # Called with finished and all images
+    num:int=128, # Number of images, from the first
+)->str:          # One sentence
+    "Mask the chosen memory token, and say what changes for this image and for R@1 of the first images."
+    side = self.main
+    if not side.layout.num_memory or self.token == 'cls':
+        raise UserError("Choose a memory token; ablate(model, data, part='cls') measures CLS.")
+    if side.encode_text is None:
+        raise UserError('This model has no text tower; ablate(model, data) scores it by the nearest image.')
+    def measure(shift):
+        found, x = side.survey(num, step=lambda done, total: step(done + shift * total, 2 * total)), image_features
+        text = side.encode((self.caption,))
+        with side.pause_training(): feature = x(side.model, self.images.batch([self.image])).float().cpu()
+        return found.get('rank'), similarity(feature, with_queries(side.model, text)).item()
+    (rank, cosine), token = measure(0), self.token
+    with intervene(side.model, 'mask', [token]): changed, after = measure(1)
+    if rank is None: return f'Without token {token}, the cosine changes from {cosine:.3f} to {after:.3f}.'
+    return (f'Without token {token} (masked), the cosine of this image and caption changes from {cosine:.3f} to '
+            f'{after:.3f}, and image-to-caption R@1 of the first {len(rank)} images from {np.mean(rank == 1):.1%} to '
+            f'{np.mean(changed == 1):.1%}. AblationPanel(model) with off=({token},) shows more.')
 
 # %% ../../nbs/widgets/04_explorer.ipynb #9dd87e4a
 def _same_grid(maps:np.ndarray, grid:tuple)->np.ndarray: # (T, h, w) -> (T, *grid)
@@ -322,10 +308,11 @@ def snapshot(self:AttentionExplorer):
         shown[np.abs(shown - self.token).argmin()] = self.token
     kind = 'token' if self.main.layout.num_memory else 'patch'
     names = [f'{kind} {m}' + ' *' * bool(m == self.token) for m in shown]
-    rows, way = [0, *(1 + shown)], self.direction
-    if way == 'read_by' and self.main.layout.num_memory: rows = rows[1:] # attention to CLS is not recorded
-    else: names = ['CLS' + ' *' * (self.token == 'cls'), *names]
-    maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, way)[rows] for s in sides]
+    way = self.direction
+    cls = min(s.layout.num_cls for s in sides) * (way == 'reads' or not self.main.layout.num_memory) # else not recorded
+    names = ['CLS' + ' *' * (self.token == 'cls')] * cls + names
+    maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, way)[[*range(cls), *(s.layout.num_cls + shown)]]
+            for s in sides]
     grid = tuple(np.max([m.shape[1:] for m in maps], axis=0))
     left = ''.join(f' {s.name} has no layer {self.layer}.' for s in self.sides if s not in sides)
     title = dict(reads='Attention of tokens to patches', read_by='Attention of patches to tokens')[way]
@@ -376,14 +363,16 @@ def keep(
     images=None,    # Indices of the images; None: the current one
     height:int=900, # Height of the output (pixels)
 ):
-    "Display the explorer as self-contained HTML of at most 500 kB: it stays in a saved notebook, without a kernel."
+    "Display the explorer as self-contained HTML of at most 300 kB (several images: 500 kB), kept in a saved notebook."
     side, at = self.main, (0 if self.token == 'cls' else self.token + self.main.layout.num_cls)
     maps = _token_maps(side.look(self.image)[0], min(self.layer, side.layers - 1), self.head, self.direction)
     still = overlay(enlarge(self.images[self.image].numpy(), 320), np.nan_to_num(maps[at]),
                     color_scale(maps[1:], uniform=1 / side.layout.num_keys))
-    for kb in (300, 200, 100, 50, 25): # where frames are not allowed, as on GitHub, the still image remains
+    limit = _KEPT_BYTES[len(images or [0]) > 1]
+    for kb in (300, 250, 200, 150, 100, 75, 50, 25): # where frames are not allowed, as on GitHub, the still remains
+        page = self._page(images=images, max_kb=kb).replace('&', '&amp;').replace("'", '&#39;')
         text = (f'<img src="{image_url(still)}" alt="{escape(self._described())}"><iframe title="attention explorer" '
                 f'style="width:100%;height:{height}px;border:0" onload="this.previousSibling.style.display=\'none\'" '
-                f'srcdoc="{escape(self._page(images=images, max_kb=kb))}"></iframe>')
-        if len(text.encode()) <= _KEPT_BYTES: return display(HTML(text))
-    raise UserError(f'{len(images or [0])} images take more than {_KEPT_BYTES // 1000} kB; keep fewer images.')
+                f"srcdoc='{page}'></iframe>")
+        if len(text.encode()) <= limit: return display(HTML(text))
+    raise UserError(f'{len(images or [0])} images take more than {limit // 1000} kB; keep fewer images.')

@@ -11,17 +11,19 @@ import numpy as np
 import torch
 import traitlets as T
 from html import escape
-from ..attention import AttentionMaps, capture, checked_index, find_vit
+from ..attention import AttentionMaps, capture, checked_index
 from ..core import UserError
+from ..evaluation.validation import with_queries
 from ..interp.features import map_layer
-from ..search import best_rows, check_text_tower, text_feature
-from ..training.run_dir import as_model
+from ..models.towers import find_tower
+from ..search import best_rows
+from ..training.run_dir import LoadedModel, as_model
 from ..viz.plots import color_scale, overlay, token_overlays
 from memory_vlm.widgets.base import (
     ImageSet,
     Panel,
+    _text_encoder,
     enlarge,
-    find_model,
     image_features,
     scale_html,
     training_paused,
@@ -35,12 +37,15 @@ class _IndexView:
     "Features of images, cached until the weights change."
     def __init__(
         self,
-        model,           # A MemoryCLIP
+        loaded:LoadedModel, # A CLIP
         images:ImageSet, # Images to search
         num:int=512,     # Number of images, from the first
     ):
-        check_text_tower(model)
-        self.model, self.images, self.n, self.version = model, images, min(num, len(images)), None
+        self.model, self.images, self.n, self.version = loaded.model, images, min(num, len(images)), None
+        self.encode_text, self.full = _text_encoder(loaded), not find_tower(loaded.model).layout.num_cls
+        if self.encode_text is None:
+            raise UserError('This model has no text tower, so it cannot search by caption; for its maps, open '
+                            'AttentionExplorer(model, data).')
 
     def features(self, batch:int=32, step=lambda done, total: None)->Tensor: # (n, D)
         if self.version != weights_version(self.model):
@@ -57,14 +62,15 @@ class _IndexView:
         top:int=6,   # Number of results
     )->list:         # (index, cosine), best first
         "Return the images that match a caption best."
-        with training_paused(self.model): query = text_feature(self.model, caption)
+        if not caption.strip(): raise UserError('Type a caption to search for.')
+        query = with_queries(self.model, self.encode_text([caption]))[0]
         found = self.features()
         if found.dim() == 2: return best_rows(found, query, top)
         return best_rows(torch.nn.functional.normalize(found.mean(1), dim=-1), query, top, vectors=found)
 
     def look(self, ids:list)->AttentionMaps: # Images -> their maps, in the same order
         "Return the attention of some images."
-        with training_paused(self.model), capture(self.model) as maps:
+        with training_paused(self.model), capture(self.model, full=self.full) as maps:
             image_features(self.model, self.images.batch(ids))
         return maps
 
@@ -76,7 +82,7 @@ class ImageSearch(Panel):
 
     def __init__(
         self,
-        model,           # A run folder, a Learner, a model with memory tokens, or anything that `as_model` takes
+        model,           # A run folder, a Learner, a CLIP with or without memory, or anything that `as_model` takes
         data=None,       # A loader, a source, a list of images or (image, caption); None: the validation data
         num:int=512,     # Number of images to search, from the first
         top:int=6,       # Number of results
@@ -84,13 +90,14 @@ class ImageSearch(Panel):
     ):
         super().__init__()
         loaded = as_model(model)
-        self.model, self.top, self.width, self.found = find_model(loaded), top, width, []
-        self.tokens = find_vit(self.model).layout
+        self.model, self.top, self.width, self.found = loaded.model, top, width, []
+        self.tokens = find_tower(self.model).layout
         self.images = ImageSet(loaded if data is None else data, self.model)
-        self.index, self.body, self.scale = _IndexView(self.model, self.images, num), W.HTML(), W.HTML()
+        self.index, self.body, self.scale = _IndexView(loaded, self.images, num), W.HTML(), W.HTML()
         examples = list(dict.fromkeys(c for i in range(min(self.index.n, 50)) for c in self.images.captions(i)[:1]))
         style = dict(description_width='64px')
-        options = [('CLS', 'cls'), *((f'token {m}', m) for m in range(self.tokens.num_memory))]
+        first = 'CLS' if self.tokens.num_cls else 'patches'
+        options = [(first, 'cls'), *((f'token {m}', m) for m in range(self.tokens.num_memory))]
         self.controls = dict(
             caption=self.bind(W.Combobox(description='caption', options=examples,
                                          placeholder='type a caption, then press Enter', continuous_update=False,
@@ -124,13 +131,16 @@ class ImageSearch(Panel):
         self.show()
 
     def token_map(self)->np.ndarray: # (top, h, w)
-        "Return the maps of the token; for memory outside the sequence, the attention to it."
+        "Return the maps of the token; for memory outside the sequence the attention to it, without CLS that of all."
+        if self.token == 'cls' and self.index.full: # (B,H,P,P)
+            patches = self.maps.full[:, self.layer, :, self.tokens.patches][..., self.tokens.patches]
+            return self.tokens.to_grid(patches.float().mean((1, 2))).numpy()
         return self.maps.heatmap(self.layer, token=self.token).numpy()
 
     @property
     def layer(self)->int:
         "Index of the last block whose output of the token affects the result."
-        depth = len(find_vit(self.model).blocks)
+        depth = len(find_tower(self.model).blocks)
         return depth - 1 if self.token == 'cls' else map_layer(depth)
 
     def show(self):
@@ -155,7 +165,9 @@ class ImageSearch(Panel):
                            f'gap:10px;padding:8px 0">{cards}</div>')
         self.scale.value = scale_html(norm, self.images[self.found[0][0]].numpy(), 'attention', even)
 
-    def _name(self): return 'CLS' if self.token == 'cls' else f'memory token {self.token}'
+    def _name(self):
+        if self.token == 'cls': return 'CLS' if self.tokens.num_cls else 'patches'
+        return f'memory token {self.token}'
 
     def _results(self):
         "Return the results. Raises `UserError` if there was no search."
@@ -184,5 +196,6 @@ class ImageSearch(Panel):
                                       self.images.captions(i), words))
         return maps_page(path, f'Best images for “{self.caption}”', 'Choose an image, a layer, a head and a token.',
                          shown, layer=self.layer,
-                         token=self.token, direction='reads' if self.tokens.in_sequence else 'read_by',
+                         token=self.token if self.tokens.num_cls else 0,
+                         direction='reads' if self.tokens.in_sequence else 'read_by',
                          footer=self.images.attribution)

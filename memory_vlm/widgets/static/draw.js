@@ -45,12 +45,11 @@ function scaleBar(box, scale, uniform, opacity) {
   bar.className = "bar";
   note.className = "ticks";
   const tick = (at, text) => note.append(element("span", text, at < 0.12 ? "left:0" : at > 0.84 ? "right:0" : `left:${at * 100}%;transform:translateX(-50%)`));
-  tick(1, `${scale.cut ? "≥ " : ""}${scale.signed ? "+" : ""}${number(scale.high)}`);
-  if (scale.signed) { tick(0, `−${number(scale.high)}`); tick(0.5, "0"); } else if (scale.at(uniform) < 0.999) {
+  tick(1, `${scale.cut ? "≥ " : ""}${scale.signed ? "+" : ""}${number(scale.high)}${scale.cut ? ` (maximum ${number(scale.most)})` : ""}`);
+  if (scale.signed) { tick(0, `−${number(scale.high)}`); if (box.clientWidth >= 340 || !scale.cut) tick(0.5, "0"); } else if (scale.at(uniform) < 0.999) {
     const at = scale.at(uniform);
-    if (at < 0.72) tick(at, `uniform ${number(uniform)}`);
+    if (at < 0.5) tick(box.clientWidth < 340 ? 0 : at, `uniform ${number(uniform)}`);
     bar.append(element("div", "", `position:absolute;left:${at * 100}%;top:0;width:2px;height:100%;background:#fff;box-shadow:0 0 0 1px #000`));
   }
-  if (scale.cut) note.append(element("span", `largest ${number(scale.most)}`, scale.at(uniform) > 0.3 && !scale.signed ? "left:0" : "left:62%"));
   box.replaceChildren(bar, note);
 }

@@ -1,17 +1,19 @@
 // The attention explorer, for the live widget and for saved pages. A host gives images and keeps the state:
 //   host.count, host.models [{name, layers, heads, tokens}], host.state {image, layer, head, token, ...}
-//   host.want(i): asks for image i, which comes by show(data); host.thumbs(from, count): by thumbs(from, items)
-//   host.set(changes): the state changed here; host.save (optional): HTML page; host.score(caption) (optional)
+//   host.want(i): asks for image i, which comes by show(data); host.thumbs(ids): by thumbs(ids, items)
+//   host.set(changes): the state changed here. Only with a kernel: host.save() a page, host.score captions,
+//   host.order(by): by ordered(by, ids); host.add(file): an image of one's own; host.effect(): ablates the chosen token
 
-const SHOWS = { reads: "what the token reads", read_by: "who reads the token", minus_mean: "minus mean of tokens", caption: "patches and caption" };
+const SHOWS = { reads: "what the token reads", read_by: "who reads the token", minus_mean: "minus mean of tokens", minus_pin: "minus pinned token", caption: "patches and caption" };
 const SCALES = { robust: "robust, 99 %", max: "to the maximum", sqrt: "square root", log: "logarithm" };
 const SORTS = { index: "index", use: "use", difference: "difference" };
-const KEYS = [["j, k", "next, previous image"], ["[, ]", "previous, next layer"], ["h, H", "next, previous head"], ["t, T", "next, previous token"], ["m", "next view: reads, is read, minus mean, caption"], ["arrows", "move the selected patch or cell"], ["Esc", "clear the patch"], ["?", "this help"]];
-const GALLERY = 12;
+const KEYS = [["j, k", "next, previous image"], ["[, ]", "previous, next layer"], ["h, H", "next, previous head"], ["t, T", "next, previous token"], ["p, shift-click", "pin a token, to subtract its map from the others"], ["m", "next view: reads, is read, minus mean, minus pinned, caption"], ["arrows", "move the selected patch or cell"], ["Esc", "clear the patch"], ["?", "this help"]];
+const GALLERIES = { index: "index", hardest: "hardest", easiest: "easiest", telling: "most telling" };
+const GALLERY = 12, NAMES = ["image", "layer", "head", "token", "pin", "direction", "show", "scale", "same_scale", "opacity", "patch", "caption", "sort", "gallery"];
 
 function makeExplorer(root, host) {
   const S = { ...host.state }, views = [], tiles = [];
-  let shown = null, photo = null, from = 0, preview = null, answered = {}, painting = 0;
+  let shown = null, photo = null, from = 0, order = null, waiting = "", preview = null, answered = {}, painting = 0;
   const make = (parent, tag, name = "", text = "") => { const made = parent.appendChild(element(tag, text)); if (name) made.className = name; return made; };
   const button = (parent, text, title, click) => { const made = make(parent, "button", "", text); Object.assign(made, { title, onclick: click, type: "button" }); made.setAttribute("aria-label", title); return made; };
 
@@ -56,9 +58,11 @@ function makeExplorer(root, host) {
     if (!main()) return show === S.show;
     if (show === "caption") return shown.sides.some((s) => s.by_patch) || (!!host.score && S.show === show); // it comes after the maps
     if (show === "minus_mean") return main().tokens.length > 2;
+    if (show === "minus_pin") return S.pin !== null;
     return shown.sides.some((s) => s.has.includes(show));
   }
   button(tools, "PNG", "Save the image and its map as PNG", () => save("png"));
+  button(tools, "SVG", "Save the image and its map as SVG", () => save("svg"));
   button(tools, "CSV", "Save the values of the map as CSV", () => save("csv"));
   if (host.save) button(tools, "HTML", "Save this explorer as a page", () => host.save());
   button(tools, "Python", "Copy the selection as Python", () => copy());
@@ -66,16 +70,31 @@ function makeExplorer(root, host) {
 
   const number_ = make(make(gallery, "label", "index", "image "), "input"), count = make(gallery, "span", "count", `of ${host.count}`);
   Object.assign(number_, { type: "number", min: 0, max: host.count - 1, onchange: () => goto(number_.value) });
-  const back = button(gallery, "‹", "Previous images", () => page(-GALLERY)), strip = make(gallery, "div", "thumbs");
-  button(gallery, "›", "Next images", () => page(GALLERY));
+  if (host.order) choice("gallery", "sort", () => Object.entries(GALLERIES), gallery);
+  if (host.add) {
+    const file = Object.assign(element("input"), { type: "file", accept: "image/*", hidden: true, onchange: () => { if (file.files[0]) host.add(file.files[0]); file.value = ""; } });
+    root.append(file);
+    button(gallery, "+ image", "Add an image of your own: choose a file, or drop it on the explorer", () => file.click());
+    root.addEventListener("dragover", (e) => { e.preventDefault(); root.classList.add("drop"); });
+    root.addEventListener("dragleave", () => root.classList.remove("drop"));
+    root.addEventListener("drop", (e) => { e.preventDefault(); e.stopPropagation(); root.classList.remove("drop"); if (e.dataTransfer.files[0]) host.add(e.dataTransfer.files[0]); });
+  }
+  const pages = make(gallery, "div", "pages");
+  button(pages, "‹", "Previous images", () => page(-GALLERY));
+  const strip = make(pages, "div", "thumbs");
+  button(pages, "›", "Next images", () => page(GALLERY));
   function goto(value) {
     const i = Number(value);
     if (value === "" || !Number.isInteger(i) || i < 0 || i >= host.count) { say(`There is no image ${value}; choose 0 to ${host.count - 1}.`, true); number_.value = S.image; return; }
     set({ image: i });
   }
-  function page(step) { from = Math.max(0, Math.min(from + step, Math.floor((host.count - 1) / GALLERY) * GALLERY)); host.thumbs(from, Math.min(GALLERY, host.count - from)); }
-  function thumbs(start, items) {
-    if (start !== from) return;
+  const all = () => (S.gallery !== "index" && order) || [...Array(host.count).keys()];
+  function page(step) {
+    from = Math.max(0, Math.min(from + step, Math.floor((all().length - 1) / GALLERY) * GALLERY));
+    host.thumbs(all().slice(from, from + GALLERY));
+  }
+  function thumbs(ids, items) {
+    if (String(ids) !== String(all().slice(from, from + GALLERY))) return;
     strip.replaceChildren(...items.map(({ index, src, caption }) => {
       const made = element("button"), image = made.appendChild(new Image());
       Object.assign(made, { type: "button", title: `${index}: ${caption}`, onclick: () => set({ image: index }) });
@@ -88,6 +107,24 @@ function makeExplorer(root, host) {
   function mark() {
     for (const thumb of strip.children) thumb.setAttribute("aria-current", String(+thumb.dataset.index === S.image));
     number_.value = S.image;
+    number_.max = host.count - 1;
+    count.textContent = `of ${host.count}`;
+  }
+  function sortGallery() { // the order comes later; until then the old one stays
+    if (S.gallery === "index" || !host.order) { from = Math.floor(S.image / GALLERY) * GALLERY; return page(0); }
+    if (waiting === S.gallery) return;
+    waiting = S.gallery;
+    say("Comparing the images …");
+    host.order(S.gallery);
+  }
+  function ordered(by, ids) {
+    if (by !== S.gallery) return;
+    order = ids;
+    from = 0;
+    waiting = "";
+    say("");
+    page(0);
+    if (!ids.includes(S.image)) set({ image: ids[0] });
   }
   function say(text, problem = false) { message.textContent = text; message.classList.toggle("problem", problem); }
 
@@ -96,6 +133,10 @@ function makeExplorer(root, host) {
     const figure = make(stage, "section", "figure"), frame = make(figure, "div", "frame"), canvas = make(frame, "canvas");
     if (difference || host.models.length > 1) figure.prepend(element("h4", difference ? `${host.models[0].name} − ${host.models[1].name}` : side.name));
     const mark = make(frame, "div", "hover"), scale = make(figure, "div", "scale"), hover = make(figure, "div", "value"), info = make(figure, "p");
+    if (host.effect && s === 0 && !difference && side.kind === "memory") {
+      const link = button(figure, "Does it matter? Ablate this token", "Mask this token, and measure the cosine of this caption and R@1", () => { say("Masking the token …"); host.effect(); });
+      link.className = "link";
+    }
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "application");
     const at = (e) => {
@@ -156,30 +197,37 @@ function makeExplorer(root, host) {
     view.key = key;
     view.tiles = view.side.tokens.map((token, t) => {
       const tile = element("button"), canvas = tile.appendChild(element("canvas")), name = tile.appendChild(element("span", token < 0 ? "CLS" : token)), use = tile.appendChild(element("i"));
-      Object.assign(tile, { type: "button", onclick: () => set({ token: token < 0 ? "cls" : token }), onmouseenter: () => look(t), onmouseleave: () => look(null) });
+      Object.assign(tile, { type: "button", onclick: (e) => (e.shiftKey ? pin(token < 0 ? "cls" : token) : set({ token: token < 0 ? "cls" : token })), onmouseenter: () => look(t), onmouseleave: () => look(null) });
       tile.setAttribute("role", "option");
       return { tile, canvas, name, use };
     });
     view.list.classList.toggle("many", view.tiles.length > 16);
   }
+  function pin(token) { // a second click or key unpins
+    const same = S.pin === token;
+    preview = null; // the mouse is over the pinned token, whose difference to itself says nothing
+    set(same ? { pin: null, ...(S.show === "minus_pin" && { show: S.direction }) } : { pin: token, show: "minus_pin" });
+  }
   function look(t) { preview = t; for (const view of views) drawLarge(view); } // the map of a token under the mouse
 
   // Drawing -------------------------------------------------------------------------------------------------------
   const way = () => (S.show === "read_by" ? "read_by" : S.show === "reads" ? "reads" : S.direction);
-  function tokenOf(side) { // position of the chosen token; another model may lack it
-    const wanted = S.token === "cls" ? -1 : S.token, at = main().kind === side.kind ? side.tokens.indexOf(wanted) : wanted < 0 ? 0 : -1;
+  function tokenOf(side, token) { // position of a token; another model may lack it
+    const wanted = token === "cls" ? -1 : token, at = main().kind === side.kind ? side.tokens.indexOf(wanted) : wanted < 0 ? 0 : -1;
     return at;
   }
   function compute(view) {
     const side = view.side, way_ = side.has.includes(way()) ? way() : null;
-    view.signed = ["minus_mean", "caption"].includes(S.show);
+    view.signed = ["minus_mean", "minus_pin", "caption"].includes(S.show);
     view.maps = S.layer < side.layers && way_ ? mapsOf(side, S.layer, S.head, way_) : null;
     view.raw = view.maps;
     if (S.show === "minus_mean" && view.maps) {
       const mean = meanOf(view.maps.filter((m, i) => m && (side.tokens[i] >= 0 || side.kind !== "memory")));
       view.maps = view.maps.map((m) => m && subtract(m, mean));
     }
-    view.t = tokenOf(side);
+    view.pin = S.pin === null ? -1 : tokenOf(side, S.pin);
+    if (S.show === "minus_pin") view.maps = view.maps?.[view.pin] ? view.maps.map((m) => m && subtract(m, view.raw[view.pin])) : null;
+    view.t = tokenOf(side, S.token);
   }
   function draw() {
     painting = 0;
@@ -199,7 +247,7 @@ function makeExplorer(root, host) {
     }
     for (const view of views) drawLarge(view);
     const alike = sides[0].raw && alikeness(sides[0].raw.filter((m, t) => m && main().tokens[t] >= 0));
-    about.textContent = `${main().title || main().name}, ${main().kind === "memory" ? `${main().all} memory tokens` : "no memory"}${alike === null ? "" : `: mean cosine of two tokens' maps ${alike.toFixed(2)}${alike > 0.95 ? ", they look alike here" : ""}`}`;
+    about.textContent = `${main().title || main().name}, ${main().kind === "memory" ? `${main().all} memory tokens` : "no memory"}${alike === null ? "" : `: mean cosine of the maps of two ${main().kind === "memory" ? "tokens" : "patches"} ${alike.toFixed(2)}${alike > 0.95 ? ", they look alike here" : ""}`}`;
     for (const update of Object.values(selects)) update();
     opacity.value = S.opacity;
     mark();
@@ -236,7 +284,9 @@ function makeExplorer(root, host) {
     if (t < 0) return `${side.name} has no ${tokenName(main(), S.token)}${side.kind === "memory" ? `: it has ${side.all} memory tokens` : ": it has no memory tokens"}.`;
     if (S.layer >= side.layers) return `${side.name} has ${side.layers} layers; layer ${S.layer} does not exist.`;
     if (!values && !side.blocks[S.layer]) return "Waiting for the maps of this layer …";
+    if (!values && S.show === "minus_pin" && view.raw?.[t]) return "The pinned token has no map here; pin another by shift-click or p.";
     if (!values) return side.tokens[t] < 0 ? "Attention to CLS is not recorded: choose “what the token reads”." : `${side.name}: memory outside the sequence never attends to patches; choose “who reads the token”.`;
+    if (S.show === "minus_pin" && view.pin >= 0) return `${tokenName(side, side.tokens[t])} minus ${tokenName(side, side.tokens[view.pin])}: cosine of the two maps ${cosine(view.raw[t], view.raw[view.pin]).toFixed(2)}, largest difference ${number(values[largest(values)])} at ${placeName(largest(values), side)}.`;
     return sentence(side, { ...S, direction: way() }, t, view.raw[t], view.raw);
   }
 
@@ -253,6 +303,8 @@ function makeExplorer(root, host) {
       tile.title = words;
       tile.setAttribute("aria-label", words);
       tile.setAttribute("aria-selected", String(t === view.t));
+      tile.classList.toggle("pinned", t === view.pin);
+      if (t === view.pin) tile.setAttribute("aria-label", `${words}, pinned`);
       tile.tabIndex = t === Math.max(view.t, 0) ? 0 : -1;
     });
     const wanted = order.map((t) => view.tiles[t].tile);
@@ -322,7 +374,7 @@ function makeExplorer(root, host) {
       if (score.adds) below.append(bars(`${prefix}Direct contribution of each token to the cosine`, score.adds, score.adds.map((_, m) => `token ${m}`), Math.max(1e-12, ...score.adds.map(Math.abs))));
       if (score.parts) below.append(bars(`${prefix}Parts of the cosine`, Object.values(score.parts), Object.keys(score.parts), Math.max(1e-12, ...Object.values(score.parts).map(Math.abs))));
     }
-    if (S.patch < 0) return void words.append(element("p", "Click a patch to see its attention to memory, and the attention of memory to it."));
+    if (S.patch < 0 || main().kind !== "memory") return void words.append(element("p", main().kind === "memory" ? "Click a patch to see its attention to memory, and the attention of memory to it." : ""));
     for (const side of shown.sides) {
       if (side.kind !== "memory" || !side.blocks[S.layer]) continue;
       const patch = movedPatch(S.patch, main().grid, side.grid), memory = [...side.tokens.keys()].filter((t) => side.tokens[t] >= 0), names = memory.map((t) => `token ${side.tokens[t]}`);
@@ -348,8 +400,9 @@ function makeExplorer(root, host) {
 
   // State ---------------------------------------------------------------------------------------------------------
   function take(changes) { // from here or from the host
-    const image = changes.image !== undefined && changes.image !== S.image;
+    const image = changes.image !== undefined && changes.image !== S.image, sorted = changes.gallery !== undefined && changes.gallery !== S.gallery;
     Object.assign(S, changes);
+    if (sorted) sortGallery();
     if (changes.show === "reads" || changes.show === "read_by") S.direction = changes.show;
     else if (changes.direction && ["reads", "read_by"].includes(S.show)) S.show = changes.direction;
     if (image) { mark(); ask(); } else request();
@@ -361,8 +414,9 @@ function makeExplorer(root, host) {
     host.set(changes);
   }
   function ask() {
-    const first = Math.floor(S.image / GALLERY) * GALLERY;
+    const first = Math.floor(Math.max(0, all().indexOf(S.image)) / GALLERY) * GALLERY;
     if (first !== from || !strip.children.length) { from = first; page(0); }
+    if (S.gallery !== "index" && !order) sortGallery();
     root.setAttribute("aria-busy", "true");
     host.want(S.image);
   }
@@ -382,32 +436,15 @@ function makeExplorer(root, host) {
   function progress(done, all) { bar.hidden = done >= all; Object.assign(bar, { max: all, value: done }); request(); }
 
   // Export --------------------------------------------------------------------------------------------------------
-  function download(name, blob) {
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 5000);
-  }
-  function save(kind) {
+  async function save(kind) {
     const view = views[0], name = `image${S.image}_layer${S.layer}_${S.head}_${S.token}`;
     if (!view?.values) return say("There is no map to save.", true);
-    if (kind === "csv") {
-      const rows = [...view.values].map((v, p) => [Math.floor(p / view.side.grid[1]), p % view.side.grid[1], v, v / view.side.uniform].join());
-      return download(`${name}.csv`, new Blob([["row,column,value,times_uniform", ...rows].join("\n"), "\n"], { type: "text/csv" }));
-    }
-    const canvas = element("canvas"), large = view.canvas, pen = canvas.getContext("2d"), lines = view.info.textContent.match(/.{1,70}(\s|$)/g) || [];
-    Object.assign(canvas, { width: large.width, height: large.height + 22 * lines.length + 14 });
-    pen.fillStyle = "#fff";
-    pen.fillRect(0, 0, canvas.width, canvas.height);
-    pen.drawImage(large, 0, 0);
-    pen.fillStyle = "#111";
-    pen.font = `${Math.round(canvas.width / 36)}px system-ui, sans-serif`;
-    lines.forEach((line, i) => pen.fillText(line.trim(), 4, large.height + 20 + 22 * i));
-    canvas.toBlob((blob) => download(`${name}.png`, blob));
+    const scale = view.largeScale, words = view.info.textContent;
+    const text = { csv: () => csvOf(view.values, view.side), svg: () => svgOf(shown.src, view.values, view.side, scale, S.opacity, words, shown.height / shown.width) }[kind];
+    download(`${name}.${kind}`, text ? new Blob([text()], { type: { csv: "text/csv", svg: "image/svg+xml" }[kind] }) : await pngOf(view.canvas, words));
   }
   function copy() {
-    const quoted = (v) => (typeof v === "string" ? JSON.stringify(v) : v === true ? "True" : v === false ? "False" : v);
-    const text = `explorer.state = dict(${["image", "layer", "head", "token", "direction", "show", "scale", "same_scale", "opacity", "patch", "caption", "sort"].map((k) => `${k}=${quoted(S[k])}`).join(", ")})`;
-    const done = () => say(text);
+    const text = pythonOf(S), done = () => say(text);
     navigator.clipboard ? navigator.clipboard.writeText(text).then(done, done) : done();
   }
 
@@ -417,12 +454,14 @@ function makeExplorer(root, host) {
     e.stopPropagation();
     if (["INPUT", "SELECT"].includes(e.target.tagName)) return;
     const around = (list, now, step) => list[(list.indexOf(now) + step + list.length) % list.length];
+    const go = (step) => { const next = all()[all().indexOf(S.image) + step]; if (next !== undefined) set({ image: next }); };
     const heads = ["mean", ...Array(host.models[0].heads).keys()], tokens = (main()?.tokens ?? []).map((t) => (t < 0 ? "cls" : t));
     const acts = {
-      j: () => S.image + 1 < host.count && set({ image: S.image + 1 }), k: () => S.image > 0 && set({ image: S.image - 1 }),
+      j: () => go(1), k: () => go(-1),
       "[": () => S.layer > 0 && set({ layer: S.layer - 1 }), "]": () => S.layer + 1 < host.models[0].layers && set({ layer: S.layer + 1 }),
       h: () => set({ head: around(heads, S.head, 1) }), H: () => set({ head: around(heads, S.head, -1) }),
       t: () => set({ token: around(tokens, S.token, 1) }), T: () => set({ token: around(tokens, S.token, -1) }),
+      p: () => pin(S.token),
       m: () => set({ show: around(Object.keys(SHOWS).filter(possible), S.show, 1) }),
       Escape: () => set({ patch: -1 }), "?": () => { help.hidden = !help.hidden; },
     };
@@ -433,6 +472,6 @@ function makeExplorer(root, host) {
   const watch = new ResizeObserver(request);
   watch.observe(root);
   ask();
-  return { show, thumbs, take, progress, say, scored: (caption, found) => { answered[caption] = found; for (const side of shown?.sides ?? []) side.by_patch = found[side.name]?.by_patch ?? side.by_patch; request(); },
+  return { show, thumbs, ordered, take, progress, say, counted: (n) => { host.count = n; mark(); page(0); }, scored: (caption, found) => { answered[caption] = found; for (const side of shown?.sides ?? []) side.by_patch = found[side.name]?.by_patch ?? side.by_patch; request(); },
            stop: () => watch.disconnect(), state: () => ({ ...S }) };
 }

@@ -1,7 +1,5 @@
 // The explorer as an anywidget: the kernel sends the maps of an image once, layer by layer; all else happens in the browser.
 
-const NAMES = ["image", "layer", "head", "token", "direction", "show", "scale", "same_scale", "opacity", "patch", "caption", "sort"];
-
 function render({ model, el }) {
   const style = element("style", CSS), root = element("div"), known = {};
   const state = () => Object.fromEntries(NAMES.map((n) => [n, model.get(n)]));
@@ -9,7 +7,10 @@ function render({ model, el }) {
   const host = {
     count: model.get("count"), models: model.get("models"), state: state(),
     want: (i) => { wanted = i; model.send({ want: "image", image: i }); },
-    thumbs: (from, count) => model.send({ want: "thumbs", from, count }),
+    thumbs: (ids) => model.send({ want: "thumbs", ids }),
+    order: (by) => model.send({ want: "order", by }),
+    add: async (file) => model.send({ want: "add" }, undefined, [await file.arrayBuffer()]),
+    effect: () => model.send({ want: "effect" }),
     score: true, width: model.get("width"),
     save: () => model.send({ want: "page" }),
     set: (changes) => { mine = true; for (const [n, v] of Object.entries(changes)) model.set(n, v); model.save_changes(); mine = false; },
@@ -29,7 +30,9 @@ function render({ model, el }) {
       for (const way of ["reads", "read_by"]) if (message[way]) { const b = buffers[next++]; block[way] = { max: message[way], data: new Uint8Array(b.buffer ?? b, b.byteOffset ?? 0, b.byteLength) }; }
       known.data.sides[message.side].blocks[message.layer] = block;
       explorer.progress(++known.done, known.all);
-    } else if (kind === "thumbs") explorer.thumbs(message.from, message.items);
+    } else if (kind === "thumbs") explorer.thumbs(message.ids, message.items);
+    else if (kind === "order") explorer.ordered(message.by, message.ids);
+    else if (kind === "progress") explorer.progress(message.done, message.all);
     else if (kind === "score" && message.image === wanted) explorer.scored(message.caption, message.found);
     else if (kind === "again") host.want(model.get("image")); // the weights have changed
     else if (kind === "page") {
@@ -39,6 +42,7 @@ function render({ model, el }) {
   }
   model.on("msg:custom", heard);
   for (const n of NAMES) model.on(`change:${n}`, () => { if (!mine) explorer.take({ [n]: model.get(n) }); });
+  model.on("change:count", () => explorer.counted(model.get("count")));
   const tell = () => explorer.say(model.get("message"), model.get("problem_shown"));
   model.on("change:message", tell);
   tell();

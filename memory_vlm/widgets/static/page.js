@@ -7,7 +7,7 @@ function start(id) {
   const host = {
     count: data.images.length, models, state: { ...data.state, ...linked() },
     want: (i) => queueMicrotask(() => { const image = data.images[i]; explorer.take({ caption: image.captions[0] || "" }); explorer.show(image); }),
-    thumbs: (from, count) => queueMicrotask(() => explorer.thumbs(from, data.images.slice(from, from + count).map((p, i) => ({ index: from + i, src: p.src, caption: p.captions[0] || "" })))),
+    thumbs: (ids) => queueMicrotask(() => explorer.thumbs(ids, ids.map((i) => ({ index: i, src: data.images[i].src, caption: data.images[i].captions[0] || "" })))),
     set: () => { if (location.protocol !== "about:") history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(explorer.state()))}`); },
   };
   const explorer = makeExplorer(root, host);

@@ -1,0 +1,149 @@
+// The embedding map: images and captions in two dimensions, a lasso, and a list of the hardest pairs.
+//   host.data {points: [{x, y, id, caption: whether it is a caption}], columns: {name: values by id}, captions: by id,
+//   wrong: by id, twin: name or ""}; host.open(id), host.select(ids), host.thumbs(ids): answered by thumbs({id: src})
+
+const RAMP = [[43, 123, 186], [150, 150, 156], [217, 95, 2]]; // low, middle, high; on light and dark pages
+const ramp = (x) => { const at = Math.min(Math.max(x, 0), 0.9999) * 2, i = Math.floor(at); return `rgb(${[0, 1, 2].map((k) => Math.round(RAMP[i][k] + (RAMP[i + 1][k] - RAMP[i][k]) * (at - i)))})`; };
+const LISTED = 8;
+
+function inside(x, y, polygon) { // even-odd rule
+  let within = false;
+  for (let i = 0, j = polygon.length - 1; i < polygon.length; j = i++) {
+    const [ax, ay] = polygon[i], [bx, by] = polygon[j];
+    if ((ay > y) !== (by > y) && x < (bx - ax) * (y - ay) / (by - ay) + ax) within = !within;
+  }
+  return within;
+}
+
+// Values as 0..1 between their 2nd and 98th percentile; ranks on a logarithmic scale.
+function spread(values, log) {
+  const scaled = values.map((v) => (log ? Math.log(v) : v)), sorted = [...scaled].sort((a, b) => a - b), at = (q) => sorted[Math.round(q * (sorted.length - 1))];
+  return scaled.map((v) => (v - at(0.02)) / Math.max(at(0.98) - at(0.02), 1e-9));
+}
+
+const pairWords = (data, id) => {
+  const rank = data.columns.rank?.[id], twin = data.columns.twin_rank?.[id];
+  return `image ${id}: “${data.captions[id]}”${rank ? `, rank ${rank} of ${data.captions.length}` : ""}${twin ? `, ${data.twin} rank ${twin}` : ""}`;
+};
+
+function makeMap(root, host) {
+  const { data } = host, count = data.captions.length, names = Object.keys(data.columns), H = 400, pad = 14;
+  const make = (parent, tag, text = "", name = "") => { const made = parent.appendChild(element(tag, text)); made.className = name; return made; };
+  let chosen = [], now = -1, lasso = null, scaled = [];
+  root.className = "mvlm-x mvlm-map";
+  root.dataset.lmSuppressShortcuts = "true";
+  const bar = make(root, "div", "", "controls"), label = make(bar, "label", "color ", "choice"), select = make(label, "select"), shown = make(bar, "label", "", "choice"), box = make(shown, "input"), scale = make(bar, "span", "", "note");
+  for (const name of names) make(select, "option", name.replace("_", " "));
+  select.setAttribute("aria-label", "color");
+  Object.assign(box, { type: "checkbox", checked: false, onchange: draw });
+  shown.append(" captions");
+  const canvas = make(root, "canvas", "", "plot"), tip = make(root, "div", "Click a point to open it; draw around points to select them.", "value"), title = make(root, "h4"), list = make(root, "div", "", "pairs");
+  tip.setAttribute("role", "status");
+  Object.assign(canvas, { tabIndex: 0 });
+  canvas.setAttribute("role", "application");
+  canvas.style.cssText = `width:100%;height:${H}px;display:block;cursor:crosshair;border:1px solid var(--line);border-radius:4px;touch-action:none`;
+  const range = (key) => { const v = data.points.map((p) => p[key]); return [Math.min(...v), Math.max(...v)]; }, [x0, x1] = range("x"), [y0, y1] = range("y");
+  const place = (p) => [pad + (p.x - x0) / (x1 - x0 || 1) * (canvas.clientWidth - 2 * pad), pad + (1 - (p.y - y0) / (y1 - y0 || 1)) * (H - 2 * pad)];
+  const images = data.points.filter((p) => !p.caption), imageOf = new Map(images.map((p) => [p.id, p]));
+
+  function draw() {
+    const wide = canvas.clientWidth || 600, pen = canvas.getContext("2d"), name = names[select.selectedIndex] ?? "", log = name.includes("rank"), ink = getComputedStyle(root).color;
+    scaled = data.columns[name] ? spread(data.columns[name], log) : new Array(count).fill(0);
+    if (canvas.width !== 2 * wide) Object.assign(canvas, { width: 2 * wide, height: 2 * H });
+    pen.setTransform(2, 0, 0, 2, 0, 0);
+    pen.clearRect(0, 0, wide, H);
+    for (const p of data.points) {
+      const [x, y] = place(p);
+      pen.globalAlpha = chosen.length && !chosen.includes(p.id) ? 0.2 : 0.9;
+      pen.fillStyle = pen.strokeStyle = ramp(scaled[p.id]);
+      if (p.caption) { if (box.checked) { pen.lineWidth = 1.5; pen.beginPath(); pen.moveTo(x - 3, y - 3); pen.lineTo(x + 3, y + 3); pen.moveTo(x - 3, y + 3); pen.lineTo(x + 3, y - 3); pen.stroke(); } continue; }
+      pen.beginPath();
+      pen.arc(x, y, p.id === now ? 7 : 4.5, 0, 7);
+      pen.fill();
+      if (p.id === now) { pen.globalAlpha = 1; pen.strokeStyle = ink; pen.lineWidth = 2; pen.stroke(); }
+    }
+    pen.globalAlpha = 1;
+    if (lasso) { pen.strokeStyle = ink; pen.lineWidth = 1.5; pen.setLineDash([5, 4]); pen.beginPath(); lasso.forEach(([x, y], i) => (i ? pen.lineTo(x, y) : pen.moveTo(x, y))); pen.stroke(); pen.setLineDash([]); }
+    const values = [...(data.columns[name] ?? [])].sort((a, b) => a - b);
+    scale.replaceChildren();
+    if (values.length) { make(scale, "span", `${number(values[0])} `); make(scale, "span", "", "ramp").style.cssText = `display:inline-block;width:90px;height:10px;margin:0 4px;background:linear-gradient(to right,${[0, 0.5, 1].map(ramp)})`; make(scale, "span", number(values.at(-1))); }
+    canvas.setAttribute("aria-label", `Embedding map of ${count} images, colored by ${name}. Left and right arrows move between images, Enter opens one.${now < 0 ? "" : ` ${pairWords(data, now)}`}`);
+  }
+  function point(id) { now = id; tip.textContent = id < 0 ? "" : pairWords(data, id); draw(); }
+  function nearest(x, y) {
+    let best = -1, least = 144;
+    for (const p of images) { const [a, b] = place(p), d = (a - x) ** 2 + (b - y) ** 2; if (d < least) [best, least] = [p.id, d]; }
+    return best;
+  }
+  const at = (e) => { const r = canvas.getBoundingClientRect(); return [e.clientX - r.left, e.clientY - r.top]; };
+  canvas.onpointerdown = (e) => { lasso = [at(e)]; canvas.setPointerCapture?.(e.pointerId); };
+  canvas.onpointermove = (e) => {
+    const [x, y] = at(e);
+    if (lasso) { lasso.push([x, y]); draw(); } else { const id = nearest(x, y); if (id !== now) point(id); }
+  };
+  canvas.onpointerup = (e) => {
+    const line = lasso, [x, y] = at(e);
+    lasso = null;
+    if (!line) return;
+    if (line.length < 4 || Math.max(...line.map(([a, b]) => Math.abs(a - line[0][0]) + Math.abs(b - line[0][1]))) < 6) {
+      const id = nearest(x, y);
+      if (id >= 0) host.open(id); else choose([]);
+      return draw();
+    }
+    choose(images.filter((p) => inside(...place(p), line)).map((p) => p.id));
+  };
+  root.addEventListener("keydown", (e) => {
+    if (e.ctrlKey || e.metaKey || e.altKey || (e.shiftKey && e.key === "Enter")) return;
+    e.stopPropagation();
+    if (e.target !== canvas) return;
+    const ids = chosen.length ? chosen : images.map((p) => p.id), i = ids.indexOf(now), step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[e.key];
+    if (step) point(ids[(i + step + ids.length) % ids.length]);
+    else if (e.key === "Enter" && imageOf.has(now)) host.open(now);
+    else if (e.key === "Escape") choose([]);
+    else return;
+    e.preventDefault();
+  });
+  function choose(ids, tell = true) {
+    chosen = ids;
+    if (tell) host.select(ids);
+    tip.textContent = ids.length ? `${ids.length} of ${count} images selected; Esc clears.` : "";
+    pairs();
+    draw();
+  }
+  function pairs() { // the hardest of the selected images; each with the caption that comes before its own
+    const ids = (chosen.length ? [...chosen] : [...Array(count).keys()]), rank = data.columns.rank, cosine = data.columns.cosine;
+    list.replaceChildren();
+    title.textContent = rank ? `Hardest pairs${chosen.length ? " of the selection" : ""}: own caption, and the best wrong one with its image` : "";
+    if (!rank) return;
+    ids.sort((a, b) => rank[b] - rank[a] || cosine[a] - cosine[b]);
+    const few = ids.slice(0, LISTED), wanted = new Set();
+    for (const id of few) {
+      const row = make(list, "div", "", "pair");
+      for (const [i, own] of [[id, true], [data.wrong[id], false]]) {
+        const open = make(row, "button"), image = open.appendChild(new Image()), words = make(open, "span");
+        Object.assign(open, { type: "button", title: `Open image ${i}`, onclick: () => host.open(i) });
+        Object.assign(image, { alt: "", width: 52, height: 52 });
+        image.dataset.id = i;
+        const twin = data.columns.twin_rank?.[id];
+        words.textContent = own ? `“${data.captions[i]}”: rank ${rank[id]}${twin ? `; ${data.twin}: ${twin}` : ""}` : `${rank[id] > 1 ? "first" : "second"}: “${data.captions[i]}”`;
+        wanted.add(i);
+      }
+    }
+    host.thumbs([...wanted]);
+  }
+  const watch = new ResizeObserver(() => draw());
+  watch.observe(root);
+  select.onchange = draw;
+  if (names.includes(host.color)) select.selectedIndex = names.indexOf(host.color);
+  draw();
+  pairs();
+  return {
+    thumbs: (sources) => { for (const image of list.querySelectorAll("img")) if (sources[image.dataset.id]) image.src = sources[image.dataset.id]; },
+    choose: (ids) => choose(ids, false), stop: () => watch.disconnect(),
+  };
+}
+
+function start(id) { // of a saved page
+  const data = JSON.parse(document.getElementById(`${id}-data`).textContent);
+  const map = makeMap(document.getElementById(id), { data, color: data.color, open() {}, select() {}, thumbs: (ids) => queueMicrotask(() => map.thumbs(data.thumbs)) });
+}
