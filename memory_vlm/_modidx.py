@@ -1329,6 +1329,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                         'memory_vlm/interp/test_time_registers.py'),
                                                        'memory_vlm.interp.test_time_registers._RegisterSweep.sentence': ( 'interp/test_time_registers.html#_registersweep.sentence',
                                                                                                                           'memory_vlm/interp/test_time_registers.py'),
+                                                       'memory_vlm.interp.test_time_registers._clear_tokens': ( 'interp/test_time_registers.html#_clear_tokens',
+                                                                                                                'memory_vlm/interp/test_time_registers.py'),
                                                        'memory_vlm.interp.test_time_registers._drop_tokens': ( 'interp/test_time_registers.html#_drop_tokens',
                                                                                                                'memory_vlm/interp/test_time_registers.py'),
                                                        'memory_vlm.interp.test_time_registers._fc2': ( 'interp/test_time_registers.html#_fc2',

@@ -142,6 +142,12 @@ def _insert_tokens(at:slice, module, args, x:Tensor=None)->Tensor:
     longer = torch.cat([given[:, :at.start], zeros, given[:, at.start:]], dim=1)
     return (longer, *args[1:]) if x is None else longer
 
+def _clear_tokens(at:slice, block, args):
+    "Set the registers to zero: (B,N+R,D); a hook before a block."
+    x = args[0].clone()
+    x[:, at] = 0
+    return (x, *args[1:])
+
 def _shift_activations(at:slice, patches:slice, ids:list, fc2, args:tuple)->tuple:
     "Move activations (B,N+R,F) from the patches to the registers; a hook before the second layer of an MLP."
     h = args[0].clone()
@@ -177,7 +183,8 @@ def _register_hooks(model, neurons:list, num_registers:int=1)->list:
     entry = (vit.norm_pre.register_forward_hook if isinstance(vit, MemoryViT)
              else tower.blocks[0].register_forward_pre_hook)
     leave = vit.norm.register_forward_pre_hook if hasattr(vit, 'norm') else vit.transformer.register_forward_hook
-    handles = [entry(insert), leave(drop)]
+    first = tower.blocks[min(by_layer)] # what earlier blocks write into the register is nothing that it was trained for
+    handles = [entry(insert), first.register_forward_pre_hook(partial(_clear_tokens, at)), leave(drop)]
     for layer, ids in by_layer.items():
         shift = partial(_shift_activations, at, patches, ids)
         handles.append(_fc2(tower.blocks[layer]).register_forward_pre_hook(shift))
