@@ -261,7 +261,7 @@ def navigation(found):
 
 
 # The page that tools/photograph.py writes: the explorer on a photo
-LIVE = ('<p>Try it here: choose a layer, a head or a patch. Dark patches are attention sinks.</p>\n'
+LIVE = ('<p>Try it here: choose a layer or a token. The colored patches in the background are attention sinks.</p>\n'
         '<iframe src="images/explorer.html" title="attention explorer" loading="lazy" '
         'style="width:100%;height:1100px;border:0"></iframe>')
 

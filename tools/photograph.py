@@ -36,7 +36,8 @@ def served(folder):
 
 def names(site):
     "Return every page of a site, such as 'tutorials/3_ablate'."
-    return sorted(str(p.relative_to(site).with_suffix('')) for p in Path(site).rglob('*.html') if p.name != '404.html')
+    found = (p.relative_to(site) for p in Path(site).rglob('*.html') if p.name != '404.html')
+    return sorted(str(p.with_suffix('')) for p in found if p.parts[0] != 'images') # the explorer inside the start page
 
 
 def photograph(site, folder, pages):
