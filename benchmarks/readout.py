@@ -3,9 +3,10 @@
     python benchmarks/readout.py                           # six arms, 1100 steps, 5 seeds
     python benchmarks/readout.py --arms CLS "memory, maxsim" --steps 2200 --tokens 8
 
-Scenes of 3 to 5 objects (`scenes:pairs`), each caption names one object or one relation, and combinations that were
-never trained are evaluated, with every caption of every scene. Captions true of another image of the batch are left out
-of the loss. All arms have the same common weights, batches, steps and schedule; memory starts with closed keys
+Scenes of 3 to 5 objects (`scenes:pairs`), each caption names one object or one relation. Combinations that were never
+trained are evaluated, with every caption of every scene; the rows without a value in the column `val` were evaluated on
+`scenes`, two objects and one caption for both. Captions true of another image of the batch are left out of the loss. All
+arms have the same common weights, batches, steps and schedule; memory starts with closed keys
 (`model.memory.key_bias=-4`). Arms without memory whose images also have K vectors are the controls: K projections of
 CLS, and the K quarters of the grid of patches, pooled.
 
@@ -68,7 +69,8 @@ def fitted(arm, seed, args):
     "Return a learner after its fit."
     words, control = ARMS[arm]
     cfg = compose([*SMALL, f'training.seed={seed}', f'training.max_steps={args.steps}', f'training.epochs={args.steps}',
-                   f'model.proj_dim={args.dim}', f'model.memory.num_memory_tokens={args.tokens}', *words],
+                   f'model.proj_dim={args.dim}', f'model.memory.num_memory_tokens={args.tokens}',
+                   f'training.data.val_path={args.val}', *words],
                   config_name='quickstart')
     learn = make_learner(cfg)
     if control is not None:
@@ -90,15 +92,16 @@ def measured(arm, seed, args):
     found = ranking_metrics(images, texts, owner, ks=(5,), captions=captions)
     last = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     mean = (last['i2t/R@1'] + last['t2i/R@1']) / 2
-    return dict(variant=arm, seed=seed, steps=args.steps, tokens=args.tokens, dim=args.dim, mean=mean, **last, **found,
-                params=sum(p.numel() for p in learn.model.parameters()))
+    return dict(variant=arm, seed=seed, steps=args.steps, tokens=args.tokens, dim=args.dim, val=args.val, mean=mean,
+                **last | found, params=sum(p.numel() for p in learn.model.parameters()))
 
 
 def finished(path, args):
     "Return the rows of these settings."
     if not path.exists(): return pd.DataFrame(columns=['variant', 'seed'])
     rows = pd.read_csv(path)
-    return rows[(rows.steps == args.steps) & (rows.tokens == args.tokens) & (rows.dim == args.dim)]
+    rows = rows.assign(val=rows.val.fillna('scenes') if 'val' in rows else 'scenes')
+    return rows[(rows.val == args.val) & (rows.steps == args.steps) & (rows.tokens == args.tokens) & (rows.dim == args.dim)]
 
 
 def main():
@@ -107,6 +110,7 @@ def main():
     p.add_argument('--seeds', type=int, default=5, help='number of seeds')
     p.add_argument('--tokens', type=int, default=4, help='memory tokens, and vectors of the controls (K)')
     p.add_argument('--dim', type=int, default=64, help='width of the embedding')
+    p.add_argument('--val', default='scenes:pairs', help='data of the evaluation')
     p.add_argument('--arms', nargs='+', default=list(ARMS), choices=ARMS, help='arms')
     p.add_argument('--csv', type=Path, default=RESULTS, help='file of results')
     args = p.parse_args()

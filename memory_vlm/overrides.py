@@ -218,5 +218,5 @@ def with_resumed(
     values = restore_references(cfg)
     own = _shortest(written_values(values), start) if start else command_words(values)
     def key(word): return word.lstrip('+~').partition('=')[0]
-    given = {key(w) for w in words}
+    given = {key(w) for w in words} | {'training.imports'} # the run brings its own code
     return [w for w in own if key(w) not in given] + words

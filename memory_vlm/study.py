@@ -38,7 +38,8 @@ def _read_run(folder:Path)->dict:
     "Return seed, steps, cost and last evaluation of a run. Raises `UserError` if it was never evaluated."
     import_run(folder)
     cfg, log = OmegaConf.load(folder/'config.yaml'), read_metrics(folder)
-    scores = [c for c in log if c == 'val_loss' or '/' in c]
+    of_class = re.compile('/(precision|recall|f1)/') # of one class, which classes.csv has
+    scores = [c for c in log if (c == 'val_loss' or '/' in c) and not of_class.search(c)]
     if not scores: raise UserError(f"'{folder}' contains no evaluation; leave this run out, or fit it again")
     training, cost = cfg.training, model_cost(cfg.model)['model']
     speed = log['samples_per_second'].median() if 'samples_per_second' in log else np.nan

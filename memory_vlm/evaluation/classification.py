@@ -54,7 +54,7 @@ def _read_templates(given, where:str)->Sequence:
 
 def _templates_of(given:str|Path)->Sequence:
     "Return the templates of a set of `TEMPLATES`, or of a file with one per line."
-    if Path(given).suffix != '.txt': return _read_templates(str(given), 'the templates')
+    if Path(given).suffix != '.txt': return pick(TEMPLATES, str(given), 'templates')
     try: lines = Path(given).read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as e: raise UserError(f"'{given}' cannot be read as text: {e}") from e
     return _read_templates([line.strip() for line in lines if line.strip()], f"'{given}'")

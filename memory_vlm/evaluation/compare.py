@@ -36,7 +36,7 @@ from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
 from .retrieval import _have_several_captions, _rankings, chance_recall, retrieval_ranks
 from .validation import _encode_images, _mean_vector, encode
 from ..interp.features import memory_features
-from ..training.run_dir import LoadedModel, as_model
+from ..training.run_dir import LoadedModel, as_model, find_run
 from pathlib import Path
 from torch import Tensor
 
@@ -156,7 +156,7 @@ class Comparison:
         for k in dict.fromkeys(k for scores in self.scores.values() for k in scores):
             chance = next((s[k].chance for s in self.scores.values() if k in s), None)
             rows.append([k, *(cell(n, k) for n in names), '' if chance is None else f'{chance:.1%}'])
-        about = {k: v for k, v in self.about.items() if k != 'versions'}
+        about = {k: v for k, v in self.about.items() if k != 'versions' and v != 0} # 0 texts: of folders per class
         facts = ', '.join(f"{v:,} {k.replace('_', ' ')}" if isinstance(v, int) else str(v) for k, v in about.items())
         over = 'images, of t2i over caption groups' if 'caption_groups' in about else 'images'
         table = '\n'.join(f"| {' | '.join(r)} |" for r in rows)
@@ -302,6 +302,9 @@ def eval_models(
     versions = {p: version(p) for p in ('torch', 'timm', 'open_clip_torch')}
     about = dict(images=counts[0], texts=counts[1], **shared, date=str(date.today()),
                  machine=f'{device}, {platform.machine()}', versions=versions)
+    newest = [f'{n} is {run}' for n in names if isinstance(n, (str, Path)) and (run := find_run(Path(n)))
+              and run.parent.resolve() == Path(n).resolve()] # `runs/NAME` is the newest run of a name
+    if newest: about['newest'] = ', '.join(newest)
     if seen:
         which = ', '.join(seen)
         about['seen'] = f'{which} was trained on this data: `memory_vlm report` evaluates the held-out part'
