@@ -332,6 +332,8 @@ def test_gallery_own_images_and_embedding_map(lab, page, offline_page):
     canvas, pairs = plot.locator('canvas.plot'), plot.locator('.pair')
     expect(pairs).to_have_count(8)
     expect(pairs.first).to_contain_text(f'rank {max(ranks)}; twin: {max(ranks)}')
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
     box = canvas.bounding_box()
     page.mouse.move(box['x'] + 2, box['y'] + 2)
     page.mouse.down()
