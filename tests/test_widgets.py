@@ -1,6 +1,10 @@
 """The widgets in a real JupyterLab, driven by mouse and keyboard."""
+import lab as labs
+import os
 import pytest
 import re
+import subprocess
+import sys
 from io import BytesIO
 from memory_vlm.viz.html import save_html, section
 from nbconvert import HTMLExporter
@@ -311,7 +315,7 @@ def test_gallery_own_images_and_embedding_map(lab, page, offline_page):
     order = nb.ask('one.main.survey()["rank"].argsort(kind="stable").tolist()')
     choose(one, 'gallery', 'easiest')
     expect(one.locator('.thumbs button').first).to_have_attribute('title', re.compile(r'^\d+: '))
-    expect(one.get_by_role('status').first).to_be_empty()
+    expect(one.locator('.message')).to_have_text('')
     first = int(one.locator('.thumbs button').first.get_attribute('data-index'))
     ranks = nb.ask('one.main.survey()["rank"].tolist()')
     assert ranks[first] == min(ranks) and len(order) == 22
@@ -328,6 +332,8 @@ def test_gallery_own_images_and_embedding_map(lab, page, offline_page):
     canvas, pairs = plot.locator('canvas.plot'), plot.locator('.pair')
     expect(pairs).to_have_count(8)
     expect(pairs.first).to_contain_text(f'rank {max(ranks)}; twin: {max(ranks)}')
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
     box = canvas.bounding_box()
     page.mouse.move(box['x'] + 2, box['y'] + 2)
     page.mouse.down()
@@ -372,3 +378,46 @@ def test_pages_of_runs_fit_a_phone(offline_page, tmp_path):
     offline_page.set_viewport_size(dict(width=390, height=800))
     offline_page.goto(page.as_uri())
     assert offline_page.evaluate('document.documentElement.scrollWidth') == 390
+
+
+MARIMO = """
+import marimo
+app = marimo.App()
+
+@app.cell
+def _():
+    import numpy as np
+    from memory_vlm.vision import tiny_vit
+    from memory_vlm.widgets import AttentionExplorer
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    explorer = AttentionExplorer(tiny_vit(num_memory_tokens=3), [image, image[::-1].copy()])
+    explorer
+    return
+
+if __name__ == '__main__': app.run()
+"""
+
+
+def test_explorer_in_marimo(chromium, tmp_path):
+    pytest.importorskip('marimo', reason='marimo is not installed')
+    (tmp_path/'app.py').write_text(MARIMO, encoding='utf-8')
+    port = labs.free_port()
+    command = [sys.executable, '-m', 'marimo', 'run', 'app.py', '--headless', '--no-token', f'--port={port}']
+    server = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, env=os.environ | dict(HOME=str(tmp_path)))
+    page = chromium.new_page(viewport=dict(width=1200, height=900))
+    try:
+        for _ in range(120):
+            try: page.goto(f'http://127.0.0.1:{port}'); break
+            except Exception: page.wait_for_timeout(500)
+        explorer = page.locator('.mvlm-x')
+        expect(explorer).to_contain_text('token 0, layer 1, mean of heads', timeout=120_000)
+        explorer.locator('.choice.layer select').select_option(label='0')
+        explorer.locator('.tokens').get_by_role('option', name='token 2').click()
+        expect(explorer).to_contain_text('token 2, layer 0, mean of heads')
+        explorer.locator('.figure canvas').first.press('j') # another image comes from the kernel
+        expect(explorer.locator('.figure canvas').first).to_have_attribute('aria-label', re.compile('^image 1: token 2'))
+    finally:
+        page.close()
+        server.terminate()
+        server.wait(30)

@@ -260,13 +260,20 @@ def navigation(found):
             {'Explanations': entries(among('explain'))}, {'Benchmarks': 'benchmarks.md'}, {'Reference': floors}]
 
 
+# The page that tools/photograph.py writes: the explorer on a photo
+LIVE = ('<p>Try it here: choose a layer or a token. The colored patches in the background are attention sinks.</p>\n'
+        '<iframe src="images/explorer.html" title="attention explorer" loading="lazy" '
+        'style="width:100%;height:1100px;border:0"></iframe>')
+
+
 def write(folder):
     "Write all Markdown, images and the configuration of the site."
     docs, found = folder/'docs', pages()
     for path, place in found.items():
         (docs/place).parent.mkdir(parents=True, exist_ok=True)
-        (docs/place).write_text((ALONE if path.stem == 'index' else '') + page(path, (docs/place).parent),
-                                encoding='utf-8')
+        text = page(path, (docs/place).parent)
+        if path.stem == 'index': text = ALONE + text.replace('</p>', f'</p>\n\n{LIVE}', 1) # below the picture
+        (docs/place).write_text(text, encoding='utf-8')
     shutil.copytree(NBS/'images', docs/'images', dirs_exist_ok=True)
     (docs/'benchmarks.md').write_text(ALONE + benchmarks(), encoding='utf-8')
     (docs/'style.css').write_text(STYLE, encoding='utf-8')

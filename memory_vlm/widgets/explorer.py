@@ -344,7 +344,8 @@ def export_html(
     "Save the explorer with some images and the current selection; the page works without a kernel or a network."
     images = [self.image] if images is None else list(images)
     if not images: raise UserError('images=[] is empty; give at least one index, or None for the current image.')
-    lead = ('Choose a layer, a head and a token; click a patch to see its attention to memory. '
+    patch = '; click a patch to see its attention to memory' if self.main.layout.num_memory else ''
+    lead = (f'Choose a layer, a head and a token{patch}. '
             'A map shows where a token attends, not whether that affects the output.')
     title = 'Attention of memory tokens' if self.main.layout.num_memory else 'Attention of CLS and patches'
     state = self.state | dict(image=images.index(self.image) if self.image in images else 0)

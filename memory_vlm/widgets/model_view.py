@@ -132,11 +132,11 @@ class _ModelView:
         except UserError: return found # a tower that neither decomposes nor has gradients of attention
 
     def survey(self, num:int=512, batch:int=16, step=lambda done, total: None)->dict: # Arrays (n, ...) by name
-        """Compare the first images with each other. `feature` (n, D), and for models with text and images with captions
-        `cosine` with their first captions and its `rank` among those of all, and `best_wrong`: the image whose caption
-        comes first, or second after the own; `difference`: 1 - mean cosine of two tokens' maps; `outliers`: share of
-        patches whose norm is above 3 medians; `text` (n, D): features of the captions."""
-        n, parts = min(num, len(self.images)), dict(feature=[], difference=[], outliers=[])
+        """Compare the first images of the data with each other. `feature` (n, D); `difference`: 1 - mean cosine of two
+        tokens' maps; `outliers`: share of patches whose norm is above 3 medians. With a text tower and captions also
+        `cosine` with the first caption, its `rank` among those of all, `best_wrong`: the image whose caption comes
+        first, or second after the own, and `text` (n, D): features of the captions."""
+        n, parts = min(num, len(self.images.source)), dict(feature=[], difference=[], outliers=[])
         layer, vectors = map_layer(self.layers) if self.layout.num_memory else self.layers - 1, []
         full = not self.layout.num_memory
         for start in range(0, n, batch):
