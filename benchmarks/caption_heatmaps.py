@@ -148,11 +148,11 @@ def main():
     for method in [*hits, 'random order']:
         row = dict(method=method)
         if method in hits:
-            low, high = mean_interval(hits[method]).tolist()
+            low, high = mean_interval(hits[method]).clamp(0, 1).tolist()
             row |= dict(images=len(hits[method]), pointing=round(float(hits[method].mean()), 4), low=round(low, 4), high=round(high, 4),
                         energy=round(float(np.mean(shares[method])), 4))
         if method in CONTROLS:
-            low, high = mean_interval(hits['exact'] - hits[method]).tolist()
+            low, high = mean_interval(hits['exact'] - hits[method]).clamp(-1, 1).tolist()
             row |= dict(exact_minus_this=round(float((hits['exact'] - hits[method]).mean()), 4), difference_low=round(low, 4),
                         difference_high=round(high, 4), p_holm=f'{float(corrected[method]):.2g}')
         if method in areas:

@@ -223,7 +223,7 @@ def _ablate_command(
     model:str,                # As for report
     data:str=None,            # Images with captions or classes, as for eval; None: the validation data of the run
     part:str='memory',        # 'memory' (tokens or registers), 'cls' or 'patches'
-    score:str=None,           # 'recall', 'nearest' or 'zero_shot' (needs classes); None: recall, without text nearest
+    score:str=None,           # 'recall', 'nearest', or 'zero_shot' (data with classes); None: recall or nearest
     leave_one_out:bool=False, # Also ablate each token alone; the time is multiplied by the number of tokens
     seed:int=0,               # Seed of interventions and intervals
     split:str='valid',        # 'valid', 'test' or 'train', where the data has splits
@@ -315,7 +315,7 @@ COMMANDS = {
                             'make-shards my/images my/shards'),
     'eval': _Command(_eval_command, 'Evaluate models on the same data, side by side',
                      'eval runs/a runs/b ViT-B-32/laion2b_s34b_b79k my/pairs.csv --out scores.md'),
-    'report': _Command(_report_command, 'Write the page of a run, and print what its memory does; compare models',
+    'report': _Command(_report_command, 'Write the HTML report of a run, print what its memory does; compare models',
                        'report runs/quickstart'),
     'ablate': _Command(_ablate_command, 'Measure whether a model uses its memory', 'ablate runs/quickstart --json'),
     'study': _Command(_study_command, 'Compare variants over several seeds', 'study my_study.yaml --out table.md'),

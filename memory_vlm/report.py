@@ -58,6 +58,22 @@ def _usage_summary(rows:dict, use:Ablation|str)->str:
             f'them {attention.value:.2f} times as much as under uniform attention{untrained}. Use is not help: only '
             'training without memory shows whether it helps.')
 
+def _patches_summary(rows:dict, num:int=_FEW_IMAGES)->str:
+    "Return what the norms of the patches and the attention to them are like."
+    rate, largest = rows['patch norms above 3 medians'], rows['largest patch norm']
+    sink, value = rows['most attended patch'], rows['value of the most attended patch'].value
+    have = [i for i, x in enumerate(rate.layers or [rate.value]) if x >= rate.value / 2]
+    where = 'none' if not rate.value else (
+        f'at most {rate.value:.1%} (95 % CI {_ends(rate)}), in layers {have[0]} to {have[-1]}')
+    kind = ('hardly adds anything (a no-op)' if value <= 0.2 else
+            'is read by others (it broadcasts)' if value >= 0.5 else 'is small, but no no-op')
+    said = f'; its value, {value:.2f} of the median, {kind}' if sink.value >= 3 and num >= _FEW_IMAGES else ''
+    return (f'{_too_few(num) + " On these: o" if num < _FEW_IMAGES else "O"}utliers, patches with a norm above three '
+            f'medians: {where}; the largest norm is {largest.value:.1f} medians. The most attended patch gets '
+            f'{sink.value:.1f} times as much as under uniform attention{said}.')
+
+def _ends(row:_Row)->str: return 'unknown' if row.low is None else f'{row.low:.1%} to {row.high:.1%}'
+
 def _too_few(num:int)->str:
     "Return why there is no verdict on images."
     return f"No verdict: {num} image{'s' * (num != 1)} are too few, {_FEW_IMAGES} are needed (`num_images`)."
@@ -175,8 +191,8 @@ class _ReportComparison:
         for name, report in others:
             given = [(len(r.features['contrast']), r.data) for r in (first, report)]
             if given[0] != given[1]:
-                raise UserError('a comparison needs the same images; got '
-                                + ' and '.join(f'{n} of {d}' for n, d in given) + ': pass data')
+                found = ' and '.join(f'{n} of {d}' for n, d in given)
+                raise UserError(f'a comparison needs the same images; got {found}: pass data')
             values = _paired_values(report.layout, report.features, report.rows)
             for row, (metric, b) in own.items():
                 a, paired = values.get(row, (None, None))[1], dict(low=None, high=None, p=None)
@@ -208,8 +224,8 @@ class _ReportComparison:
         tests = sum(d['p'] is not None for d in self.differences.values())
         return [*map(part, [n for n in self.reports if n != self.baseline]),
                 f"Differences are paired by image; * significant at 5 % after Holm's correction over {tests} "
-                'differences, while the intervals are not corrected. They hold for these weights: what training with '
-                'another seed changes, only several seeds show (`memory_vlm study`).']
+                'differences; the intervals are not corrected. They hold for these weights: what training with another '
+                'seed changes, only several seeds show (`memory_vlm study`).']
 
     def to_dict(self)->dict: # Plain values, for JSON
         "Return the report of each model, the differences to the first and the sentences."
@@ -285,7 +301,8 @@ def _report(loaded:LoadedModel, num_images:int, absolute_norm:float, ablation:Ab
     if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(tower.blocks))}'
     if not M:
         note = 'This model has no memory tokens and no registers; rows and sentences that need them are left out.'
-        return MemoryReport(title, rows, [note], features, layout=layout, data=data)
+        sentences = [_patches_summary({r.name: r for r in rows}, num), note]
+        return MemoryReport(title, rows, sentences, features, layout=layout, data=data)
     rows += _stored_rows(model, twin, is_start=bool(cfg) and _starts_like_twin(cfg.model))
     by_name, use = {r.name: r for r in rows}, ablation or _measure_use(loaded, num_images)
     sentences = [_usage_summary(by_name, use), _difference_summary(by_name, M, num), _images_summary(by_name, num)]

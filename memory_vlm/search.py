@@ -13,11 +13,12 @@ import numpy as np
 import os
 import time
 import torch
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from .clip import MemoryCLIP
-from .core import UserError
+from .core import MissingPackage, UserError, require
 from .data.base import FileSource, PathList, Source
 from .data.folders import is_image, walk_files
 from .data.loaders import make_loader
@@ -80,6 +81,8 @@ class ImageIndex:
     model:str       # `_weights_digest` of the model that encoded them
     root:str=''     # Folder that the names are relative to
     vectors:Tensor=None # float16 (N, K, D), if the model compares captions with several vectors per image
+    ids:Tensor=None # int64 (N,): a number that no other encoded image has; None: rows that are not from a file
+    graph:object=None # `_Graph` of the features, if there are many images
 
     def __len__(self): return len(self.names)
     def path(self, row:int)->str: return os.path.join(self.root, self.names[row])
@@ -91,9 +94,9 @@ class ImageIndex:
         "Return the index of some rows."
         chosen = np.arange(len(self))[chosen]
         names = [self.names[i] for i in chosen]
-        vectors = None if self.vectors is None else self.vectors[chosen]
+        vectors, ids = (None if t is None else t[chosen] for t in (self.vectors, self.ids))
         return ImageIndex(self.features[chosen], self.good[chosen], names, self.marks[chosen], self.model, self.root,
-                          vectors)
+                          vectors, ids)
 
 def _weights_digest(model:MemoryCLIP)->str:
     "Return a hash of all that decides the features of an image: settings and weights of the vision tower."
@@ -115,7 +118,7 @@ def _write_index(
     names = np.frombuffer('\0'.join(index.names).encode(errors='surrogateescape'), np.uint8).copy()
     part = path.with_name(f'{path.name}-{os.getpid()}.part')
     tensors = dict(features=index.features, good=index.good, marks=index.marks, names=torch.from_numpy(names))
-    if index.vectors is not None: tensors['vectors'] = index.vectors
+    tensors |= {k: t for k in ('vectors', 'ids') if (t := getattr(index, k)) is not None}
     try:
         save_file(tensors, part, dict(model=index.model))
         os.replace(part, path)
@@ -130,7 +133,75 @@ def read_index(
             parts, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
     except (OSError, SafetensorError): return None
     names = parts.pop('names').numpy().tobytes().decode(errors='surrogateescape').split('\0')
+    parts.setdefault('ids', torch.arange(len(names))) # files of earlier versions have none
     return ImageIndex(**parts, names=names, **about)
+
+# %% ../nbs/42_search.ipynb #6d69e9ee
+_SAVE_INTERVAL = 300. # Seconds between saves of an unfinished index or graph
+_EXACT_ROWS = 1_000_000 # Up to this number of images a query compares all of them
+_MOST_FROM_GRAPH = 1000 # Longest answer by the graph (images); longer ones compare all images
+_END = b'memory-vlm graph' # Behind the graph, with the length of the file: usearch crashes on half a file
+
+def _write_graph(graph, path:Path):
+    "Write a graph atomically."
+    part = path.with_name(f'{path.name}-{os.getpid()}.part')
+    try:
+        graph.save(str(part))
+        with open(part, 'ab') as f: f.write(_END + f.tell().to_bytes(8, 'little'))
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
+def _graph_class(): return require('usearch.index', 'find images by a graph', 'search').Index
+
+def _read_graph(path:Path, view:bool):
+    "Open a graph, with `view` without loading it. Returns None if the file is missing or damaged."
+    try:
+        with open(path, 'rb') as f:
+            size = f.seek(-24, os.SEEK_END)
+            if f.read() != _END + size.to_bytes(8, 'little'): return None
+    except OSError: return None
+    return _graph_class().restore(str(path), view=view)
+
+class _Graph:
+    "Nearest images of a caption, by a graph of the features of an index. Updates its file."
+    def __init__(self, index:ImageIndex, path:Path, progress:Callable, part:int=10_000):
+        rows = index.good.nonzero()[:, 0].numpy()
+        self.rows = rows[np.argsort(index.ids[rows].numpy())] # by id
+        self.ids = index.ids[self.rows].numpy()
+        self.graph = _read_graph(path, view=True)
+        known = np.empty(0, np.int64) if self.graph is None else np.array(self.graph.keys[:]).astype(np.int64)
+        stale, todo = np.setdiff1d(known, self.ids), np.flatnonzero(~np.isin(self.ids, known))
+        if not len(stale) and not len(todo) and self.graph is not None: return
+        # half of it removed: a new graph is better, and takes no longer
+        graph = None if 2*len(stale) > len(known) else _read_graph(path, view=False)
+        if graph is None:
+            todo = np.arange(len(self.ids))
+            graph = _graph_class()(ndim=index.features.shape[1], metric='ip', dtype='f16')
+        elif len(stale): graph.remove(stale.astype(np.uint64))
+        saved = time.monotonic()
+        for start in range(0, len(todo), part):
+            chosen = todo[start:start + part]
+            graph.add(self.ids[chosen].astype(np.uint64), index.features[self.rows[chosen]].numpy(),
+                      threads=torch.get_num_threads())
+            progress(min(start + part, len(todo)), len(todo))
+            if time.monotonic() - saved > _SAVE_INTERVAL:
+                _write_graph(graph, path)
+                saved = time.monotonic()
+        _write_graph(graph, path)
+        self.graph = _read_graph(path, view=True)
+
+    def candidates(self, query:Tensor, num:int)->np.ndarray:
+        "Return the rows of about the `num` nearest images, for a query (D,)."
+        self.graph.expansion_search = num
+        found = self.graph.search(query.half().numpy(), num).keys.astype(np.int64)
+        return self.rows[np.searchsorted(self.ids, found)]
+
+def _with_graph(index:ImageIndex, path:str|Path, progress:Callable)->ImageIndex:
+    "Add the graph to an index of many images. Warns if the package is missing: queries then compare all images."
+    if len(index) <= _EXACT_ROWS: return index
+    try: index.graph = _Graph(index, Path(f'{path}.graph'), progress)
+    except MissingPackage as e: warnings.warn(f'{e}. Without it a query compares all {len(index):,} images')
+    return index
 
 # %% ../nbs/42_search.ipynb #2a207309
 class _ImagePaths(Subset):
@@ -172,8 +243,6 @@ def index_path(
     return scenes_cache_dir()/'search'/f'{hashlib.sha256(repr(places).encode()).hexdigest()[:16]}.safetensors'
 
 # %% ../nbs/42_search.ipynb #16df15bd
-_SAVE_INTERVAL = 300. # Seconds between saves of an unfinished index
-
 @contextmanager
 def _limit_threads(num_workers:int):
     "Leave one core to each loader process: threads of torch that share a core with one slow the others down."
@@ -222,7 +291,7 @@ def open_index(
     marks, old_rows = _file_marks(source), {}
     if old and old.model == digest:
         old.root, old_rows = root, {name: row for row, name in enumerate(old.names)}
-        if names == old.names and torch.equal(marks, old.marks): return old
+        if names == old.names and torch.equal(marks, old.marks): return _with_graph(old, path, progress)
     before = np.array([old_rows.get(name, -1) for name in names])
     known = before >= 0
     if old_rows: known &= (old.marks[before] == marks).all(1).numpy() # row -1 is not known anyway
@@ -230,8 +299,12 @@ def open_index(
     features, good = torch.zeros(len(names), dim, dtype=torch.float16), torch.zeros(len(names), dtype=torch.bool)
     many = (len(names), model.visual.layout.num_memory, dim) if model.visual.many_vectors else None
     vectors = None if many is None else torch.zeros(many, dtype=torch.float16)
-    index = ImageIndex(features, good, names, marks, digest, root, vectors)
-    if old_rows: index.features[known], index.good[known] = old.features[before[known]], old.good[before[known]]
+    first = max(time.time_ns()//1000, 1 + int(old.ids.max()) if old and len(old) else 0) # also after the file is lost
+    ids = torch.arange(first, first + len(names))
+    index = ImageIndex(features, good, names, marks, digest, root, vectors, ids)
+    if old_rows:
+        index.features[known], index.good[known] = old.features[before[known]], old.good[before[known]]
+        index.ids[known] = old.ids[before[known]]
     if old_rows and many: index.vectors[known] = old.vectors[before[known]]
     todo = np.flatnonzero(~known)
     def save(done):
@@ -239,7 +312,7 @@ def open_index(
         _write_index(index if complete else index.rows(np.sort(np.r_[np.flatnonzero(known), todo[:done]])), path)
     if len(todo): _encode_into(index, model, source, todo, batch_size, num_workers, progress, save)
     else: save(0)
-    return index
+    return _with_graph(index, path, progress)
 
 def search(
     model:MemoryCLIP, # Model that made the index
@@ -250,5 +323,9 @@ def search(
     "Return the images that match a caption best. Raises `UserError` if the index has no readable image."
     if not index.good.any(): raise UserError(f'None of {len(index)} images can be read; give another folder')
     with evaluation_mode(model): query = text_feature(model, caption)
-    return [(cosine, index.path(row)) for row, cosine in best_rows(index.features, query, top, index.good,
-                                                                         index.vectors)]
+    if index.graph is not None and top <= _MOST_FROM_GRAPH:
+        rows = index.graph.candidates(query if query.dim() == 1 else query[0], max(_CANDIDATES, 10*top))
+        vectors = None if index.vectors is None else index.vectors[rows]
+        found = [(int(rows[k]), cosine) for k, cosine in best_rows(index.features[rows], query, top, None, vectors)]
+    else: found = best_rows(index.features, query, top, index.good, index.vectors)
+    return [(cosine, index.path(row)) for row, cosine in found]

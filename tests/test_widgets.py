@@ -49,6 +49,14 @@ def click_cell(frame, row, col, rows, cols):
     frame.click(position=dict(x=(col + 0.5) * box['width'] / cols, y=(row + 0.5) * box['height'] / rows))
 
 
+def arrives(nb, expression, value, tries=40):
+    "Wait until an expression in the kernel has a value: the browser draws before the kernel hears of it."
+    for _ in range(tries):
+        if (now := nb.ask(expression)) == value: return
+        nb.page.wait_for_timeout(250)
+    assert now == value
+
+
 def explorer(cell): return cell.locator('.mvlm-x')
 def choose(cell, name, label): explorer(cell).locator(f'.choice.{name} select').select_option(label=label)
 def photo(cell): return explorer(cell).locator('.frame canvas').first
@@ -99,7 +107,7 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
 
     one.locator('.tokens').get_by_role('option', name='token 6').click(modifiers=['Shift']) # pins a second token
     expect(one.locator('.figure p')).to_contain_text(re.compile(r'CLS minus token 6: cosine of the two maps -?\d'))
-    assert nb.ask('[one.pin, one.show]') == [6, 'minus_pin']
+    arrives(nb, '[one.pin, one.show]', [6, 'minus_pin'])
     photo(one).press('Escape')
     one.locator('.tokens').get_by_role('option', name='token 6, ').click(modifiers=['Shift'])
     expect(one.locator('.choice.show select')).to_have_value('what the token reads')
@@ -107,7 +115,7 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     svg = ElementTree.parse(saved.value.path()).getroot()
     assert svg.findall('.//{*}rect') and 'CLS, layer 0' in ''.join(svg.itertext())
 
-    assert nb.ask('one.selection') == dict(image=4, layer=0, head=1, token='cls', patch=-1)
+    arrives(nb, 'one.selection', dict(image=4, layer=0, head=1, token='cls', patch=-1))
     assert nb.ask('one.caption') == 'a cat above a dog' and nb.ask('two.selection')['image'] == 0
     assert two.inner_text() == before
 
@@ -327,7 +335,7 @@ def test_gallery_own_images_and_embedding_map(lab, page, offline_page):
         page.mouse.move(box['x'] + 2 + x * (box['width'] - 4), box['y'] + 2 + y * (box['height'] - 4), steps=4)
     page.mouse.up()
     expect(plot).to_contain_text('22 of 22 images selected')
-    assert nb.ask('sorted(plot.selected)') == list(range(22))
+    arrives(nb, 'sorted(plot.selected)', list(range(22)))
     canvas.press('Escape')
     for key in ('ArrowRight', 'ArrowRight', 'Enter'): canvas.press(key) # the second image
     expect(photo(one)).to_have_attribute('aria-label', re.compile('^image 1: '))

@@ -194,7 +194,7 @@ def _attribute_directions(model, images:Tensor, directions:Tensor)->Attribution:
         mlp = torch.stack([(g * r['mlp'][i]).sum((1, 2)) for i in range(len(parts))], 1)
         first, score = (g * r['first']).sum((1, 2)), (F.normalize(f, dim=-1) * directions).sum(-1)
     found = Attribution(heads, mlp, first, bias + biases.sum(1), score, tower.layout)
-    if weight.dtype == torch.float32 and (wrong := (found.total() - score).abs().max()) > 1e-3:
+    if weight.dtype == torch.float32 and (wrong := (found.total() - score).abs().max().cpu()) > 1e-3:
         raise UserError(f'the contributions of this vision tower miss its score by {wrong:.3f}, so its score is not a '
                         'sum over heads and tokens')
     return found

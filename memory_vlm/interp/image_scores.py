@@ -73,7 +73,7 @@ def _zero_shot(loaded:LoadedModel, dl, classes, labels:Tensor|None, rows:Tensor)
         names, every = source.class_labels()
         classes, labels = names if classes is None else classes, torch.as_tensor(every)[rows]
     if classes is None or labels is None:
-        raise UserError("score='zero_shot' needs `classes` (text embeddings (C, D), or names if the model has a text "
+        raise UserError("score='zero_shot' needs `classes` (text embeddings (C, D), or names for a model with a text "
                         'tower) and batches (images, labels), with integers (B,) or bool (B, C)')
     if not isinstance(classes, Tensor):
         if not _has_text(clip): raise UserError('this model has no text tower; give text embeddings (C, D) as classes')

@@ -38,8 +38,8 @@ def _run_summary(metrics:dict, gallery:int, epochs:float)->str:
 def _own_images(model, images)->tuple: # uint8 (B, 3, height, width), and the names of their files
     "Read files as in evaluation."
     if isinstance(images, torch.Tensor): return images, [''] * len(images)
-    size = find_tower(model).image_size[0]
     how = Preprocessing.of(model.cfg) if hasattr(model, 'cfg') else Preprocessing()
+    size = find_tower(model).image_size[0]
     files = [images] if isinstance(images, (str, Path)) else list(images)
     if len(files) == 1 and Path(files[0]).is_dir():
         files = sorted(f'{folder}/{name}' for folder, names in walk_files(files[0]) for name in names if is_image(name))

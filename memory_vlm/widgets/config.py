@@ -6,6 +6,7 @@
 __all__ = ['ConfigEditor']
 
 # %% ../../nbs/widgets/05_config.ipynb #a216111f
+import anywidget
 import asyncio
 import ipywidgets as W
 import pickle
@@ -15,15 +16,25 @@ import yaml
 from fastcore.basics import patch
 from html import escape
 from IPython.display import HTML
-from ..config import check_range, compose, explain_error, validate
-from ..core import UserError
+from ..config import check_range, compose, config_dir, explain_error, validate
+from ..core import UserError, pick
 from ..data.sources import BUILT_IN
-from ..learner import CONFIG_CHECKS, check_model
+from ..learner import CONFIG_CHECKS, check_model, make_learner
 from ..models.cost import cost_lines, model_cost
-from ..overrides import allowed_values, base_values, changed_keys, command_line, help_texts, written_values
+from memory_vlm.overrides import (
+    _GROUPS,
+    _group,
+    allowed_values,
+    base_values,
+    changed_keys,
+    command_line,
+    help_texts,
+    written_values,
+)
 from ..schema import Config, choice_values, schema_fields
 from ..viz.html import save_html, section
 from .base import Panel, asset
+from .fit import FitDashboard
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pathlib import Path
@@ -82,6 +93,40 @@ def _with_value(cfg:DictConfig, key:str, value)->DictConfig:
 _BLOCKS = tuple(dict.fromkeys(k.rpartition('.')[0] for k in schema_fields())) # 'model', 'model.memory', ...
 def _style_html()->str: return f'<style>{asset("config.css")}</style>'
 
+# %% ../../nbs/widgets/05_config.ipynb #d1285c30
+class _CopyButton(anywidget.AnyWidget):
+    "A button that copies a text to the clipboard of the browser, or selects it where that is not allowed."
+    _esm = '''export default { render({ model, el }) {
+  const button = document.createElement("button"), said = document.createElement("span");
+  const look = "lm-Widget jupyter-widgets jupyter-button widget-button"; // as the buttons beside it
+  Object.assign(button, { textContent: "Copy", title: "Copy the command", className: look });
+  button.style.width = "auto";
+  said.setAttribute("role", "status");
+  const done = (text) => { said.textContent = text; setTimeout(() => { said.textContent = ""; }, 3000); };
+  const text = () => model.get("text");
+  const failed = () => prompt("Copy:", text());
+  button.onclick = () => navigator.clipboard.writeText(text()).then(() => done(" copied"), failed);
+  el.append(button, said);
+} };'''
+    text = T.Unicode().tag(sync=True) # What is copied
+
+_PRESETS = ('model/memory', 'data', 'experiment') # Groups of configs/ that have a menu
+
+def _preset_names(group:str)->list:
+    "Return the names of the presets of a group."
+    return sorted(p.stem for p in (config_dir()/group).glob('*.yaml'))
+
+def _with_preset(cfg:DictConfig, group:str, name:str)->DictConfig:
+    "Return a copy with a preset: its block as in its file, or for `experiment` the whole configuration."
+    pick(_preset_names(pick(_PRESETS, group, 'group') and group), name, group)
+    if group == 'experiment': return _parse_value(compose([f'experiment={name}']))
+    options, cfg = _group(group), _copy_config(cfg)
+    own = set().union(*options.values()) | {k for k in schema_fields() if group == 'model/memory'
+                                            and k.startswith(_GROUPS[group])}
+    for key in sorted(own): OmegaConf.update(cfg, key, base_values('default')[key], merge=False)
+    for key, value in options[name].items(): OmegaConf.update(cfg, key, value, merge=False)
+    return _parse_value(cfg)
+
 # %% ../../nbs/widgets/05_config.ipynb #dd34873b
 class ConfigEditor(Panel):
     "A form for a configuration; `editor.set(key, value)` changes a value, `editor.cfg` is the configuration."
@@ -123,6 +168,18 @@ class ConfigEditor(Panel):
     def set(self, key:str, value):
         "Change a value. Raises `UserError` and changes nothing if the value is invalid."
         self._replace(_with_value(self.draft, key, value))
+
+    def preset(self, group:str, name:str):
+        "Apply a preset of 'model/memory', 'data' or 'experiment'. Raises `UserError` if there is none of this name."
+        self._replace(_with_preset(self.draft, group, name))
+        self.show_message(f'Preset {group}={name}')
+
+    def fit(self):
+        "Fit this configuration in the kernel, with a dashboard below. Raises `UserError` while it is invalid."
+        learn = make_learner(self.cfg)
+        self.dashboard = FitDashboard(learn)
+        self.dashboard.placed, self.below.children = True, [self.dashboard]
+        return self.dashboard._fit(learn.fit_schedule, self.cfg.training.scheduler)
 
     def reset(self):
         "Restore the initial configuration."
@@ -213,7 +270,8 @@ def _build(self:ConfigEditor):
                                for block in _BLOCKS], selected_index=0)
     self.side, self.form = W.HTML().add_class('mvlm-side'), W.VBox([self.blocks])
     columns = W.Box([self.form, self.side]).add_class('mvlm-columns')
-    self.children = [W.HTML(_style_html()), self._toolbar(), self.status, columns]
+    self.below = W.VBox()
+    self.children = [W.HTML(_style_html()), self._toolbar(), self._actions(), self.status, columns, self.below]
     self.add_class('mvlm-config')
 
 @patch
@@ -230,6 +288,28 @@ def _toolbar(self:ConfigEditor):
                     button('Save', 'Write this file', lambda: self.save(self.path.value)),
                     button('Undo all', 'Restore the initial configuration', self.reset)]
     return W.Box([self.finder, self.path, W.Box(self.buttons)], layout=W.Layout(flex_flow='row wrap'))
+
+@patch
+def _actions(self:ConfigEditor):
+    "Make the menus of presets and the buttons Copy and Fit."
+    def menu(group):
+        box = W.Dropdown(options=[(f'{group} …', ''), *((n, n) for n in _preset_names(group))], value='',
+                         tooltip=f'Presets of {group}', layout=W.Layout(width='11rem'))
+        def chosen(change):
+            if not change.new: return
+            box.value = '' # a menu of actions: the form shows what is set
+            self.preset(group, change.new)
+        box.observe(self.guarded(chosen), 'value')
+        return box
+    self.menus, self.copy = {group: menu(group) for group in _PRESETS}, _CopyButton()
+    self.fitter = W.Button(description='Fit', icon='play', layout=W.Layout(width='auto'),
+                           tooltip='Fit in this kernel and watch; train.py does the same in a run folder')
+    def start():
+        task = asyncio.get_running_loop().create_task(self.fit())
+        task.add_done_callback(lambda done: self.guarded(done.result)())
+    self.fitter.on_click(self.guarded(lambda _: start()))
+    return W.Box([*self.menus.values(), self.copy, self.fitter],
+                 layout=W.Layout(flex_flow='row wrap', grid_gap='4px', align_items='center'))
 
 # %% ../../nbs/widgets/05_config.ipynb #c41c9d0d
 @patch
@@ -264,6 +344,7 @@ def _refresh(self:ConfigEditor):
 @patch
 def _show_summary(self:ConfigEditor, costs):
     "Show the summary with these cost lines."
+    self.copy.text = '' if self.mistake else self.command
     self.side.value = _summary_html(self.mistake, self.changes, {} if self.mistake else costs, '' if self.mistake
                                     else self.command)
 

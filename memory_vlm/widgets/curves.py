@@ -71,26 +71,51 @@ class _Lines(NamedTuple):
     xlim:tuple   # Range of steps
     ylim:tuple   # Range of values
     share:bool   # Whether values are shown in percent
+    log:bool=False # Whether the axis of values is logarithmic: lines and limits are then log10
 
 def panel_of_metric(
     name:str,         # Key of `CURVES`
     curves:Mapping,   # Steps and values by column
+    earlier:Mapping=None, # Curves of an earlier fit, drawn in gray
+    log:bool=False,   # Logarithmic axis of values; not for shares and for values that are not positive
+    smooth:float=0.,  # Weight of the past in a moving average of the step values, 0..1 (0: none)
 )->_Lines:            # For `panel_svg` and `draw_panel`
     "Choose the lines and limits of a panel; a nearly constant curve is not magnified to noise."
     lines, share = [], name in _SHARES
-    for color, (column, label) in zip(SERIES, CURVES[name].items()):
-        x, y = (np.asarray(v, float) for v in curves.get(column, ((), ())))
-        if np.isfinite(y).any(): lines.append((label, color, x[np.isfinite(y)], y[np.isfinite(y)]))
+    for of, fade in ((earlier or {}, True), (curves, False)):
+        for color, (column, label) in zip(SERIES, CURVES[name].items()):
+            x, y = (np.asarray(v, float) for v in of.get(column, ((), ())))
+            x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+            if len(y) > 20: y = _moving_average(y, smooth)
+            if len(y): lines.append(('', _EARLIER, x, y) if fade else (label, color, x, y))
     if not lines: return _Lines(name, [], (0, 1), (0, 1), share)
+    latest = next((line for line in lines if line[1] != _EARLIER), lines[0])[3][-1]
+    log = log and not share and all((line[3] > 0).all() for line in lines)
+    if log: lines = [(*line[:3], np.log10(line[3])) for line in lines]
     x, y = (np.concatenate(v) for v in zip(*[line[2:] for line in lines]))
     low, high = (0, max(0.05, y.max())) if share else (y.min(), y.max())
     pad = max(0.06 * (high - low), 0.025 * abs(high), 1e-12)
-    bottom = max(low - pad, 0) if low >= 0 else low - pad
-    return _Lines(f'{name}  {_short_number(lines[0][3][-1], share)}', lines, (0, x.max() * 1.03), (bottom, high + pad),
-                  share)
+    if log: pad = max(0.06 * (high - low), 0.02)
+    bottom = max(low - pad, 0) if low >= 0 and not log else low - pad
+    return _Lines(f'{name}  {_short_number(latest, share)}', lines, (0, x.max() * 1.03), (bottom, high + pad), share,
+                  log)
 
-def _ticks(low:float, high:float)->list:
-    "Return two to four round numbers between `low` and `high`."
+_EARLIER = '#8a8a8a' # Color of an earlier fit
+
+def _moving_average(values:np.ndarray, weight:float)->np.ndarray:
+    "Return the exponential moving average, corrected for its start."
+    out, mean = np.empty_like(values), 0.
+    for i, v in enumerate(values):
+        mean = weight * mean + (1 - weight) * v
+        out[i] = mean / (1 - weight ** (i + 1))
+    return out
+
+def _ticks(low:float, high:float, log:bool=False)->list:
+    "Return two to four round numbers between `low` and `high`; of a logarithmic axis, their log10."
+    if log:
+        found = [np.log10(m * 10.**e) for e in range(int(low) - 2, int(high) + 2) for m in (1, 2, 5)]
+        found = [v for v in found if low <= v <= high]
+        return found[::-(-len(found) // 4)] if found else [low, high]
     return [v for v in MaxNLocator(3).tick_values(low, high) if low <= v <= high]
 
 # %% ../../nbs/widgets/03_curves.ipynb #e471bbc7
@@ -113,13 +138,16 @@ def panel_svg(
     if not panel.lines: parts.append(text((left + right) / 2, (top + bottom) / 2, 'not measured yet', 'middle'))
     else:
         parts += [text(across(v), bottom + 15, _short_number(v), 'middle') for v in _ticks(*panel.xlim)]
-        for v in _ticks(*panel.ylim):
-            parts += [text(left - 5, up(v) + 4, _short_number(v, panel.share), 'end'),
+        for v in _ticks(*panel.ylim, panel.log):
+            parts += [text(left - 5, up(v) + 4, _short_number(10 ** v if panel.log else v, panel.share), 'end'),
                       line(panel.xlim, (v, v), 'currentColor', 'opacity=".2"')]
-        if chance: parts.append(line(panel.xlim, (chance, chance), 'currentColor', 'stroke-dasharray="1 3"'))
-    for i, (label, color, x, y) in enumerate(panel.lines):
-        parts += [line(x, y, color, 'stroke-width="1.8" stroke-linejoin="round"'),
-                  text(right - 34 * (len(panel.lines) - 1 - i), 15, label, 'end', f'fill="{color}" font-weight="600"')]
+        if chance and not panel.log:
+            parts.append(line(panel.xlim, (chance, chance), 'currentColor', 'stroke-dasharray="1 3"'))
+    named = [line for line in panel.lines if line[1] != _EARLIER]
+    for label, color, x, y in panel.lines:
+        parts.append(line(x, y, color, 'stroke-width="1.8" stroke-linejoin="round"'))
+        place = right - 34 * (len(named) - 1 - [n[0] for n in named].index(label)) if color != _EARLIER else 0
+        if label: parts.append(text(place, 15, label, 'end', f'fill="{color}" font-weight="600"'))
         if len(x) <= 20:
             parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.2" fill="{color}"/>' for a, b in zip(across(x), up(y))]
     return (f'<svg viewBox="0 0 250 155" role="img" aria-label="{escape(panel.title)}" fill="currentColor" '
@@ -133,15 +161,17 @@ def draw_panel(
 ):
     "Draw a panel into matplotlib axes."
     style(ax, panel.title, xlabel='optimizer step', grid='y')
-    ax.set(xlim=panel.xlim, ylim=panel.ylim, xticks=_ticks(*panel.xlim), yticks=_ticks(*panel.ylim))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short_number(v, panel.share)))
+    ax.set(xlim=panel.xlim, ylim=panel.ylim, xticks=_ticks(*panel.xlim), yticks=_ticks(*panel.ylim, panel.log))
+    number = lambda v, _: _short_number(10 ** v if panel.log else v, panel.share)
+    ax.yaxis.set_major_formatter(FuncFormatter(number))
     if not panel.lines:
         ax.set(xticks=[], yticks=[])
         ax.text(0.5, 0.5, 'not measured yet', color=INK, fontsize=8.5, ha='center', transform=ax.transAxes)
-    elif chance: ax.axhline(chance, color=INK, linestyle=(0, (1, 3)), linewidth=1.4)
+    elif chance and not panel.log: ax.axhline(chance, color=INK, linestyle=(0, (1, 3)), linewidth=1.4)
     for i, (label, color, x, y) in enumerate(panel.lines):
         ax.plot(x, y, color=color, linewidth=1.6, marker='o' if len(x) <= 20 else None, markersize=3)
-        ax.text(1 - 0.2 * (len(panel.lines) - 1 - i), 1.04, label, color=color, fontsize=8.5, ha='right',
+        left = 0.2 * (len([line for line in panel.lines[i + 1:] if line[0]]))
+        ax.text(1 - left, 1.04, label, color=color, fontsize=8.5, ha='right',
                 transform=ax.transAxes)
 
 # %% ../../nbs/widgets/03_curves.ipynb #1368b224

@@ -327,7 +327,7 @@ def _export_image(self:AttentionExplorer, i, max_kb):
     "Return the data of one image for a page."
     captions = self.images.captions(i)
     data = image_data(i, self.images[i].numpy(), {s.name: s.look(i)[0] for s in self.sides}, captions,
-                      layer=self.layer, max_kb=max_kb)
+                      layer=self.layer, max_kb=max_kb, token=self.token)
     caption = self.caption if i == self.image else next(iter(captions), '')
     for side, packed in zip(self.sides, data['sides']):
         packed['score'] = side.scored(i, caption, self.others)

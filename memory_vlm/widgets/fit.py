@@ -30,6 +30,8 @@ from .curves import CURVES, History, draw_panel, map_sheet, panel_of_metric, pan
 from pathlib import Path
 
 # %% ../../nbs/widgets/06_fit.ipynb #b23ada3d
+_KEPT_MAPS = 40 # Maps of a fit that the slider goes through
+
 class _FixedImageMaps:
     "Attention maps of some memory tokens on a few fixed images."
     def __init__(
@@ -46,7 +48,7 @@ class _FixedImageMaps:
         self.tokens = np.unique(np.linspace(0, vit.layout.num_memory - 1,
                                             min(tokens, vit.layout.num_memory)).round().astype(int)).tolist()
         self.images = ImageSet(learn, learn.model).batch(images) if self.tokens and len(images) else None
-        self.maps = None
+        self.maps, self.kept, self.step = None, [], 0 # `kept`: (step, maps) of this fit, oldest first
         self.note = (f'layer {self.layer}, mean over heads, '
                      f'{len(self.tokens)} of {vit.layout.num_memory} memory tokens')
 
@@ -56,12 +58,17 @@ class _FixedImageMaps:
         with training_paused(self.learn.model), capture(self.learn.model, self.layer, mean='heads') as maps:
             image_features(self.learn.model, self.images)
         self.maps = np.stack([maps.heatmap(self.layer, token=m).numpy() for m in self.tokens], 1) # (P,T,h,w)
+        self.kept.append((self.step, self.maps))
+        if len(self.kept) > _KEPT_MAPS: del self.kept[1:-1:2] # the first and the last stay
 
-    def sheet(self)->np.ndarray: # uint8 (height, width, 4)
-        return map_sheet(self.images, self.maps, color_scale(self.maps), [f'token {m}' for m in self.tokens])
+    def norm(self): # one scale for all maps of this fit
+        return color_scale(np.concatenate([maps for _, maps in self.kept]))
+
+    def sheet(self, at:int=-1)->np.ndarray: # uint8 (height, width, 4)
+        return map_sheet(self.images, self.kept[at][1], self.norm(), [f'token {m}' for m in self.tokens])
 
     def scale(self)->str: # HTML
-        bar = scale_html(color_scale(self.maps), self.images[0], 'attention', self.even, 720)
+        bar = scale_html(self.norm(), self.images[0], 'attention', self.even, 720)
         return (f'<div style="max-width:720px">{bar}<div style="font-size:12px;line-height:1.4;opacity:.75">'
                 f'Attention to each patch: {escape(self.note)}.</div></div>')
 
@@ -144,15 +151,28 @@ class FitDashboard(Panel):
         self.button.on_click(self.guarded(lambda _: self.stop()))
         self.text = W.HTML()
         self.panels = {name: W.HTML() for name in CURVES}
+        self.earlier = {}
+        style = dict(description_width='initial')
+        self.log_axis = W.Checkbox(description='log axis', indent=False, layout=W.Layout(width='auto'))
+        self.smooth = W.FloatSlider(description='smoothing', max=0.99, step=0.01, readout_format='.2f', style=style,
+                                    layout=W.Layout(width='260px'))
+        self.compare = W.Checkbox(True, description='earlier fit (gray)', indent=False,
+                                  layout=W.Layout(width='auto', display='none'))
+        for control in (self.log_axis, self.smooth, self.compare):
+            control.observe(self.guarded(lambda _: self._draw_curves()), 'value')
+        self.when = W.SelectionSlider(options=['now'], description='maps at step', style=style,
+                                      layout=W.Layout(width='420px', max_width='100%', display='none'))
+        self.when.observe(self.guarded(lambda _: self._draw_maps()), 'value')
         self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='100%')), W.HTML()
         if self.watch.images is None:
             self.scale.value = 'No maps: the model has no memory tokens, or no image was chosen.'
         row = W.Layout(flex_flow='row wrap', align_items='center', grid_gap='2px 10px')
         self.children = [W.Box([self.button, self.text], layout=row), self.status,
+                         W.Box([self.log_axis, self.smooth, self.compare], layout=row),
                          W.GridBox([*self.panels.values()],
                                    layout=W.Layout(
                                        grid_template_columns='repeat(auto-fit, minmax(max(165px, 30%), 1fr))')),
-                         self.maps, self.scale]
+                         self.when, self.maps, self.scale]
 
     def _repr_mimebundle_(self, **kwargs):
         "Record that a cell shows the dashboard, so that `fit_...` does not display it again."
@@ -196,7 +216,10 @@ class FitDashboard(Panel):
 # %% ../../nbs/widgets/06_fit.ipynb #fe2831cb
 @patch
 def _begin(self:FitDashboard):
-    "Reset the dashboard at the start of a fit."
+    "Reset the dashboard at the start of a fit, and keep the curves of the one before."
+    if len(self.history.table()['step']): self.earlier = self.data()
+    self.compare.layout.display = '' if self.earlier else 'none'
+    self.watch.kept.clear()
     self.history, self.checkpoint, self._first = History(), None, len(self.learn.evaluations)
     self.fitting, self.stopping = True, self.stopping and self.running
     self._started = self._released = time.perf_counter()
@@ -262,15 +285,38 @@ def data(self:FitDashboard)->dict: # (steps, values) by column
 def _chance(self:FitDashboard, name): return 1 / self.gallery if name == 'Recall at 1' else None
 
 @patch
+def _panel(self:FitDashboard, name, curves):
+    "Return a panel with the chosen options."
+    earlier = self.earlier if self.compare.value else None
+    return panel_of_metric(name, curves, earlier, self.log_axis.value, self.smooth.value)
+
+@patch
+def _draw_curves(self:FitDashboard):
+    curves = self.data()
+    for name, panel in self.panels.items(): panel.value = panel_svg(self._panel(name, curves), self._chance(name))
+
+@patch
+def _draw_maps(self:FitDashboard):
+    "Draw the maps at the chosen step; all maps of a fit share one scale."
+    if not self.watch.kept: return
+    steps = [str(step) for step, _ in self.watch.kept]
+    at = -1 if self.when.value not in steps else len(steps) - 1 - steps[::-1].index(self.when.value)
+    self.maps.value, self.scale.value = png_bytes(self.watch.sheet(at)), self.watch.scale()
+
+@patch
 def _redraw(self:FitDashboard):
     "Redraw text, panels and maps."
     start = time.perf_counter()
     self._show_progress()
-    curves = self.data()
-    for name, panel in self.panels.items(): panel.value = panel_svg(panel_of_metric(name, curves), self._chance(name))
+    self._draw_curves()
+    self.watch.step = self.learn.train_iter if self.redraws or self.fitting else 0
     self.watch.look()
     if self.watch.maps is not None:
-        self.maps.value, self.scale.value = png_bytes(self.watch.sheet()), self.watch.scale()
+        chosen, steps = self.when.value, list(dict.fromkeys(str(step) for step, _ in self.watch.kept))
+        self.when.options = [*steps[:-1], 'now']
+        self.when.value = chosen if chosen in steps[:-1] else 'now'
+        self.when.layout.display = '' if len(steps) > 1 else 'none'
+        self._draw_maps()
     took = time.perf_counter() - start
     self.redraws, self.spent = self.redraws + 1, self.spent + took
     self._due = time.perf_counter() + max(self.every, took * (1 / _DRAW_SHARE - 1))
@@ -298,12 +344,12 @@ def snapshot(self:FitDashboard)->Plot:
     grid = fig.add_gridspec(2 + maps, 3, height_ratios=[1.8, 1.8, height][:2 + maps])
     curves = self.data()
     for i, name in enumerate(CURVES):
-        draw_panel(fig.add_subplot(grid[i // 3, i % 3]), panel_of_metric(name, curves), self._chance(name))
+        draw_panel(fig.add_subplot(grid[i // 3, i % 3]), self._panel(name, curves), self._chance(name))
     if not maps: return fig
     ax = fig.add_subplot(grid[2, :])
     ax.imshow(sheet)
     ax.set_axis_off()
-    colorbar(fig, ax, color_scale(self.watch.maps), 'attention', self.watch.even, mixed_cmap(self.watch.images))
+    colorbar(fig, ax, self.watch.norm(), 'attention', self.watch.even, mixed_cmap(self.watch.images))
     return fig
 
 @patch

@@ -53,13 +53,15 @@ def image_url(
 # %% ../../nbs/widgets/02_html.ipynb #e0969c5a
 _MAX_MAPS_KB = 300 # kB of a page: a ViT-B/16 with 16 tokens keeps all tokens and layers, and the heads of one layer
 
-def _thin_out(layers:int, heads:int, tokens:int, patches:int, maps:int=2, kb:int=_MAX_MAPS_KB)->tuple:
-    "Choose which heads ('all', 'one' layer or 'mean') and which tokens of one image to keep."
+def _thin_out(layers:int, heads:int, tokens:int, patches:int, maps:int=2, kb:int=_MAX_MAPS_KB, chosen:int=0)->tuple:
+    "Choose which heads ('all', 'one' layer or 'mean') and which tokens of an image to keep, the chosen one always."
     cost, budget = patches * maps, 530 * kb # bytes: base64 takes a third more, the image and the program the rest
     counts = dict(all=layers * heads, one=layers - 1 + heads, mean=layers)
     keep = next((k for k, n in counts.items() if n * tokens * cost <= budget), 'mean')
     kept = np.linspace(0, tokens - 1, min(tokens, max(1, 2 * budget // (counts[keep] * cost))))
-    kept = np.unique(kept.round().astype(int)).tolist()
+    kept = np.unique(kept.round().astype(int))
+    kept[np.abs(kept - chosen).argmin()] = chosen
+    kept = np.unique(kept).tolist()
     left = dict(all=[], one=['only the chosen layer keeps its heads'], mean=['heads are averaged'])
     left = left[keep if heads > 1 else 'all']
     left = left + [f'{len(kept)} of {tokens} tokens are shown, evenly chosen'] * (len(kept) < tokens)
@@ -125,17 +127,20 @@ def image_data(
     words:str='',     # Text below the image
     layer:int=-1,     # Layer that keeps its heads if not all can
     max_kb:int=_MAX_MAPS_KB, # Size of the maps (kB)
+    token:int|str='cls', # Token that is kept if not all can be
 )->dict:              # Data for static/explorer.js
     "Return an image with the maps of one or more models."
     return dict(index=index, src=image_url(image), captions=list(captions), words=words,
                 height=to_image(image).shape[0], width=to_image(image).shape[1],
-                sides=[_pack_maps(m, name, layer % m.depth, max_kb // len(sides)) for name, m in sides.items()])
+                sides=[_pack_maps(m, name, layer % m.depth, max_kb // len(sides), token) for name, m in sides.items()])
 
-def _pack_maps(maps:AttentionMaps, name:str, layer:int, kb:int=_MAX_MAPS_KB)->dict:
+def _pack_maps(maps:AttentionMaps, name:str, layer:int, kb:int=_MAX_MAPS_KB, token:int|str='cls')->dict:
     "Pack the maps of one model for a page, within a limit."
     side = _side_data(maps, name)
     shape = len(maps.layers), side['heads'], len(side['tokens']), int(np.prod(side['grid']))
-    heads, kept, left = _thin_out(*shape, len(side['has']), kb)
+    wanted = -1 if token == 'cls' else token
+    chosen = side['tokens'].index(wanted) if wanted in side['tokens'] else 0
+    heads, kept, left = _thin_out(*shape, len(side['has']), kb, chosen)
     side['blocks'] = [None] * maps.depth
     for l in maps.layers:
         found = dict(zip(('reads', 'read_by'), _layer_maps(maps, l)))

@@ -12,12 +12,19 @@ from contextlib import contextmanager
 from ..attention import AttentionMaps, capture, checked_index
 from ..core import UserError, pick
 from ..evaluation.validation import with_queries
-from ..interp.attribution import attribute
+from ..interp.caption_maps import caption_map
 from ..interp.features import map_layer
 from ..loss import similarity
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
-from .base import ImageSet, _text_encoder, image_features, training_paused, weights_version
+from memory_vlm.widgets.base import (
+    ImageSet,
+    _model_input,
+    _text_encoder,
+    image_features,
+    training_paused,
+    weights_version,
+)
 from .html import _layer_maps
 from torch import Tensor
 
@@ -94,15 +101,21 @@ class _ModelView:
         def cosines(captions): return similarity(feature[None], with_queries(self.model, self.encode(captions)))[0]
         return cosines((caption,)).item(), cosines(others).numpy() if others else np.zeros(0)
 
-    def shares(self, i:int, caption:str)->tuple: # -> (M,), (P,), {source: share}
-        "Return the direct contributions of memory tokens, patches and all sources to the cosine of image and caption."
-        seen, text = self.fresh(), self.encode((caption,))
+    def shares(self, i:int, caption:str)->dict:
+        "Return what carries the cosine: `by_patch`, `adds` of memory tokens, `parts`, and scores and maps of words."
+        seen = self.fresh()
         if ('shares', i, caption) not in seen:
-            device = next(self.model.parameters()).device
-            images = self.images.batch([i]).to(device)
-            with training_paused(self.model): found = attribute(self.model, images, text.to(device))
-            added, seen_by = (x[0].sum((0, 1)).cpu().numpy() for x in (found.memory, found.patches))
-            seen['shares', i, caption] = added, seen_by, {name: v.item() for name, v in found.parts().items()}
+            image, how = _model_input(self.model, self.images.batch([i])), dict(tokenize=self.encode_text.tokenize)
+            with training_paused(self.model):
+                try: found = caption_map(self.model, image, caption, words=True, method='exact', **how)
+                except UserError: found = caption_map(self.model, image, caption, **how) # slower for each word
+            exact, maps = found.method == 'exact', found.maps.flatten(1)
+            out = dict(by_patch=maps[0].tolist(), exact=exact, words=found.words[1:],
+                       word_scores=found.scores[1:].tolist(),
+                       word_maps=[[round(v, 6) for v in m] for m in maps[1:].tolist()])
+            if exact: out |= dict(parts={name: v[0].item() for name, v in found.parts().items()})
+            if exact and found.memory.shape[1]: out |= dict(adds=found.memory[0].tolist())
+            seen['shares', i, caption] = out
         return seen['shares', i, caption]
 
     def scored(self, i:int, caption:str, others:tuple)->dict|None:
@@ -115,9 +128,8 @@ class _ModelView:
             text += (f', rank {rank} compared with {len(rest)} captions of this data '
                      f'(mean {rest.mean():.3f}, maximum {rest.max():.3f})')
         found = dict(text=f'{text}.', cosine=cosine, others=rest.round(4).tolist())
-        try: added, seen_by, parts = self.shares(i, caption)
-        except UserError: return found # no such decomposition: without memory, or with an attention-pooled output
-        return found | dict(adds=added.tolist(), by_patch=seen_by.tolist(), parts=parts)
+        try: return found | self.shares(i, caption)
+        except UserError: return found # a tower that neither decomposes nor has gradients of attention
 
     def survey(self, num:int=512, batch:int=16, step=lambda done, total: None)->dict: # Arrays (n, ...) by name
         """Compare the first images with each other. `feature` (n, D), and for models with text and images with captions

@@ -13,7 +13,7 @@ const GALLERY = 12, NAMES = ["image", "layer", "head", "token", "pin", "directio
 
 function makeExplorer(root, host) {
   const S = { ...host.state }, views = [], tiles = [];
-  let shown = null, photo = null, from = 0, order = null, waiting = "", preview = null, answered = {}, painting = 0;
+  let shown = null, photo = null, from = 0, order = null, waiting = "", preview = null, answered = {}, painting = 0, word = 0; // word: 0 the whole caption, then its words
   const make = (parent, tag, name = "", text = "") => { const made = parent.appendChild(element(tag, text)); if (name) made.className = name; return made; };
   const button = (parent, text, title, click) => { const made = make(parent, "button", "", text); Object.assign(made, { title, onclick: click, type: "button" }); made.setAttribute("aria-label", title); return made; };
 
@@ -241,7 +241,7 @@ function makeExplorer(root, host) {
     for (const view of views) {
       if (view.difference) continue;
       view.tileScale = view.largeScale = scale;
-      if (S.show === "caption") view.largeScale = makeScale(S.scale, Float32Array.from(sides.flatMap((v) => v.side.by_patch ?? [])), 0, true);
+      if (S.show === "caption") view.largeScale = makeScale(S.scale, Float32Array.from(sides.flatMap((v) => patchesOf(v.side) ?? [])), 0, true);
       drawTiles(view);
       drawGrid(view);
     }
@@ -258,9 +258,9 @@ function makeExplorer(root, host) {
   function drawLarge(view) {
     const { side, canvas } = view, t = preview !== null && view === views[0] ? preview : view.t;
     if (!view.difference && !view.largeScale) return;
-    let values = S.show === "caption" ? side.by_patch : view.maps?.[t], scale = view.largeScale;
+    let values = S.show === "caption" ? patchesOf(side) : view.maps?.[t], scale = view.largeScale;
     if (view.difference) {
-      const [a, b] = views.filter((v) => !v.difference).map((v) => (S.show === "caption" ? v.side.by_patch : v.maps?.[v.t]));
+      const [a, b] = views.filter((v) => !v.difference).map((v) => (S.show === "caption" ? patchesOf(v.side) : v.maps?.[v.t]));
       values = a && b ? subtract(Float32Array.from(a), b) : null;
       scale = values && makeScale(S.scale, values, 0, true);
     }
@@ -280,6 +280,9 @@ function makeExplorer(root, host) {
   function describe(view, t, values) {
     const side = view.side;
     if (view.difference) return values ? `The difference is largest at ${placeName(largest(values), side)}: ${number(values[largest(values)])}.` : "There is no difference of these maps.";
+    const score = scoreOf(side);
+    if (S.show === "caption" && values && score && !score.exact) return `Relevance of each patch for “${S.caption}” by gradients, on an arbitrary scale: ${side.name} has no exact contributions.`;
+    if (S.show === "caption" && values && word) return `The word “${score.words[word - 1]}” changes the cosine by ${number(score.word_scores[word - 1])}; the map shows by how much it changes the contribution of each patch.`;
     if (S.show === "caption") return values ? `Direct contribution of each patch to the cosine with “${S.caption}”; together ${number(total(values))}.` : answered[S.caption] || !host.score ? `${side.name} has no such decomposition.` : "Waiting for the contributions …";
     if (t < 0) return `${side.name} has no ${tokenName(main(), S.token)}${side.kind === "memory" ? `: it has ${side.all} memory tokens` : ": it has no memory tokens"}.`;
     if (S.layer >= side.layers) return `${side.name} has ${side.layers} layers; layer ${S.layer} does not exist.`;
@@ -289,6 +292,9 @@ function makeExplorer(root, host) {
     if (S.show === "minus_pin" && view.pin >= 0) return `${tokenName(side, side.tokens[t])} minus ${tokenName(side, side.tokens[view.pin])}: cosine of the two maps ${cosine(view.raw[t], view.raw[view.pin]).toFixed(2)}, largest difference ${number(values[largest(values)])} at ${placeName(largest(values), side)}.`;
     return sentence(side, { ...S, direction: way() }, t, view.raw[t], view.raw);
   }
+
+  const scoreOf = (side) => (host.score ? answered[S.caption] : null)?.[side.name] ?? (S.caption === (shown.captions[0] || "") || !host.score ? side.score : null);
+  const patchesOf = (side) => (word ? scoreOf(side)?.word_maps?.[word - 1] : side.by_patch);
 
   function drawTiles(view) {
     makeTiles(view);
@@ -366,10 +372,18 @@ function makeExplorer(root, host) {
     note.textContent = shown.words || "";
     if (document.activeElement !== typed) typed.value = S.caption;
     for (const side of shown.sides) {
-      const score = (host.score ? answered[S.caption] : null)?.[side.name] ?? (S.caption === (shown.captions[0] || "") || !host.score ? side.score : null);
+      const score = scoreOf(side);
       if (!score) continue;
       const prefix = shown.sides.length > 1 ? `${side.name}: ` : "";
       words.append(element("p", prefix + score.text));
+      if (score.words?.length && side === main()) {
+        const line = make(words, "p", "spans");
+        [`“${S.caption}”`, ...score.words].forEach((text, i) => {
+          const change = i ? `: ${score.word_scores[i - 1] < 0 ? "" : "+"}${number(score.word_scores[i - 1])}` : "", pick = button(line, text, i ? `Show the patches of the word ${text}, which changes the cosine by ${number(score.word_scores[i - 1])}` : "Show the patches of the whole caption", () => { word = i; set({ show: "caption" }); });
+          make(pick, "small", "", change);
+          pick.setAttribute("aria-pressed", String(S.show === "caption" && word === i));
+        });
+      }
       if (score.others?.length > 3) words.append(histogram(score));
       if (score.adds) below.append(bars(`${prefix}Direct contribution of each token to the cosine`, score.adds, score.adds.map((_, m) => `token ${m}`), Math.max(1e-12, ...score.adds.map(Math.abs))));
       if (score.parts) below.append(bars(`${prefix}Parts of the cosine`, Object.values(score.parts), Object.keys(score.parts), Math.max(1e-12, ...Object.values(score.parts).map(Math.abs))));
@@ -401,6 +415,7 @@ function makeExplorer(root, host) {
   // State ---------------------------------------------------------------------------------------------------------
   function take(changes) { // from here or from the host
     const image = changes.image !== undefined && changes.image !== S.image, sorted = changes.gallery !== undefined && changes.gallery !== S.gallery;
+    if (image || (changes.caption !== undefined && changes.caption !== S.caption)) word = 0;
     Object.assign(S, changes);
     if (sorted) sortGallery();
     if (changes.show === "reads" || changes.show === "read_by") S.direction = changes.show;

@@ -11,5 +11,9 @@ function start(id) {
     set: () => { if (location.protocol !== "about:") history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(explorer.state()))}`); },
   };
   const explorer = makeExplorer(root, host);
+  try { // inside the output of `keep`, the frame is as high as the page
+    const frame = window.frameElement;
+    if (frame) new ResizeObserver(() => { frame.style.height = `${document.body.offsetHeight + 24}px`; }).observe(document.body);
+  } catch { /* a frame of another origin */ }
   return explorer;
 }
