@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ..core import UserError, require
 from omegaconf import OmegaConf
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
 # %% ../../nbs/data/10_tokenizer.ipynb #edb335d5
 @lru_cache(maxsize=8)
-def _open_tokenizer(name:str='clip', settings:str='{}')->SimpleTokenizer|HFTokenizer:
+def _open_tokenizer(name:str='clip', settings:str='{}'): # `SimpleTokenizer` or `HFTokenizer`
     "Open a tokenizer of open_clip. Raises `UserError` if it is missing, `ImportError` if a package is."
     if name != 'clip': require('transformers', f'tokenize captions as {name} does', extra='tokenizers')
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer  # here: it takes longer to import than all of torch
     try:
         if name == 'clip': return SimpleTokenizer(**json.loads(settings))
         return HFTokenizer(name, cache_dir=os.environ.get('TRANSFORMERS_CACHE'), **json.loads(settings))
@@ -44,7 +44,7 @@ class Tokenizer:
     @property
     def vocab_size(self)->int:
         "Number of ids, without the special tokens of Hugging Face that models have no embedding for."
-        if isinstance(self.opened, SimpleTokenizer): return self.opened.vocab_size
+        if self.name == 'clip': return self.opened.vocab_size
         inner = self.opened.tokenizer
         return 1 + max(i for word, i in inner.get_vocab().items() if word not in inner.get_added_vocab())
 
@@ -93,7 +93,7 @@ def untokenize(
 )->list[str]:
     "Return the captions of ids, as the text tower sees them."
     t = tokenizer.opened
-    if isinstance(t, HFTokenizer): return t.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    if tokenizer.name != 'clip': return t.tokenizer.batch_decode(ids, skip_special_tokens=True)
     ends = (ids == t.eot_token_id).int().argmax(1)
     return [t.decode(row[1:end].tolist()).strip() for row, end in zip(ids, ends)]
 

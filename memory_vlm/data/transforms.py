@@ -10,7 +10,6 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
 from dataclasses import dataclass, fields
 from ..core import UserError, pick
 from PIL import Image
@@ -74,8 +73,8 @@ def _longest(image:Tensor, size:int, how:Preprocessing)->Tensor:
     ratio = max(image.shape[1:])/size
     height, width = (max(1, round(extent/ratio)) for extent in image.shape[1:])
     top, left = (size - height)//2, (size - width)//2
-    border = [left, top, size - width - left, size - height - top]
-    return TF.pad(how.resize(image, (height, width)), border, fill=how.fill_color)
+    border = [left, size - width - left, top, size - height - top]
+    return F.pad(how.resize(image, (height, width)), border, value=how.fill_color)
 
 def _squash(image:Tensor, size:int, how:Preprocessing)->Tensor: return how.resize(image, (size, size))
 
@@ -121,12 +120,13 @@ def _random_crop(image:Tensor, size:int, rng:np.random.Generator, how:Preprocess
     return how.resize(image[:, top:top + height, left:left + width], (size, size))
 
 # %% ../../nbs/data/09_transforms.ipynb #5d2674db
-_JITTER = TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation
+_JITTER = 'adjust_brightness', 'adjust_contrast', 'adjust_saturation'
 
 def _jitter(image:Tensor, rng:np.random.Generator, strength:float=.4)->Tensor:
     "Change brightness, contrast and saturation in random order, distributed as in torchvision's `ColorJitter`."
+    from torchvision.transforms.v2 import functional  # here: its import takes a second
     factors = rng.uniform(1 - strength, 1 + strength, 3)
-    for k in rng.permutation(3): image = _JITTER[k](image, factors[k])
+    for k in rng.permutation(3): image = getattr(functional, _JITTER[k])(image, factors[k])
     return image
 
 def _strong_crop(image:Tensor, size:int, rng:np.random.Generator, how:Preprocessing=Preprocessing())->Tensor:
