@@ -21,7 +21,7 @@ from torch import Tensor
 def _open_tokenizer(name:str='clip', settings:str='{}'): # `SimpleTokenizer` or `HFTokenizer`
     "Open a tokenizer of open_clip. Raises `UserError` if it is missing, `ImportError` if a package is."
     if name != 'clip': require('transformers', f'tokenize captions as {name} does', extra='tokenizers')
-    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer # here: it takes longer to import than all of torch
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer  # here: it takes longer to import than all of torch
     try:
         if name == 'clip': return SimpleTokenizer(**json.loads(settings))
         return HFTokenizer(name, cache_dir=os.environ.get('TRANSFORMERS_CACHE'), **json.loads(settings))

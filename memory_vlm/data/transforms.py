@@ -90,7 +90,6 @@ def center_crop(
     if image.shape[1:] == (size, size): return image[:3] if len(image) == 4 else image
     return _RESIZE_MODES[how.resize_mode](image, size, how)
 
-
 # %% ../../nbs/data/09_transforms.ipynb #36155372
 def _sample_rectangle(height:int, width:int, rng:np.random.Generator, scale:tuple, ratio:tuple=(3/4, 4/3))->tuple:
     "Draw (top, left, height, width), distributed as in torchvision's `RandomResizedCrop`."
@@ -124,7 +123,7 @@ _JITTER = 'adjust_brightness', 'adjust_contrast', 'adjust_saturation'
 
 def _jitter(image:Tensor, rng:np.random.Generator, strength:float=.4)->Tensor:
     "Change brightness, contrast and saturation in random order, distributed as in torchvision's `ColorJitter`."
-    from torchvision.transforms.v2 import functional # here: its import takes a second
+    from torchvision.transforms.v2 import functional  # here: its import takes a second
     factors = rng.uniform(1 - strength, 1 + strength, 3)
     for k in rng.permutation(3): image = getattr(functional, _JITTER[k])(image, factors[k])
     return image
