@@ -74,10 +74,10 @@ def registers(model, images, captions, score, args):
     found = sweep_registers(model, images, score, nums=args.neurons, num_registers=args.registers)
     print(found, flush=True)
     store(RESULTS/'real_clip_registers.csv', found.table.round(4).to_dict('records'), images=len(images),
-          passed=found.passed, start='zero')
+          passed=found.passed)
     rows = [dict(half=half, neurons=n, registers=r, block=i + 1, outliers=round(x, 5))
             for (n, r, half), rate in found.rates.items() for i, x in enumerate(rate.tolist())]
-    store(RESULTS/'real_clip_outliers.csv', rows, images=len(images), start='zero')
+    store(RESULTS/'real_clip_outliers.csv', rows, images=len(images))
     if args.save: found.edit.save(args.save)
 
 
