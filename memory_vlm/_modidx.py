@@ -1790,6 +1790,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'memory_vlm/report.py'),
                                    'memory_vlm.report._ReportComparison.to_dict': ( 'report.html#_reportcomparison.to_dict',
                                                                                     'memory_vlm/report.py'),
+                                   'memory_vlm.report._data_name': ('report.html#_data_name', 'memory_vlm/report.py'),
                                    'memory_vlm.report._difference_summary': ('report.html#_difference_summary', 'memory_vlm/report.py'),
                                    'memory_vlm.report._ends': ('report.html#_ends', 'memory_vlm/report.py'),
                                    'memory_vlm.report._images_summary': ('report.html#_images_summary', 'memory_vlm/report.py'),

@@ -66,7 +66,7 @@ def _patches_summary(rows:dict, num:int=_FEW_IMAGES)->str:
     where = 'none' if not rate.value else (
         f'at most {rate.value:.1%} (95 % CI {_ends(rate)}), in layers {have[0]} to {have[-1]}')
     kind = ('hardly adds anything (a no-op)' if value <= 0.2 else
-            'is read by others (it broadcasts)' if value >= 0.5 else 'is small, but no no-op')
+            'is read by others (it broadcasts)' if value >= 0.5 else 'is small, but not a no-op')
     said = f'; its value, {value:.2f} of the median, {kind}' if sink.value >= 3 and num >= _FEW_IMAGES else ''
     return (f'{_too_few(num) + " On these: o" if num < _FEW_IMAGES else "O"}utliers, patches with a norm above three '
             f'medians: {where}; the largest norm is {largest.value:.1f} medians. The most attended patch gets '
@@ -276,6 +276,10 @@ def _starts_like_twin(cfg:DictConfig)->bool: # `cfg.model`
     try: return cfg.pretrained is None or 'memory' not in find_pretrained(cfg.pretrained).cfg
     except UserError: return False # it has been moved
 
+_UNNAMED = 'the given data'
+
+def _data_name(dl)->str: return getattr(getattr(dl, 'source', None), 'name', _UNNAMED)
+
 def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:
     "Return the ablation of a model on the first images, or the reason why there is none."
     if not _has_text(loaded.model):
@@ -294,7 +298,7 @@ def _report(loaded:LoadedModel, num_images:int, absolute_norm:float, ablation:Ab
     twin = untrained_twin(model, cfg.training.seed if cfg else 0)
     features = memory_features(model, dl, num_images, absolute_norm)
     untrained = twin and memory_features(twin, dl, num_images, absolute_norm)
-    layout, M, data = tower.layout, tower.layout.num_memory, getattr(getattr(dl, 'source', None), 'name', 'unnamed')
+    layout, M, data = tower.layout, tower.layout.num_memory, _data_name(dl)
     if 'grid' in features: layout = replace(layout, grid=tuple(features['grid'][0].int().tolist()))
     rows, num = _image_rows(layout, features, untrained), len(features['contrast'])
     title = f"{'Memory' if M else 'Patches'} of {loaded.name} on {num} images of {data}"
@@ -329,6 +333,8 @@ def memory_report(
     models = [as_model(m, dl) for m in (model, *others)]
     if len(models) == 1: return _report(models[0], num_images, absolute_norm, ablation)
     if ablation: raise UserError('ablation belongs to one model; leave it out to compare several')
+    if len({id(m.valid_dl) for m in models if _data_name(m.valid_dl) == _UNNAMED}) > 1:
+        raise UserError('a comparison needs the same images, and these models have loaders of their own; pass data')
     reports = {}
     for given, loaded in zip((model, *others), models):
         name = str(given) if isinstance(given, (str, Path)) else loaded.name
