@@ -2924,6 +2924,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'memory_vlm/widgets/explorer.py'),
                                              'memory_vlm.widgets.explorer.AttentionExplorer._page': ( 'widgets/explorer.html#attentionexplorer._page',
                                                                                                       'memory_vlm/widgets/explorer.py'),
+                                             'memory_vlm.widgets.explorer.AttentionExplorer._page_content': ( 'widgets/explorer.html#attentionexplorer._page_content',
+                                                                                                              'memory_vlm/widgets/explorer.py'),
                                              'memory_vlm.widgets.explorer.AttentionExplorer._send_image': ( 'widgets/explorer.html#attentionexplorer._send_image',
                                                                                                             'memory_vlm/widgets/explorer.py'),
                                              'memory_vlm.widgets.explorer.AttentionExplorer._send_layer': ( 'widgets/explorer.html#attentionexplorer._send_layer',

@@ -21,6 +21,7 @@ import tempfile
 import tokenize
 import yaml
 from memory_vlm.core import MissingPackage, require
+from memory_vlm.widgets.html import maps_page
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -260,7 +261,7 @@ def navigation(found):
             {'Explanations': entries(among('explain'))}, {'Benchmarks': 'benchmarks.md'}, {'Reference': floors}]
 
 
-# The page that tools/photograph.py writes: the explorer on a photo
+# The explorer on a photo; tools/photograph.py writes its content
 LIVE = ('<p>Try it here: choose a layer or a token. The colored patches in the background are attention sinks.</p>\n'
         '<iframe src="images/explorer.html" title="attention explorer" loading="lazy" '
         'style="width:100%;height:1100px;border:0"></iframe>')
@@ -272,9 +273,10 @@ def write(folder):
     for path, place in found.items():
         (docs/place).parent.mkdir(parents=True, exist_ok=True)
         text = page(path, (docs/place).parent)
-        if path.stem == 'index': text = ALONE + text.replace('</p>', f'</p>\n\n{LIVE}', 1) # below the picture
+        if path.stem == 'index': text = ALONE + text.replace('</p>', f'</p>\n\n{LIVE}', 1) # below the screenshot
         (docs/place).write_text(text, encoding='utf-8')
-    shutil.copytree(NBS/'images', docs/'images', dirs_exist_ok=True)
+    shutil.copytree(NBS/'images', docs/'images', dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.json'))
+    maps_page(docs/'images/explorer.html', **json.loads((NBS/'images/explorer.json').read_text(encoding='utf-8')))
     (docs/'benchmarks.md').write_text(ALONE + benchmarks(), encoding='utf-8')
     (docs/'style.css').write_text(STYLE, encoding='utf-8')
     site = dict(site_name='Memory-VLM', docs_dir=str(docs), use_directory_urls=False, theme=THEME,

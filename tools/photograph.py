@@ -2,14 +2,16 @@
 
     python tools/docs.py && python tools/photograph.py FOLDER
     python tools/photograph.py FOLDER index benchmarks     # some pages
-    python tools/photograph.py --explorer MODEL PHOTO      # the explorer of a model: nbs/images/explorer.png and .html
+    python tools/photograph.py --explorer MODEL PHOTO      # the explorer of a model: nbs/images/explorer.png and .json
 
 Writes FOLDER/PAGE-WIDTH-SCHEME.png, at most four screens high, and says which pages are wider than their screen.
 
-The picture of the README and the page of the site's start are of CLIP ViT-B/16 (OpenAI) on the photo of Eileen Collins of scikit-image, which is in the
-public domain (NASA): MODEL is a file of its image tower for open_clip, or anything that `as_model` takes."""
+The screenshot in the README and the explorer on the start page of the site show CLIP ViT-B/16 (OpenAI) on
+scikit-image's photo of Eileen Collins, which is in the public domain (NASA): MODEL is a file of its image tower for
+open_clip, or anything that `as_model` takes."""
 import functools
 import http.server
+import json
 import sys
 import tempfile
 import threading
@@ -71,13 +73,14 @@ def open_tower(name):
 
 
 def photograph_explorer(model, photo, path, **state):
-    "Save an image of the explorer of a model on a photo, with 256 colors, and beside it the page itself."
+    "Save an image of the explorer of a model on a photo, with 256 colors, and beside it the content of its page."
     from memory_vlm.widgets import AttentionExplorer
     from PIL import Image
     explorer = AttentionExplorer(open_tower(model), [Image.open(photo).convert('RGB')], names=('CLIP ViT-B/16', ''))
     explorer.images.attribution = 'Photo of Eileen Collins: NASA, public domain.'
     explorer.state = dict(layer=-2, opacity=0.9) | state
-    explorer.export_html(path.with_suffix('.html'), max_kb=120) # without memory, with 197 tokens
+    content = explorer._page_content(max_kb=120) # without memory, with 197 tokens
+    path.with_suffix('.json').write_text(json.dumps(content) + '\n', encoding='utf-8') # tools/docs.py makes the page
     with tempfile.TemporaryDirectory() as folder, browser() as chromium:
         page = chromium.new_page(viewport=dict(width=1200, height=1000))
         page.goto(Path(explorer.export_html(f'{folder}/explorer.html', max_kb=40_000)).as_uri()) # with all heads

@@ -335,13 +335,8 @@ def _export_image(self:AttentionExplorer, i, max_kb):
     return data | dict(captions=[caption, *(c for c in captions if c != caption)])
 
 @patch
-def export_html(
-    self:AttentionExplorer,
-    path,           # File to write
-    images=None,    # Indices of the images on the page; None: the current one
-    max_kb:int=300, # Size of the maps of an image (kB); above it, only the selected layer keeps its heads
-)->Path:            # `path`
-    "Save the explorer with some images and the current selection; the page works without a kernel or a network."
+def _page_content(self:AttentionExplorer, images=None, max_kb:int=300)->dict:
+    "Return the arguments of `maps_page` besides the path, as plain values."
     images = [self.image] if images is None else list(images)
     if not images: raise UserError('images=[] is empty; give at least one index, or None for the current image.')
     patch = '; click a patch to see its attention to memory' if self.main.layout.num_memory else ''
@@ -350,7 +345,17 @@ def export_html(
     title = 'Attention of memory tokens' if self.main.layout.num_memory else 'Attention of CLS and patches'
     state = self.state | dict(image=images.index(self.image) if self.image in images else 0)
     shown = [self._export_image(i, max_kb) for i in images]
-    return maps_page(path, title, lead, shown, self.images.attribution, **state)
+    return dict(title=title, lead=lead, images=shown, footer=self.images.attribution) | state
+
+@patch
+def export_html(
+    self:AttentionExplorer,
+    path,           # File to write
+    images=None,    # Indices of the images on the page; None: the current one
+    max_kb:int=300, # Size of the maps of an image (kB); above it, only the selected layer keeps its heads
+)->Path:            # `path`
+    "Save the explorer with some images and the current selection; the page works without a kernel or a network."
+    return maps_page(path, **self._page_content(images, max_kb))
 
 @patch
 def _page(self:AttentionExplorer, **kwargs)->str:
