@@ -112,15 +112,21 @@ def _localization_features(maps:AttentionMaps, masks:Tensor, boxes:Tensor)->dict
     return {f'{kind} {name}': score[:, at] for name, score in scores.items() for kind, at in parts.items()}
 
 # %% ../../nbs/interp/03_features.ipynb #d01cd2be
-def _make_encoder(model:nn.Module):
-    "Return the function that encodes images, uint8 or normalized, and leaves out the tokens that CoCa's tower returns."
-    encode, vit = getattr(model, 'encode_image', model), find_tower(model).vit
+def _model_input(model:nn.Module, images:Tensor)->Tensor: # (B,3,height,width) -> as `encode_image` takes them
+    "Move images to the device of a model, and normalize uint8 images for models that do not do it themselves."
+    kind, vit = next(model.parameters()), find_tower(model).vit
+    images = images.to(kind.device)
+    if isinstance(model, MemoryCLIP): return images
     known = getattr(vit, 'pretrained_cfg', None) or {}
     mean, std = (known.get(k) or getattr(vit, f'image_{k}', None) or [0.5] * 3 for k in ('mean', 'std'))
-    kind = next(model.parameters())
     mean, std = (torch.tensor(list(x), dtype=kind.dtype, device=kind.device) for x in (mean, std))
+    return normalize_images(images, mean, std)
+
+def _make_encoder(model:nn.Module):
+    "Return the function that encodes images, uint8 or normalized, and leaves out the tokens that CoCa's tower returns."
+    encode = getattr(model, 'encode_image', model)
     def features(images):
-        out = encode(images if isinstance(model, MemoryCLIP) else normalize_images(images, mean, std))
+        out = encode(_model_input(model, images))
         return out[0] if isinstance(out, tuple) else out
     return features
 

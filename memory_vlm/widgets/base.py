@@ -22,10 +22,11 @@ from html import escape
 from importlib.resources import files
 from IPython import get_ipython
 from matplotlib.colors import Normalize, to_hex
-from ..clip import MemoryCLIP, normalize_images
+from ..clip import MemoryCLIP
 from ..core import UserError
 from ..data.transforms import Preprocessing, center_crop
 from ..evaluation.validation import evaluation_mode, image_vectors
+from ..interp.features import _make_encoder, _model_input
 from ..models.towers import find_tower
 from ..training.run_dir import LoadedModel, as_model
 from ..viz.plots import mixed_cmap, to_image
@@ -155,19 +156,8 @@ def image_features(
     images:Tensor,   # uint8 (B, 3, height, width)
 )->Tensor:           # Of unit length (B, dim), or (B, K, dim) for a model that compares captions with K vectors
     "Encode images with the normalization of the model."
-    images = _model_input(model, images)
-    if isinstance(model, MemoryCLIP): return image_vectors(model, images)
-    out = getattr(model, 'encode_image', model)(images)
-    return torch.nn.functional.normalize((out[0] if isinstance(out, tuple) else out).float(), dim=-1) # CoCa adds tokens
-
-def _model_input(model:nn.Module, images:Tensor)->Tensor: # uint8 (B,3,height,width) -> as `encode_image` takes them
-    "Normalize images of models that do not do it themselves."
-    kind, vit = next(model.parameters()), find_tower(model).vit
-    if isinstance(model, MemoryCLIP): return images.to(kind.device)
-    known = getattr(vit, 'pretrained_cfg', None) or {}
-    mean, std = (known.get(k) or getattr(vit, f'image_{k}', None) or [0.5] * 3 for k in ('mean', 'std'))
-    mean, std = (torch.tensor(list(x), dtype=kind.dtype, device=kind.device) for x in (mean, std))
-    return normalize_images(images.to(kind.device), mean, std)
+    if isinstance(model, MemoryCLIP): return image_vectors(model, _model_input(model, images))
+    return torch.nn.functional.normalize(_make_encoder(model)(images).float(), dim=-1)
 
 def _text_encoder(loaded:LoadedModel):
     "Return a function: captions -> unit-length features (C, dim) on the CPU; None for a model without a text tower."

@@ -13,18 +13,11 @@ from ..attention import AttentionMaps, capture, checked_index
 from ..core import UserError, pick
 from ..evaluation.validation import with_queries
 from ..interp.caption_maps import caption_map
-from ..interp.features import map_layer
+from ..interp.features import _model_input, map_layer
 from ..loss import similarity
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
-from memory_vlm.widgets.base import (
-    ImageSet,
-    _model_input,
-    _text_encoder,
-    image_features,
-    training_paused,
-    weights_version,
-)
+from .base import ImageSet, _text_encoder, image_features, training_paused, weights_version
 from .html import _layer_maps
 from torch import Tensor
 
