@@ -162,7 +162,7 @@ class MemoryUpdate(nn.Module):
     ):
         super().__init__()
         self.alpha = alpha
-    def connect(self, num_memory:int, first): pass # Called once, with M and the update of the first block
+    def connect(self, memory:MemoryTokens): pass # Called once, with the stored tokens
     def pre_block(self, memory:Tensor, others:Tensor)->Tensor: return memory  # (B,M,D), (B,N-M,D) -> (B,M,D)
     def post_block(self, memory:Tensor, written:Tensor)->Tensor: return written # (B,M,D), (B,M,D) -> (B,M,D)
 
@@ -233,16 +233,16 @@ class _JumboUpdate(AttentionUpdate):
     def __init__(self, dim, num_heads, alpha):
         super().__init__(dim, num_heads, alpha)
         self.dim, self.writes = dim, True
-    def connect(self, num_memory, first):
-        if why := _jumbo_conflict(num_memory): raise UserError(f'model.memory.{why}')
-        width = num_memory * self.dim
+    def connect(self, memory):
+        if why := _jumbo_conflict(len(memory.tokens)): raise UserError(f'model.memory.{why}')
+        width = len(memory.tokens) * self.dim
         self.norm = nn.LayerNorm(width)
-        if first is self:
-            self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-            for layer in self.mlp[::2]:
+        if not hasattr(memory, 'mlp'):
+            memory.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+            for layer in memory.mlp[::2]:
                 nn.init.trunc_normal_(layer.weight, std=.02)
                 nn.init.zeros_(layer.bias)
-        self.shared = (first.mlp,) # a tuple, so that the weights are registered and saved once
+        self.shared = (memory.mlp,) # a tuple, so that the weights are registered and saved once
     def feed_forward(self, memory): # (B,M,D)
         wide = memory.flatten(1)
         return (wide + self.shared[0](self.norm(wide))).unflatten(1, memory.shape[1:])

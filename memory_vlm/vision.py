@@ -75,7 +75,7 @@ class MemoryViT(_MemoryReadout, VisionTransformer):
         for block in self.blocks:
             block.layout = self.layout
             block.update = _find_update(update)(self.embed_dim, block.attn.num_heads, alpha)
-            block.update.connect(self.layout.num_memory, self.blocks[0].update)
+            block.update.connect(self.memory)
         self.ema_alpha = alpha if update == 'ema' else None
         if update == 'ema':
             self.register_buffer('memory_scale', self.memory.tokens.detach().square().mean().sqrt())
