@@ -29,13 +29,8 @@ from results import store
 from torch import nn
 
 RESULTS = Path(__file__).parent/'results'/'readout.csv'
-SMALL = ['model.patch_size=16', 'model.embed_dim=64', 'model.num_heads=2', 'model.text.embed_dim=64',
-         'model.text.depth=1', 'model.text.num_heads=2', 'model.memory.mem_reinit_steps=0', 'training.batch_size=96',
-         'training.data.train_path=scenes:pairs', 'training.data.augmentation=none',
-         'model.contrastive.false_negatives=ignore', 'training.scheduler_kwargs.warmup_epochs=1.5',
-         'training.logging.eval_interval=100000', 'training.logging.name=readout']
+BASE = ['experiment=scenes_pairs', 'training.logging.eval_interval=100000', 'training.logging.name=readout']
 OFF = ['model/memory=off']
-MEMORY = ['model.memory.key_bias=-4', 'model.memory.mem_alpha=1']
 
 
 class ClsProjections(MemoryViT):
@@ -60,18 +55,17 @@ class PatchQuarters(MemoryViT):
         return self.head_drop(self.fc_norm(F.adaptive_avg_pool2d(patches, self.side).flatten(2).mT))
 
 
-READ = {f'memory, {r}': ([*MEMORY, f'model.memory.readout={r}'], None) for r in ('maxsim', 'caption', 'mean')}
+READ = {f'memory, {r}': ([f'model.memory.readout={r}'], None) for r in ('maxsim', 'caption', 'mean')}
 ARMS = {'CLS': (OFF, None), 'CLS, K projections': (OFF, ClsProjections), **READ,
-        'patches, K parts': (OFF, PatchQuarters), 'memory, not read': (MEMORY, None)}
+        'patches, K parts': (OFF, PatchQuarters), 'memory, not read': ([], None)}
 
 
 def fitted(arm, seed, args):
     "Return a learner after its fit."
     words, control = ARMS[arm]
-    cfg = compose([*SMALL, f'training.seed={seed}', f'training.max_steps={args.steps}', f'training.epochs={args.steps}',
+    cfg = compose([*BASE, f'training.seed={seed}', f'training.max_steps={args.steps}', f'training.epochs={args.steps}',
                    f'model.proj_dim={args.dim}', f'model.memory.num_memory_tokens={args.tokens}',
-                   f'training.data.val_path={args.val}', *words],
-                  config_name='quickstart')
+                   f'training.data.val_path={args.val}', *words])
     learn = make_learner(cfg)
     if control is not None:
         vit = learn.model.visual
