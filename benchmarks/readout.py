@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from memory_vlm.config import compose
 from memory_vlm.core import seed_everything
-from memory_vlm.evaluation.retrieval import ranking_metrics
+from memory_vlm.evaluation.retrieval import hits_per_image, ranking_metrics
 from memory_vlm.evaluation.validation import encode
 from memory_vlm.learner import make_learner
 from memory_vlm.study import paired_differences
@@ -79,11 +79,21 @@ def fitted(arm, seed, args):
     return learn
 
 
+def by_objects(hits, queries, scenes):
+    "Return R@1 of both ways over the scenes of each number of objects, from hits and queries of each image (N, 2)."
+    objects = torch.tensor([len(scene.objects) for scene in scenes])
+    share = {n: hits[objects == n].sum(0) / queries[objects == n].sum(0) for n in objects.unique().tolist()}
+    return {f'{way}/R@1, {n} objects': r[k].item() for k, way in enumerate(('i2t', 't2i')) for n, r in share.items()}
+
+
 def measured(arm, seed, args):
     "Return the row of a fit."
     learn = fitted(arm, seed, args)
     images, texts, owner, captions = encode(learn.model, learn.dls.valid)
     found = ranking_metrics(images, texts, owner, ks=(5,), captions=captions)
+    hits, texts_each = hits_per_image(images, texts, owner, (1,), captions=captions), owner.bincount()
+    queries = torch.stack([torch.ones_like(texts_each), texts_each], 1)
+    found |= by_objects(hits, queries, learn.dls.valid.source.scenes)
     last = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     mean = (last['i2t/R@1'] + last['t2i/R@1']) / 2
     return dict(variant=arm, seed=seed, steps=args.steps, tokens=args.tokens, dim=args.dim, val=args.val, mean=mean,
