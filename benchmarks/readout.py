@@ -8,7 +8,8 @@ trained are evaluated, with every caption of every scene; the rows without a val
 `scenes`, two objects and one caption for both. Captions true of another image of the batch are left out of the loss. All
 arms have the same common weights, batches, steps and schedule; memory starts with closed keys
 (`model.memory.key_bias=-4`). Arms without memory whose images also have K vectors are the controls: K projections of
-CLS, and the K quarters of the grid of patches, pooled.
+CLS, and the K quarters of the grid of patches, pooled; captions are compared with the nearest vector (MaxSim), or with
+a mixture of them by the caption (`caption`).
 
 Rule, written before the first run: memory that is read helps if the mean over seeds of R@1 (mean of both ways) is above
 that of CLS **and** above that of the K projections of CLS, both with an interval (Holm over the two comparisons) that
@@ -57,7 +58,8 @@ class PatchQuarters(MemoryViT):
 
 READ = {f'memory, {r}': ([f'model.memory.readout={r}'], None) for r in ('maxsim', 'caption', 'mean')}
 ARMS = {'CLS': (OFF, None), 'CLS, K projections': (OFF, ClsProjections), **READ,
-        'patches, K parts': (OFF, PatchQuarters), 'memory, not read': ([], None)}
+        'patches, K parts': (OFF, PatchQuarters), 'memory, not read': ([], None),
+        'CLS, K projections, caption': (OFF, ClsProjections), 'patches, K parts, caption': (OFF, PatchQuarters)}
 
 
 def fitted(arm, seed, args):
@@ -71,7 +73,8 @@ def fitted(arm, seed, args):
         vit = learn.model.visual
         vit.__class__ = control
         vit.start(args.tokens, args.dim)
-        vit.set_readout('maxsim')
+        vit.set_readout('caption' if arm.endswith('caption') else 'maxsim')
+        if vit.readout == 'caption': learn.model.query = nn.Parameter(torch.eye(args.dim))
         learn.create_opt()
         seed_everything(seed)
     with learn.no_logging(), learn.no_bar(): learn.fit_schedule(cfg.training.scheduler)
