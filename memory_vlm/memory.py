@@ -341,7 +341,8 @@ def check_memory(
     _find_update(m['memory_update'])
     why = _memory_conflict(m, cfg.embed_dim)
     if not why: return
-    safe = dict(dim=cfg.embed_dim, num_memory_tokens=6, memory_init='learnable', memory_update='static', memory_position='prepend')
+    safe = dict(dim=cfg.embed_dim, num_memory_tokens=6,
+                memory_init='learnable', memory_update='static', memory_position='prepend')
     if m.get('readout', 'none') != 'none': safe = dict(readout='none', enabled=True, mem_alpha=0.5) | safe
     for n in range(1, len(safe) + 1):
         fits = [c for c in itertools.combinations(safe.items(), n) if not _memory_conflict(m | dict(c), cfg.embed_dim)]

@@ -7,7 +7,6 @@ __all__ = ['ACTIVATIONS', 'VIT_KWARGS', 'MemoryViT', 'tower_kwargs', 'vit_argume
 
 # %% ../nbs/11_vision.ipynb #dd0b6e18
 import torch
-import torch.nn.functional as F
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace

@@ -10,9 +10,12 @@ from memory_vlm.config import compose
 from memory_vlm.core import UserError
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.sources import open_source
+from memory_vlm.interp.attribution import attribute
 from memory_vlm.report import memory_report
 from memory_vlm.vision import tiny_vit
 from memory_vlm.widgets import AttentionExplorer
+from timm.layers import Attention
+from timm.models.vision_transformer import VisionTransformer
 
 WORDS = {'jumbo': ['model/memory=jumbo'], 'redrawn': ['model/memory=random_registers'],
          'gate': ['model/memory=registers', 'model.vit_kwargs.attn_gate=elementwise'],
@@ -122,3 +125,16 @@ def test_a_pretrained_model_gets_no_gate(tmp_path):
     grown = MemoryCLIP.from_pretrained(tmp_path, memory='jumbo')
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert grown.encode_image(images).isfinite().all()
+
+
+@pytest.mark.parametrize('pool', ['token', 'avg'])
+def test_attribution_through_gated_attention_of_timm(pool):
+    torch.manual_seed(0)
+    tower = VisionTransformer(img_size=64, embed_dim=64, depth=3, num_heads=2, num_classes=16, global_pool=pool).eval()
+    for block in tower.blocks: block.attn = Attention(64, 2, qkv_bias=True, gated=True)
+    for p in tower.parameters(): p.data += 0.1 * torch.randn_like(p)
+    images, texts = torch.randn(3, 3, 64, 64), torch.randn(3, 16)
+    found = attribute(tower, images, texts)
+    with torch.no_grad(): score = torch.cosine_similarity(tower(images), texts)
+    torch.testing.assert_close(found.score, score, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.total(), score, rtol=0, atol=1e-4)

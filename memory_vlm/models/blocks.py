@@ -35,7 +35,7 @@ class MemoryAttention(Attention):
         self,
         kind:str, # 'elementwise' or 'headwise'
     ):
-        "Add an open gate to the output. Other weights stay those of a ViT without gate. Raises `UserError` for an unknown kind."
+        "Add an open gate to the output; other weights are those without it. Raises `UserError` for an unknown kind."
         make = pick(_GATES, kind, 'model.vit_kwargs.attn_gate')
         with random_stream('gate'): self.gate = make(self.qkv.in_features, self.num_heads, self.head_dim)
         nn.init.zeros_(self.gate.weight)
