@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INITS', 'UPDATES', 'rename_old_weights', 'MemoryTokens', 'patch_centers', 'memory_update', 'MemoryUpdate',
-           'AttentionUpdate', 'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'KeyBias',
-           'in_backward', 'ema_step', 'even_attention', 'is_dead', 'check_memory']
+           'AttentionUpdate', 'StaticUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'KeyBias', 'in_backward',
+           'ema_step', 'even_attention', 'is_dead', 'check_memory']
 
 # %% ../nbs/10_memory.ipynb #059b6f2b
 import difflib
@@ -188,7 +188,7 @@ class StaticUpdate(MemoryUpdate):
     def post_block(self, memory, written): return memory
 
 @memory_update('ema')
-class EMAUpdate(MemoryUpdate):
+class _EMAUpdate(MemoryUpdate):
     "Keep the output of the block within an image, and average the stored tokens between training steps (`ema_step`)."
 
 # %% ../nbs/10_memory.ipynb #9840486f
