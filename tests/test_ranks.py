@@ -200,9 +200,9 @@ def test_resume_requires_the_same_number_of_ranks(tmp_path):
         fit(compose([*SHORT, f'training.run_dir={run}', 'training.resume=auto'], config_name='quickstart'))
 
 
-def torchrun(folder, *words):
+def torchrun(folder, *words, script='train.py', options=()):
     return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port',
-                             str(free_port()), 'train.py',
+                             str(free_port()), *options, str(script),
                              '--config-name=quickstart', *words, f'training.run_dir={folder}'], cwd=ROOT, encoding='utf-8',
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1'))
@@ -226,6 +226,38 @@ def test_torchrun_fits_stops_resumes_and_reports_errors_once(tmp_path):
     assert f'resumed after step {step}' in out, err
     out, err = torchrun(tmp_path/'other', 'training.epoch=3').communicate(timeout=300)
     assert err.count("did you mean 'training.epochs'?") == 1, err
+
+
+LOSES_A_RANK = '''
+import os
+import signal
+import sys
+from memory_vlm.cli import fit_main
+from memory_vlm.training.callbacks import CheckpointCallback
+from pathlib import Path
+go_on, mark = CheckpointCallback.before_batch, Path(__file__).with_name('killed')
+def before_batch(self):
+    if os.environ['RANK'] == '1' and self.train_iter == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    go_on(self)
+CheckpointCallback.before_batch = before_batch
+fit_main()
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fsdp', ['false', 'true'])
+def test_torchrun_restarts_a_lost_rank_and_the_run_continues(tmp_path, fsdp):
+    words = [*SHORT, 'model.drop_rate=0.1', f'training.fsdp={fsdp}', 'training.resume=auto']
+    straight, _ = finish(tmp_path/'straight', *words)
+    script = tmp_path/'train.py'
+    script.write_text(LOSES_A_RANK)
+    done = torchrun(tmp_path/'run', *words, script=script, options=['--max-restarts=2'])
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0 and (tmp_path/'killed').exists(), err
+    assert 'resumed after step 2' in out and out.count('Run folder') >= 2, out
+    same(tmp_path/'run', straight)
 
 
 NOTEBOOK = '''

@@ -22,6 +22,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientClip
 from fastai.learner import CastToTensor, Recorder
+from functools import partial
 from ..core import UserError, pick
 from ..distributed import is_main, max_over_ranks, mean_over_ranks, world_size
 from ..evaluation.validation import PRECISIONS
@@ -121,7 +122,9 @@ class GradientClipCallback(GradientClip):
     "Clip the gradient's norm to `max_norm` and keep it as `learn.grad_norm`; infinity only measures."
     reason = 'after the gradients are unscaled (10)'
     def before_step(self):
-        self.learn.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        sharding = getattr(self.learn, 'sharding', None) # with `training.fsdp`
+        clip = sharding.clip if sharding else partial(nn.utils.clip_grad_norm_, self.model.parameters())
+        self.learn.grad_norm = clip(self.max_norm)
 
 class TemperatureCallback(Callback):
     "Keep the logit scale at 100 or below (Radford et al. 2021, arXiv 2103.00020, section 2.5)."
