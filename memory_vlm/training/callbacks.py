@@ -95,7 +95,8 @@ class PrecisionCallback(MixedPrecision):
         self.dtype, self.opened = PRECISIONS[precision], ExitStack()
     def before_fit(self):
         device = next(self.model.parameters()).device.type
-        self.autocast = torch.autocast(device, dtype=self.dtype)
+        shards = getattr(self.learn, 'sharding', None) is not None # else all cast weights stay until the backward pass
+        self.autocast = torch.autocast(device, dtype=self.dtype, cache_enabled=not shards)
         self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16), []
     def before_batch(self): self.opened.enter_context(self.autocast)
     def after_loss(self): self.close()
@@ -141,7 +142,8 @@ class DistributedCallback(Callback):
     def before_fit(self):
         vit, last = self.model.visual, self.model.visual.blocks[-1].update
         idle = vit.new_cls is not None or last is not None and any(p.requires_grad for p in last.parameters())
-        self.parallel = DistributedDataParallel(self.model, find_unused_parameters=idle)
+        self.parallel = DistributedDataParallel(self.model, find_unused_parameters=idle,
+                                                gradient_as_bucket_view=True) # else gradients are stored twice
     def before_batch(self): self.learn.model = self.parallel
     def after_pred(self): self.learn.model = self.parallel.module
     def after_loss(self): self.learn.loss = mean_over_ranks(self.loss.detach().clone())
