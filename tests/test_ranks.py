@@ -1,5 +1,6 @@
 """Two processes fit, evaluate, save and resume as one run, and end together when one is lost."""
 import contextlib
+import json
 import os
 import pandas as pd
 import pytest
@@ -258,6 +259,34 @@ def test_torchrun_restarts_a_lost_rank_and_the_run_continues(tmp_path, fsdp):
     assert done.returncode == 0 and (tmp_path/'killed').exists(), err
     assert 'resumed after step 2' in out and out.count('Run folder') >= 2, out
     same(tmp_path/'run', straight)
+
+
+def stubs(folder):
+    "Write programs in place of those of Slurm: one node, this machine; `scontrol requeue` leaves a file."
+    for name, text in (('srun', 'exec "$@"'),
+                       ('scontrol', f'if [ "$1" = requeue ]; then touch "{folder}/requeued"; else echo 127.0.0.1; fi')):
+        (folder/name).write_text(f'#!/bin/bash\n{text}\n')
+        (folder/name).chmod(0o755)
+
+
+@pytest.mark.slow
+def test_script_for_slurm_saves_before_the_time_limit_and_requeues(tmp_path):
+    guide = json.loads((ROOT/'nbs'/'explain'/'command_line.ipynb').read_text(encoding='utf-8'))
+    text = ''.join(''.join(c['source']) for c in guide['cells'])
+    script = re.search(r'```sh\n(#!/bin/bash.*?)```', text, re.S)[1].replace(':29500', f':{free_port()}')
+    stubs(tmp_path)
+    words = ['--config-name=quickstart', *TINY, 'training.batch_size=8', 'training.epochs=300',
+             'training.data.num_workers=0', f'training.run_dir={tmp_path}/run']
+    env = os.environ | ENOUGH | dict(PATH=f'{tmp_path}:{Path(sys.executable).parent}:{os.environ["PATH"]}',
+                                     PROCESSES='2', SLURM_NNODES='1', SLURM_JOB_ID='7', SLURM_JOB_NODELIST='here')
+    process = subprocess.Popen(['bash', '-c', script, 'train.sbatch', *words], cwd=ROOT, env=env, encoding='utf-8',
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: rows(tmp_path/'run') > 4 or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=300)
+    step = int(re.search(r'Interrupted after (\d+) steps', out)[1])
+    assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
+    assert (tmp_path/'requeued').exists(), (process.returncode, err)
 
 
 NOTEBOOK = '''
