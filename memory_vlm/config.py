@@ -46,8 +46,9 @@ def _unknown_key(key:str)->str:
     inside = inside or ['model', 'training', 'project']
     return f"'{key}' is not a configuration key{hint}. Keys here: {', '.join(inside)}"
 
-_LAUNCHERS = dict(joblib='hydra-joblib-launcher', submitit_local='hydra-submitit-launcher',
-                  submitit_slurm='hydra-submitit-launcher')
+_LAUNCHERS = dict(joblib=('hydra-joblib-launcher', 'sweep'), ray=('hydra-ray-launcher', 'ray'),
+                  ray_aws=('hydra-ray-launcher', 'ray'), submitit_local=('hydra-submitit-launcher', 'sweep'),
+                  submitit_slurm=('hydra-submitit-launcher', 'sweep')) # package, extra of this package
 
 def _wrong_group(text:str)->str|None:
     "Return our message for Hydra's message about a missing YAML file."
@@ -57,7 +58,8 @@ def _wrong_group(text:str)->str|None:
     if not found: return None
     group, _, name = found[1].rpartition('/')
     if group == 'hydra/launcher' and name in _LAUNCHERS:
-        return str(missing_package(_LAUNCHERS[name], f'sweep with hydra/launcher={name}', 'sweep'))
+        package, extra = _LAUNCHERS[name]
+        return str(missing_package(package, f'sweep with hydra/launcher={name}', extra))
     names = sorted(p.stem for p in (config_dir()/group).glob('*.yaml'))
     if not names: return f"'{group}' is not a configuration group; groups: {', '.join(_groups())}"
     return f"{group or '--config-name'}={name} is unknown{suggest(name, names)}. One of: {', '.join(names)}"

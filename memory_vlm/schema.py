@@ -235,6 +235,9 @@ class TrainingConfig:
     preflight:Any = _choice_field(True, 'warn', False)
     grad_checkpointing:bool = False # Recompute activations in the backward pass: less memory, more time
     compile:bool = False # Compile the blocks with torch.compile; the first steps take long
+    # With several processes, shard weights, gradients and optimizer state over them by torch's FSDP: less memory, more
+    # communication
+    fsdp:bool = False
     # Decay of an exponential moving average of the weights, which is evaluated and saved; 0 = off
     ema_decay:float = _number_field(0., 0, .999999)
     # Numeric precision. auto: bf16 if a CUDA device supports it natively, else fp32; fp32: 32 bits; bf16: 16 bits with
