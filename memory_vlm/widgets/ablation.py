@@ -182,7 +182,7 @@ class AblationPanel(Panel):
         self.table, self.verdict, self.details = W.HTML(), W.HTML(), W.HTML()
         self._show_verdict()
         names = ('original', 'ablated')
-        self.views = [CellImage(width=self.width, optional=False) for _ in names]
+        self.views = [CellImage(width=self.width, optional=False, hint=f'Attention of CLS, {n}') for n in names]
         row = W.Layout(display='flex', flex_flow='row wrap', grid_gap='4px 12px')
         shown = [W.VBox([W.HTML(f'<span style="font-size:12px">Attention of CLS, {n}</span>'), v]) for n,
                  v in zip(names, self.views)]

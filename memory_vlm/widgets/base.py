@@ -241,11 +241,18 @@ class ImageSet:
         return torch.stack([self[i] for i in ids])
 
 # %% ../../nbs/widgets/01_base.ipynb #bf21c127
+class _Message(anywidget.AnyWidget):
+    "The message line of a panel, announced by screen readers; it names the fields of the panel for them."
+    _esm = asset('panel.js')
+    text = T.Unicode('').tag(sync=True)       # Empty: no message
+    problem = T.Bool(False).tag(sync=True)    # Whether it is an error
+
 class Panel(W.VBox):
     "A column of controls with a message line. Subclasses build `children` and define `snapshot`."
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.status, self.problem = W.HTML(layout=W.Layout(display='none')), None
+        self.status, self.problem = _Message(), None
+        self.add_class('mvlm-panel')
         self.bar = W.FloatProgress(max=1, layout=W.Layout(width='220px'))
         self.stopper = W.Button(description='Stop', icon='stop', layout=W.Layout(width='auto'))
         self.stopper.on_click(lambda _: setattr(self, '_stopping', True))
@@ -261,10 +268,7 @@ class Panel(W.VBox):
     def show_message(self, text:str='', problem:bool=False): # Text, empty to hide the line; whether it is an error
         "Show a message in the panel."
         self._message = text
-        color = '#D55E00' if problem else 'inherit'
-        style = f'color:{color};line-height:1.4;padding:2px 0'
-        self.status.value = f'<div role="status" style="{style}">{escape(text)}</div>'
-        self.status.layout.display = '' if text else 'none'
+        self.status.problem, self.status.text = problem, text
 
     @contextmanager
     def show_errors(self):
