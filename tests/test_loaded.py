@@ -7,7 +7,7 @@ from memory_vlm.hub.publish import share
 from memory_vlm.report import memory_report
 from memory_vlm.run import fit
 from memory_vlm.training.run_dir import as_model
-from memory_vlm.viz.html import write_report_page
+from memory_vlm.viz.page import write_report_page
 from memory_vlm.widgets.explorer import AttentionExplorer
 
 

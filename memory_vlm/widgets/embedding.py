@@ -7,7 +7,6 @@ __all__ = ['EmbeddingMap']
 
 # %% ../../nbs/widgets/09_embedding.ipynb #81e6a5d4
 import anywidget
-import ipywidgets as W
 import json
 import numpy as np
 import pandas as pd

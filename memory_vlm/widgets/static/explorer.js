@@ -231,7 +231,7 @@ function makeExplorer(root, host) {
   }
   function draw() {
     painting = 0;
-    if (!shown || !photo?.complete) return;
+    if (!shown || !photo?.complete || !root.clientWidth) return; // hidden: the observer of the size comes back
     const sides = views.filter((v) => !v.difference);
     sides.forEach(compute);
     const all = sides.flatMap((v) => (v.maps ?? []).filter((m, t) => m && (S.same_scale || t === v.t)));
@@ -450,9 +450,9 @@ function makeExplorer(root, host) {
     e.preventDefault();
     acts[e.key]();
   });
-  const watch = new ResizeObserver(request), theme = new MutationObserver(request), dark = matchMedia("(prefers-color-scheme: dark)");
+  const watch = new ResizeObserver(request), theme = new MutationObserver(() => setTimeout(request, 300)), dark = matchMedia("(prefers-color-scheme: dark)");
   watch.observe(root);
-  theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-theme", "class"] }); // the grid is painted in the ink of the page
+  theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-theme", "class"] }); // the grid is painted in the ink of the page, which follows
   dark.addEventListener("change", request);
   ask();
   return { show, thumbs, ordered, take, progress, say, counted: (n) => { host.count = n; mark(); page(0); }, scored: (caption, found) => { answered[caption] = found; for (const side of shown?.sides ?? []) side.by_patch = found[side.name]?.by_patch ?? side.by_patch; request(); },
