@@ -32,7 +32,7 @@ _CONTRAST = """(root) => {
   const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const el = walker.currentNode.parentElement;
-    if (walker.currentNode.data.trim() && !el.closest("script, style, option, title, defs, template, noscript, iframe")) check(el, walker.currentNode.data, getComputedStyle(el));
+    if (walker.currentNode.data.trim() && !el.closest("script, style, option, title, defs, template, noscript, iframe, .jp-OutputPrompt")) check(el, walker.currentNode.data, getComputedStyle(el));
   }
   for (const el of root.querySelectorAll("input, textarea, select")) {
     if (["checkbox", "range", "file", "radio"].includes(el.type)) continue;
@@ -50,7 +50,7 @@ def pale(where):
 
 
 def nameless(page, selector):
-    "Return the roles of all that can be focused or is an image, without a name for a screen reader; and the number."
+    "Return the role and element of all that can be focused or is an image, without a name; and the number of all."
     client = page.context.new_cdp_session(page)
     found = []
     for i in range(page.locator(selector).count()):
@@ -58,8 +58,11 @@ def nameless(page, selector):
         handle.evaluate('e => { window.asked = e; }')
         node = client.send('Runtime.evaluate', dict(expression='window.asked'))['result']['objectId']
         found += client.send('Accessibility.queryAXTree', dict(objectId=node))['nodes']
-    client.detach()
     def is_focusable(n): return any(p['name'] == 'focusable' and p['value'].get('value') for p in n.get('properties', []))
     asked = [n for n in found if not n['ignored'] and (is_focusable(n) or n['role']['value'] in ('image', 'img'))
-             and n['role']['value'] not in ('document', 'RootWebArea', 'Iframe', 'IframePresentational')]
-    return [n['role']['value'] for n in asked if not n.get('name', {}).get('value', '').strip()], len(asked)
+             and n['role']['value'] not in ('document', 'RootWebArea', 'generic')] # generic: a region that scrolls
+    bare = [n for n in asked if not n.get('name', {}).get('value', '').strip()]
+    shown = [client.send('DOM.resolveNode', dict(backendNodeId=n['backendDOMNodeId']))['object']['description']
+             for n in bare]
+    client.detach()
+    return [(n['role']['value'], s) for n, s in zip(bare, shown)], len(asked)

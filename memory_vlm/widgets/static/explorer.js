@@ -5,7 +5,7 @@
 //   host.order(by): by ordered(by, ids); host.add(file): an image of one's own; host.effect(): ablates the chosen token
 
 const SHOWS = { reads: "what the token reads", read_by: "who reads the token", minus_mean: "minus mean of tokens", minus_pin: "minus pinned token", caption: "patches and caption" };
-const SCALES = { robust: "robust, 99 %", max: "to the maximum", sqrt: "square root", log: "logarithm" };
+const SCALES = { robust: "robust, without outliers", max: "to the maximum", sqrt: "square root", log: "logarithm" };
 const SORTS = { index: "index", use: "use", difference: "difference" };
 const KEYS = [["j, k", "next, previous image"], ["[, ]", "previous, next layer"], ["h, H", "next, previous head"], ["t, T", "next, previous token"], ["p, shift-click", "pin a token, to subtract its map from the others"], ["m", "next view: reads, is read, minus mean, minus pinned, caption"], ["arrows", "move the selected patch or cell"], ["Esc", "clear the patch"], ["?", "this help"]];
 const GALLERIES = { index: "index", hardest: "hardest", easiest: "easiest", telling: "most telling" };
@@ -237,11 +237,11 @@ function makeExplorer(root, host) {
     const all = sides.flatMap((v) => (v.maps ?? []).filter((m, t) => m && (S.same_scale || t === v.t)));
     const flat = new Float32Array(all.reduce((n, m) => n + m.length, 0));
     all.reduce((n, m) => { flat.set(m, n); return n + m.length; }, 0);
-    const scale = makeScale(S.scale, flat, main().uniform, sides[0].signed);
+    const scale = makeScale(S.scale, flat, main().uniform, sides[0].signed, main().grid[0] * main().grid[1]);
     for (const view of views) {
       if (view.difference) continue;
       view.tileScale = view.largeScale = scale;
-      if (S.show === "caption") view.largeScale = makeScale(S.scale, Float32Array.from(sides.flatMap((v) => patchesOf(v.side) ?? [])), 0, true);
+      if (S.show === "caption") view.largeScale = makeScale(S.scale, Float32Array.from(sides.flatMap((v) => patchesOf(v.side) ?? [])), 0, true, view.side.grid[0] * view.side.grid[1]);
       drawTiles(view);
       drawGrid(view);
     }
@@ -262,7 +262,7 @@ function makeExplorer(root, host) {
     if (view.difference) {
       const [a, b] = views.filter((v) => !v.difference).map((v) => (S.show === "caption" ? patchesOf(v.side) : v.maps?.[v.t]));
       values = a && b ? subtract(Float32Array.from(a), b) : null;
-      scale = values && makeScale(S.scale, values, 0, true);
+      scale = values && makeScale(S.scale, values, 0, true, values.length);
     }
     view.values = values;
     const ratio = shown.height / shown.width, wide = Math.round(canvas.clientWidth || 480), dense = Math.min(2, globalThis.devicePixelRatio || 1);
