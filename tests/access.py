@@ -62,7 +62,6 @@ def nameless(page, selector):
     asked = [n for n in found if not n['ignored'] and (is_focusable(n) or n['role']['value'] in ('image', 'img'))
              and n['role']['value'] not in ('document', 'RootWebArea', 'generic')] # generic: a region that scrolls
     bare = [n for n in asked if not n.get('name', {}).get('value', '').strip()]
-    shown = [client.send('DOM.resolveNode', dict(backendNodeId=n['backendDOMNodeId']))['object']['description']
-             for n in bare]
+    shown = [client.send('DOM.getOuterHTML', dict(backendNodeId=n['backendDOMNodeId']))['outerHTML'][:200] for n in bare]
     client.detach()
     return [(n['role']['value'], s) for n, s in zip(bare, shown)], len(asked)

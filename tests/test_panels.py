@@ -76,6 +76,7 @@ def panels(lab, chromium):
     nb.run(300)
     for name, words in dict(atlas='token 7', search='Best of 22', map='Hardest pairs').items():
         expect(cell(nb, name)).to_contain_text(words, timeout=60_000)
+    assert not page.locator('.jupyter-widgets-error-widget').count()
     yield nb
     page.close()
     assert not failures, failures

@@ -54,7 +54,7 @@ _SHOWS = dict(_DIRECTIONS, minus_mean='minus the mean of the tokens', minus_pin=
               caption='contribution of each patch')
 _GALLERIES = dict(index='index', hardest='hardest: lowest rank of the own caption', easiest='easiest',
                   telling='most telling: the maps of two tokens differ most')
-_SCALES = dict(robust='without the largest percent or patch', max='linear to the maximum', sqrt='square root', log='logarithm')
+_SCALES = dict(robust='without outliers', max='linear to the maximum', sqrt='square root', log='logarithm')
 _SORTS = ('index', 'use', 'difference')
 _STATE = ('image', 'layer', 'head', 'token', 'direction', 'show', 'scale', 'same_scale', 'opacity', 'patch', 'caption',
           'sort', 'pin', 'gallery')

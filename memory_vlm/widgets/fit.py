@@ -163,8 +163,7 @@ class FitDashboard(Panel):
         self.when = W.SelectionSlider(options=['now'], description='maps at step', style=style,
                                       layout=W.Layout(width='420px', max_width='100%', display='none'))
         self.when.observe(self.guarded(lambda _: self._draw_maps()), 'value')
-        self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='100%'),
-                                        tooltip='Attention of memory tokens to the patches of fixed images'), W.HTML()
+        self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='100%')), W.HTML()
         if self.watch.images is None:
             self.scale.value = 'No maps: the model has no memory tokens, or no image was chosen.'
         row = W.Layout(flex_flow='row wrap', align_items='center', grid_gap='2px 10px')

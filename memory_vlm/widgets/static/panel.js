@@ -4,7 +4,7 @@ function nameFields(panel) {
   for (const field of panel.querySelectorAll("input, textarea, select, .noUi-handle, .widget-image")) {
     if (field.getAttribute("aria-label") || field.alt || field.labels?.[0]?.textContent.trim()) continue;
     const box = field.closest(".widget-inline-hbox, .widget-inline-vbox, .jupyter-widgets"), row = field.closest(".mvlm-row");
-    const name = row?.querySelector("[data-key]")?.dataset.key || box?.querySelector("label, .widget-label")?.textContent.trim() || box?.title || field.title || field.placeholder;
+    const name = row?.querySelector("[data-key]")?.dataset.key || box?.querySelector("label, .widget-label")?.textContent.trim() || box?.title || field.title || field.placeholder || (field.tagName === "IMG" && "attention maps of memory tokens, on the scale below"); // ipywidgets has no alt
     if (name) field.setAttribute(field.tagName === "IMG" ? "alt" : "aria-label", name);
   }
 }
