@@ -96,12 +96,13 @@ def _next_steps(cfg:DictConfig|None, has_text:bool=True)->str:
     if cfg is None:
         return (f'{_HELP}\nput `-m` and `{_SEEDS}` behind the command, with `model/memory=off` or with '
                 '`model.memory.memory_init=frozen`.')
-    seed_or_init = 'training.seed=', 'model.memory.memory_init='
-    words = [w for w in command_words(restore_references(cfg)) if not w.startswith(seed_or_init)]
+    own = 'training.seed=', 'training.logging.name=', 'training.run_dir=', 'model.memory.memory_init='
+    words = [w for w in command_words(restore_references(cfg)) if not w.startswith(own)]
     rest = [w for w in words if not w.startswith(('model/memory=', 'model.memory.'))]
-    baselines = [[*rest, 'model/memory=off']]
+    name = f'training.logging.name={cfg.training.logging.name}' # each baseline in runs of its own
+    baselines = [[*rest, 'model/memory=off', f'{name}-no-memory']]
     if cfg.model.memory.memory_update != 'ema': # a moving average cannot be frozen
-        baselines.append([*words, 'model.memory.memory_init=frozen'])
+        baselines.append([*words, 'model.memory.memory_init=frozen', f'{name}-frozen-memory'])
     commands = [f"    python train.py -m {' '.join(map(shlex.quote, [*b, _SEEDS]))}" for b in baselines]
     return '\n'.join([_HELP, *commands])
 

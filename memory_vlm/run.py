@@ -225,7 +225,7 @@ def run_training(
 
 def fit(
     cfg:DictConfig, # What `compose` or Hydra gives
-    metrics=(),     # `ClassMetrics`, or functions of the model that return a number, for every evaluation
+    metrics=(),     # `ClassMetrics`, `PatchMetrics`, or functions of the model that return a number
 )->Run:             # The run folder, the learner and the final metrics
     """Train a configuration, in all processes that were started together; an interrupt ends the run with a checkpoint.
     A further fit of the result's learner trains its model and writes nothing into the run folder. Raises `UserError`

@@ -177,12 +177,13 @@ class CheckpointConfig:
     "Which checkpoints are kept. Each is a folder."
     save_top_k:int = _number_field(3, 0) # Number of best checkpoints to keep, ranked by `monitor`
     # Metric of the evaluation that ranks checkpoints. zero-shot and knn need validation images with classes; also
-    # `zero-shot/f1/CLASS`, and `custom/NAME` for a function in `fit(cfg, metrics=[NAME])`
+    # `zero-shot/f1/CLASS`, and `custom/NAME` for a function in `fit(cfg, metrics=[NAME])`; dense, lost and cls need
+    # masks, which scenes have: `PatchMetrics`
     monitor:str = _choice_field('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10',
                                 'zero-shot/acc@1', 'zero-shot/acc@5', 'zero-shot/precision', 'zero-shot/recall',
-                                'zero-shot/f1', 'knn/acc@1',
+                                'zero-shot/f1', 'knn/acc@1', 'dense/mIoU', 'lost/CorLoc', 'cls/pointing',
                                 pattern=r'(.+/)?(zero-shot/((acc@[15]|precision|recall|f1)|(precision|recall|f1)/.+)'
-                                        r'|knn/acc@1)|custom/\w+')
+                                        r'|knn/acc@1|dense/mIoU|lost/CorLoc|cls/pointing)|custom/\w+')
     # Which values of `monitor` are better. min: small ones; max: large ones; auto: those of the metric
     mode:str = _choice_field('min', 'max', 'auto')
     save_last:bool = True # Also keep the newest checkpoint
