@@ -177,12 +177,13 @@ class CheckpointConfig:
     "Which checkpoints are kept. Each is a folder."
     save_top_k:int = _number_field(3, 0) # Number of best checkpoints to keep, ranked by `monitor`
     # Metric of the evaluation that ranks checkpoints. zero-shot and knn need validation images with classes; also
-    # `zero-shot/f1/CLASS`, and `custom/NAME` for a function in `fit(cfg, metrics=[NAME])`
+    # `zero-shot/f1/CLASS`, and `custom/NAME` for a function in `fit(cfg, metrics=[NAME])`; dense, lost and cls need
+    # masks, which scenes have: `PatchMetrics`
     monitor:str = _choice_field('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10',
                                 'zero-shot/acc@1', 'zero-shot/acc@5', 'zero-shot/precision', 'zero-shot/recall',
-                                'zero-shot/f1', 'knn/acc@1',
+                                'zero-shot/f1', 'knn/acc@1', 'dense/mIoU', 'lost/CorLoc', 'cls/pointing',
                                 pattern=r'(.+/)?(zero-shot/((acc@[15]|precision|recall|f1)|(precision|recall|f1)/.+)'
-                                        r'|knn/acc@1)|custom/\w+')
+                                        r'|knn/acc@1|dense/mIoU|lost/CorLoc|cls/pointing)|custom/\w+')
     # Which values of `monitor` are better. min: small ones; max: large ones; auto: those of the metric
     mode:str = _choice_field('min', 'max', 'auto')
     save_last:bool = True # Also keep the newest checkpoint
@@ -235,6 +236,9 @@ class TrainingConfig:
     preflight:Any = _choice_field(True, 'warn', False)
     grad_checkpointing:bool = False # Recompute activations in the backward pass: less memory, more time
     compile:bool = False # Compile the blocks with torch.compile; the first steps take long
+    # With several processes, shard weights, gradients and optimizer state over them by torch's FSDP: less memory, more
+    # communication
+    fsdp:bool = False
     # Decay of an exponential moving average of the weights, which is evaluated and saved; 0 = off
     ema_decay:float = _number_field(0., 0, .999999)
     # Numeric precision. auto: bf16 if a CUDA device supports it natively, else fp32; fp32: 32 bits; bf16: 16 bits with

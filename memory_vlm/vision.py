@@ -25,6 +25,7 @@ from torch import Tensor, nn
 # %% ../nbs/11_vision.ipynb #56c2be3c
 class MemoryViT(_MemoryReadout, VisionTransformer):
     "timm's VisionTransformer with memory tokens; without memory it is bit-identical to timm's."
+    passive_hooks = frozenset() # Forward hooks of the last block that do not read its output
     def __init__(
         self,
         num_memory_tokens:int=0,         # M (count; per layer for the `kv` positions)
@@ -98,8 +99,8 @@ class MemoryViT(_MemoryReadout, VisionTransformer):
         "Return whether only CLS of the last block is needed: no hook and no gradient depends on the rest."
         layout, last = self.layout, self.blocks[-1]
         cls_is_read = layout.num_memory and layout.num_cls and self.global_pool == 'token' and not layout.num_new_cls
-        needs_all = (last._forward_hooks or self.grad_checkpointing or self.readout != 'none' or
-                     last.update and list(last.update.parameters()))
+        needs_all = (last._forward_hooks.keys() - self.passive_hooks or self.grad_checkpointing or
+                     self.readout != 'none' or last.update and list(last.update.parameters()))
         return bool(self.training and torch.is_grad_enabled() and cls_is_read and not needs_all)
 
     def _ema_hook(self, block, args, x):

@@ -33,6 +33,7 @@ from memory_vlm.evaluation.classification import (
 )
 from memory_vlm.evaluation.intervals import (
     ALPHA,
+    _interval_within,
     caption_groups,
     change_interval,
     group_sums,
@@ -113,11 +114,22 @@ def _probe_scores(images:Tensor, labels:Tensor, train:Tensor, train_labels:Tenso
     found = dict(knn=knn_classes(train, train_labels, images), probe=probe_classes(train, train_labels, images))
     return {f'{name}/acc@1': _make_score(classes == labels, chance) for name, classes in found.items()}
 
-def _localization_scores(model:EvalModel, source, num_images:int=256)->dict[str, _Score]:
-    "Return how well the attention of memory tokens finds objects; chance is a uniform map."
-    found = memory_features(model.model, model.make_batches(source, 64), num_images)
-    names = [n.removeprefix('even ') for n in found if n.startswith('even ')]
-    return {f'where/{n}': _make_score(found[f'tokens {n}'].mean(-1), found[f'even {n}'].mean().item()) for n in names}
+def _localization_scores(model:EvalModel, source, masks=None, num_images:int=256)->dict[str, _Score]:
+    "Return how well memory tokens find objects (chance is a uniform map) and, with masks, LOST and a dense probe."
+    found = memory_features(model.model, model.make_batches(source, 64), num_images, masks=masks)
+    names = [n.removeprefix('even ') for n in found if n.startswith('even ') and f'tokens {n[5:]}' in found]
+    scores = {f'where/{n}': _make_score(found[f'tokens {n}'].mean(-1), found[f'even {n}'].mean().item()) for n in names}
+    if 'lost LOST' in found:
+        hits, middle = found['lost LOST'].squeeze(1), found['lost box in the middle'].mean().item()
+        scores['lost/CorLoc'] = _make_score(hits, middle)
+    if 'dense probe' in found: scores['dense/mIoU'] = _dense_score(found)
+    return scores
+
+def _dense_score(found:dict)->_Score:
+    "Return the mean IoU of a dense probe; chance is a probe of the position alone."
+    each, chance = found['dense probe'].squeeze(1), found['dense position'].mean().item()
+    ends, n = _interval_within(each, (0, 1)).tolist(), len(each)
+    return _Score(each.mean().item(), *ends, chance, each, torch.arange(n), torch.ones(n).double())
 
 # %% ../../nbs/evaluation/06_compare.ipynb #7a9631bc
 def check_table_path(
@@ -257,7 +269,8 @@ def _object_names(source, prompts:Prompts|None)->Prompts:
     check_class_names(source.name, source.names, prompts.names)
     return Prompts([prompts.names[n] for n in source.names], prompts.templates)
 
-def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:LabeledSource|None, how:tuple)->tuple:
+def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:LabeledSource|None, how:tuple,
+                 masks=None)->tuple:
     "Return all scores that the data allows, and the numbers of images and texts."
     if isinstance(source, LabeledSource):
         images, labels = _labeled_features(model, source, how)
@@ -266,13 +279,16 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
         if train:
             known, of = _labeled_features(model, train, how)
             scores |= _probe_scores(_mean_vector(images), labels, _mean_vector(known), of)
+        if masks is not None: scores |= _localization_scores(model, source, masks)
         return scores, len(images), 0
     images, texts, owner, captions = encode(model.model, model.make_batches(source, *how))
     scores = _retrieval_scores(images, texts, owner, captions)
     if _has_object_boxes(source):
         scores |= _zero_shot_scores(model, _object_names(source, prompts), images, _objects_in_caption(source))
         layout = model.model.visual.layout if isinstance(model.model, MemoryCLIP) else None
-        if layout and layout.num_memory and not layout.num_new_cls: scores |= _localization_scores(model, source)
+        if masks is None and layout and layout.num_memory and not layout.num_new_cls:
+            scores |= _localization_scores(model, source)
+    if masks is not None: scores |= _localization_scores(model, source, masks)
     return scores, len(images), len(texts)
 
 def eval_models(
@@ -285,6 +301,7 @@ def eval_models(
     num_workers:int=0,       # Loader processes (count)
     max_bad_fraction:float=.01, # Share of unusable images above which evaluation stops, 0..1
     device:str|None=None,    # Device of the models; None: a GPU if there is one
+    masks=None,              # For LOST and a dense probe on the first 256 images: as `memory_report` takes them
     **options,               # Arguments of `open_source`: image_key, caption_key, image_dir
 )->Comparison:
     """Evaluate models on the same data; models that cannot be opened are listed with the reason. Raises `UserError` for
@@ -318,7 +335,7 @@ def eval_models(
         is_part = source.has_split or folder not in (None, str(data))
         if _was_trained_on(one.trained_on, data) and (split == 'train' or not is_part): seen.append(one.name)
         one.model.to(device)
-        found[one.name], *counts = _score_model(one, source, prompts, train_images, how)
+        found[one.name], *counts = _score_model(one, source, prompts, train_images, how, masks)
         one.model.cpu() # free memory for the next
     if not found: raise UserError('\n'.join(missing.values()))
     recall = next(iter(found.values())).get('t2i/R@1')

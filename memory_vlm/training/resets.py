@@ -127,6 +127,7 @@ class MemoryResetCallback(Callback):
     def before_batch(self):
         last = self.train_iter + 1 == self.num_steps < self.every # of a fit without a whole window
         if not (last or _is_sampled_step(self.train_iter + 1, self.every)): return
+        self.usage.vit = getattr(self.learn.model, 'module', self.learn.model).visual # of DDP, or sharded
         self.usage.listen(self.ears)
         self.looks += 1
 
