@@ -143,6 +143,17 @@ class Ablation:
                 f"significant after Holm's correction: {changes}.")
 
     @property
+    def headline(self)->str:
+        "The verdict, and what masking all tokens changes, with its 95 % CI."
+        rows = self.changes[self.decisive].xs('all', level='token')
+        kind = 'mask' if 'mask' in rows.index else rows.index[0]
+        did = 'Masking it' if kind == 'mask' else f'Ablating it ({kind})'
+        name = 'R@1 (mean of both directions)' if self.decisive == _DECISIVE else self.decisive
+        change, low, high = (f'{100 * v:+.1f}' for v in rows.loc[kind])
+        return (f'{self.summary} {did} changes {name} from {self.scores[self.decisive]:.1%} by {change} points '
+                f'(95 % CI {low} to {high}; {self.num_images} images).')
+
+    @property
     def summary(self)->str:
         "The verdict in words, without numbers."
         text, what = f'{_VERDICTS[self.verdict]}{self._caveat()}', _SUBJECTS[self.part]

@@ -215,8 +215,8 @@ def _report_command(
     if others: return (found := _ReportComparison(reports)).to_dict(), found, 0
     if loaded.cfg is None or data is not None: return dict(memory=memory.to_dict()), memory, 0
     from memory_vlm.training.run_dir import find_run
-    from memory_vlm.viz.html import write_report_page
-    page = write_report_page(find_run(Path(name)), loaded)
+    from memory_vlm.viz.page import write_report_page
+    page = write_report_page(find_run(Path(name)), loaded, memory, images)
     about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
     return about | dict(memory=memory.to_dict()), f'{memory}\n\nReport of {loaded.place.name}: {page}', 0
 

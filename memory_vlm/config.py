@@ -46,8 +46,9 @@ def _unknown_key(key:str)->str:
     inside = inside or ['model', 'training', 'project']
     return f"'{key}' is not a configuration key{hint}. Keys here: {', '.join(inside)}"
 
-_LAUNCHERS = dict(joblib='hydra-joblib-launcher', submitit_local='hydra-submitit-launcher',
-                  submitit_slurm='hydra-submitit-launcher')
+_LAUNCHERS = dict(joblib=('hydra-joblib-launcher', 'sweep'), ray=('hydra-ray-launcher', 'ray'),
+                  ray_aws=('hydra-ray-launcher', 'ray'), submitit_local=('hydra-submitit-launcher', 'sweep'),
+                  submitit_slurm=('hydra-submitit-launcher', 'sweep')) # package, extra of this package
 
 def _wrong_group(text:str)->str|None:
     "Return our message for Hydra's message about a missing YAML file."
@@ -57,7 +58,8 @@ def _wrong_group(text:str)->str|None:
     if not found: return None
     group, _, name = found[1].rpartition('/')
     if group == 'hydra/launcher' and name in _LAUNCHERS:
-        return str(missing_package(_LAUNCHERS[name], f'sweep with hydra/launcher={name}', 'sweep'))
+        package, extra = _LAUNCHERS[name]
+        return str(missing_package(package, f'sweep with hydra/launcher={name}', extra))
     names = sorted(p.stem for p in (config_dir()/group).glob('*.yaml'))
     if not names: return f"'{group}' is not a configuration group; groups: {', '.join(_groups())}"
     return f"{group or '--config-name'}={name} is unknown{suggest(name, names)}. One of: {', '.join(names)}"
@@ -135,7 +137,10 @@ def _check_divisible(cfg:DictConfig, whole:str, part:str):
     n, d = OmegaConf.select(cfg, whole), OmegaConf.select(cfg, part)
     if min(n, d) < 1 or n % d == 0: return # `check_range` reports values below 1
     near = [v for v in (n // d * d, (n // d + 1) * d) if v]
-    raise UserError(f'{whole}={n} is not a multiple of {part}={d}; nearest {whole}: {" or ".join(map(str, near))}')
+    parts = [v for v in range(1, n + 1) if n % v == 0]
+    fits = [max(v for v in parts if v < d), *[v for v in parts if v > d][:1]] # d > 1, else it would divide
+    raise UserError(f'{whole}={n} is not a multiple of {part}={d}; nearest {part}: {" or ".join(map(str, fits))}, or '
+                    f'nearest {whole}: {" or ".join(map(str, near))}')
 
 def _check_proj(cfg:DictConfig):
     m = cfg.model

@@ -40,6 +40,13 @@ def _silence_nonmain()->Iterator[None]:
     with open(os.devnull, 'w', encoding='utf-8') as nowhere, redirect_stdout(nowhere), \
             warnings.catch_warnings(action='ignore'): yield
 
+def _restarted_store()->dict: # Arguments of `init_process_group`
+    "Return a store without the addresses of processes that `torchrun --max-restarts` has ended."
+    count = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    if count == '0': return {}
+    store, rank, world = next(dist.rendezvous('env://')) # of a default torchrun the same for all restarts
+    return dict(store=dist.PrefixStore(f'restart-{count}', store), rank=rank, world_size=world)
+
 @contextmanager
 def process_group()->Iterator[None]:
     "Join the processes that were started together. Raises `UserError` if this machine has too few CUDA devices."
@@ -51,7 +58,7 @@ def process_group()->Iterator[None]:
         raise UserError(f'Process {local + 1} on this machine finds {torch.cuda.device_count()} CUDA device(s); '
                         'start one process per device: torchrun --nproc_per_node=gpu')
     if cuda: torch.cuda.set_device(local)
-    dist.init_process_group('nccl' if cuda else 'gloo')
+    dist.init_process_group('nccl' if cuda else 'gloo', **_restarted_store())
     with nullcontext() if is_main() else _silence_nonmain(): yield
     dist.destroy_process_group() # not after an error: it might wait for a rank that has ended
 

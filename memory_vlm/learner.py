@@ -37,7 +37,6 @@ from .models.attention_hooks import WITHOUT_CUDNN_ATTENTION
 from .models.freeze import freeze
 from .models.pretrained import with_pretrained
 from memory_vlm.training.callbacks import (
-    DistributedCallback,
     DivergedError,
     DivergenceCallback,
     EpochCallback,
@@ -50,6 +49,7 @@ from memory_vlm.training.callbacks import (
     set_precision,
 )
 from .training.checkpoint import check_monitor, check_name
+from .training.fsdp import _check_fsdp, _distributed_callbacks
 from .training.metrics import as_metric, make_metrics, retrieval_names
 from .training.optim import StepScheduler, make_optimizer, make_schedule, optimizer_kwargs, schedule_kwargs
 from .training.progress import LineProgressCallback, TableCallback
@@ -96,7 +96,7 @@ def make_dls(
 class MemoryLearner(Learner):
     "A fastai Learner that evaluates by retrieval. Make it with `make_learner`."
     def __init__(self, dls, model, cfg, class_metrics=(), **kwargs):
-        self.cfg, self.precision = cfg, 'fp32'
+        self.cfg, self.precision, self.sharding = cfg, 'fp32', None
         self.class_metrics = list(class_metrics) # Of `make_metrics`
         self.max_steps = cfg.training.max_steps # Optimizer steps of a fit; None: no limit
         self.evaluations = []    # Every evaluation so far: metrics with their `step` and `epoch`
@@ -161,6 +161,7 @@ class MemoryLearner(Learner):
     )->dict:     # Metrics, with `step` and `epoch`
         "Evaluate the model. All ranks must call it together."
         known = dl is None or dl is self.dls.valid
+        if self.sharding: self.sharding.gather()
         model, batches = self.averaged or self.model, self.rank_share(self.dls.valid if known else dl)
         *encoded, index = encode_numbered(model, batches, self.precision)
         result = score(model, *encoded)
@@ -337,7 +338,7 @@ def _check_negatives(cfg:DictConfig):
 
 # run after those of `validate` itself
 CONFIG_CHECKS = (check_model, _check_optimizer, _check_schedule, _check_checkpoint_name, _check_monitor,
-                 _check_negatives)
+                 _check_negatives, _check_fsdp)
 
 def _make_trained_model(cfg:DictConfig, device:torch.device)->MemoryCLIP:
     "Make the model as it is trained: with frozen parameters, checkpointing, compiled blocks and parts of a batch."
@@ -357,8 +358,7 @@ def _make_callbacks(cfg:DictConfig, model:MemoryCLIP)->list:
     cbs = [EpochCallback(), TableCallback(), TemperatureCallback(), GradientClipCallback(t.clip_grad or math.inf),
            DivergenceCallback(), EvaluateEveryCallback(t.logging.eval_interval), *make_resets(model, cfg)]
     if t.ema_decay: cbs.append(WeightAverageCallback(t.ema_decay))
-    if world_size() > 1: cbs.append(DistributedCallback())
-    return cbs
+    return cbs + _distributed_callbacks(cfg)
 
 def _start_from_patches(learn:MemoryLearner):
     "Set memory to centers of patches of the first batch, if `memory_init` asks for it."

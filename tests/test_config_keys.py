@@ -122,6 +122,13 @@ def checkpointing(cfg): return learner(cfg).model.visual.grad_checkpointing
 def compiled(cfg): return learner(cfg).model.visual.blocks[0]._compiled_call_impl is not None
 
 
+def distributed(cfg):
+    "Return the callbacks of two ranks; tests/test_fsdp.py shows their effect."
+    from memory_vlm.training import fsdp
+    with patch.object(fsdp, 'world_size', return_value=2):
+        return [type(cb).__name__ for cb in fsdp._distributed_callbacks(cfg)]
+
+
 def gathered(cfg):
     "The argument that reaches the loss; tests/test_loss_distributed.py shows its effect on two ranks."
     from memory_vlm.learner import make_loss
@@ -238,7 +245,7 @@ def card(cfg):
 
 def report(cfg):
     "Footer of the report."
-    from memory_vlm.viz.html import write_report_page
+    from memory_vlm.viz.page import write_report_page
     from pathlib import Path
     Path('metrics.csv').write_text('step,epoch\n', encoding='utf-8')
     return write_report_page(Path('.'), fitted(cfg)).read_text().rpartition('</pre>')[2]
@@ -317,6 +324,7 @@ KEYS = {
     'training.preflight': row('false', checked_before),
     'training.grad_checkpointing': row('true', checkpointing),
     'training.compile': row('true', compiled),
+    'training.fsdp': row('true', distributed),
     'training.ema_decay': row(.9, training),
     'training.precision': row('bf16', training),
     'training.data.train_path': row('other.csv', batch),

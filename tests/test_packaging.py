@@ -173,6 +173,8 @@ MISSING = dict( # Extra -> what it brings, what asks for it, and what that is fo
     sweep=('hydra-joblib-launcher', 'from memory_vlm.config import explain_error\n'
            'raise explain_error(ValueError("Could not find \'hydra/launcher/joblib\'"))',
            'sweep with hydra/launcher=joblib'),
+    ray=('hydra-ray-launcher', 'from memory_vlm.config import explain_error\n'
+         'raise explain_error(ValueError("Could not find \'hydra/launcher/ray\'"))', 'sweep with hydra/launcher=ray'),
     tokenizers=('transformers',
                 'from memory_vlm.data.tokenizer import _open_tokenizer; _open_tokenizer("some-org/siglip")',
                 'tokenize captions as some-org/siglip does'),

@@ -1,5 +1,6 @@
 """Two processes fit, evaluate, save and resume as one run, and end together when one is lost."""
 import contextlib
+import json
 import os
 import pandas as pd
 import pytest
@@ -105,6 +106,7 @@ def gradients(words):
 MEMORIES = [(), ('model.drop_rate=0', 'training.accumulate_grad_batches=2', 'training.batch_size=4'),
             ('model/memory=gated',), ('model/memory=cross_attention',), ('model/memory=learnable_memory',),
             ('model/memory=learnable_memory_protected',), ('model/memory=ema_bank',),
+            ('model/memory=jumbo',), ('model.vit_kwargs.attn_gate=headwise',),
             ('model.contrastive.loss_type=siglip',)]
 
 
@@ -200,9 +202,9 @@ def test_resume_requires_the_same_number_of_ranks(tmp_path):
         fit(compose([*SHORT, f'training.run_dir={run}', 'training.resume=auto'], config_name='quickstart'))
 
 
-def torchrun(folder, *words):
+def torchrun(folder, *words, script='train.py', options=()):
     return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port',
-                             str(free_port()), 'train.py',
+                             str(free_port()), *options, str(script),
                              '--config-name=quickstart', *words, f'training.run_dir={folder}'], cwd=ROOT, encoding='utf-8',
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1'))
@@ -226,6 +228,66 @@ def test_torchrun_fits_stops_resumes_and_reports_errors_once(tmp_path):
     assert f'resumed after step {step}' in out, err
     out, err = torchrun(tmp_path/'other', 'training.epoch=3').communicate(timeout=300)
     assert err.count("did you mean 'training.epochs'?") == 1, err
+
+
+LOSES_A_RANK = '''
+import os
+import signal
+import sys
+from memory_vlm.cli import fit_main
+from memory_vlm.training.callbacks import CheckpointCallback
+from pathlib import Path
+go_on, mark = CheckpointCallback.before_batch, Path(__file__).with_name('killed')
+def before_batch(self):
+    if os.environ['RANK'] == '1' and self.train_iter == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    go_on(self)
+CheckpointCallback.before_batch = before_batch
+fit_main()
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fsdp', ['false', 'true'])
+def test_torchrun_restarts_a_lost_rank_and_the_run_continues(tmp_path, fsdp):
+    words = [*SHORT, 'model.drop_rate=0.1', f'training.fsdp={fsdp}', 'training.resume=auto']
+    straight, _ = finish(tmp_path/'straight', *words)
+    script = tmp_path/'train.py'
+    script.write_text(LOSES_A_RANK)
+    done = torchrun(tmp_path/'run', *words, script=script, options=['--max-restarts=2'])
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0 and (tmp_path/'killed').exists(), err
+    assert 'resumed after step 2' in out and out.count('Run folder') >= 2, out
+    same(tmp_path/'run', straight)
+
+
+def stubs(folder):
+    "Write programs in place of those of Slurm: one node, this machine; `scontrol requeue` leaves a file."
+    for name, text in (('srun', 'exec "$@"'),
+                       ('scontrol', f'if [ "$1" = requeue ]; then touch "{folder}/requeued"; else echo 127.0.0.1; fi')):
+        (folder/name).write_text(f'#!/bin/bash\n{text}\n')
+        (folder/name).chmod(0o755)
+
+
+@pytest.mark.slow
+def test_script_for_slurm_saves_before_the_time_limit_and_requeues(tmp_path):
+    guide = json.loads((ROOT/'nbs'/'explain'/'command_line.ipynb').read_text(encoding='utf-8'))
+    text = ''.join(''.join(c['source']) for c in guide['cells'])
+    script = re.search(r'```sh\n(#!/bin/bash.*?)```', text, re.S)[1].replace(':29500', f':{free_port()}')
+    stubs(tmp_path)
+    words = ['--config-name=quickstart', *TINY, 'training.batch_size=8', 'training.epochs=300',
+             'training.data.num_workers=0', f'training.run_dir={tmp_path}/run']
+    env = os.environ | ENOUGH | dict(PATH=f'{tmp_path}:{Path(sys.executable).parent}:{os.environ["PATH"]}',
+                                     PROCESSES='2', SLURM_NNODES='1', SLURM_JOB_ID='7', SLURM_JOB_NODELIST='here')
+    process = subprocess.Popen(['bash', '-c', script, 'train.sbatch', *words], cwd=ROOT, env=env, encoding='utf-8',
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: rows(tmp_path/'run') > 4 or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=300)
+    step = int(re.search(r'Interrupted after (\d+) steps', out)[1])
+    assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
+    assert (tmp_path/'requeued').exists(), (process.returncode, err)
 
 
 NOTEBOOK = '''

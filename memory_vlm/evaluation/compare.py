@@ -32,10 +32,13 @@ from memory_vlm.evaluation.classification import (
     read_prompts,
 )
 from memory_vlm.evaluation.intervals import (
+    ALPHA,
     _interval_within,
     caption_groups,
     change_interval,
     group_sums,
+    holm,
+    loss_p_value,
     ratio_values,
     share_interval,
 )
@@ -67,11 +70,17 @@ def _make_score(each:Tensor, chance:float|None=None, unit:Tensor|None=None, weig
     value, ends = (hits.sum() / queries.sum()).item(), share_interval(hits, queries).tolist()
     return _Score(value, *ends, chance, each, unit, weight)
 
+def _changes(a:_Score, b:_Score)->Tensor:
+    "Return score `a` minus score `b` of the same queries, for each image."
+    changes = group_sums((a.each.double() - b.each.double()) * a.weight, a.unit)
+    return ratio_values(changes, group_sums(a.weight, a.unit))
+
 def _difference(a:_Score, b:_Score)->tuple: # mean, low, high
     "Return score `a` minus score `b` of the same queries, with its interval."
-    changes = group_sums((a.each.double() - b.each.double()) * a.weight, a.unit)
-    values = ratio_values(changes, group_sums(a.weight, a.unit))
+    values = _changes(a, b)
     return values.mean().item(), *change_interval(values).clamp(-1, 1).tolist()
+
+def _two_sided_p(values:Tensor)->float: return 2 * min(loss_p_value(values).item(), loss_p_value(-values).item())
 
 # %% ../../nbs/evaluation/06_compare.ipynb #66c2aa7d
 def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, captions:Tensor=None,
@@ -151,16 +160,23 @@ class Comparison:
         (_, first), *others = self.scores.items()
         return {name: {k: _difference(s, first[k]) for k, s in scores.items() if k in first} for name, scores in others}
 
+    def p_values(self)->dict: # p by score, for each model
+        "Return the two-sided p-value of each difference, after Holm's correction over all of them."
+        (_, first), *others = self.scores.items()
+        p = holm({(name, k): _two_sided_p(_changes(s, first[k])) for name, scores in others
+                  for k, s in scores.items() if k in first})
+        return {name: {k: p[name, k] for k in scores if k in first} for name, scores in others}
+
     def to_dict(self)->dict: # Plain values, for JSON
         "Return everything except the results of single queries."
         def plain(s): return {k: getattr(s, k) for k in ('value', 'low', 'high', 'chance')}
-        differences = self.differences()
-        models = [dict(name=n, scores={k: plain(s) for k, s in scores.items()}, minus_first=differences.get(n, {}))
-                  for n, scores in self.scores.items()]
+        differences, p = self.differences(), self.p_values()
+        models = [dict(name=n, scores={k: plain(s) for k, s in scores.items()}, minus_first=differences.get(n, {}),
+                       p_holm=p.get(n, {})) for n, scores in self.scores.items()]
         return dict(data=self.data, **self.about, models=models, not_opened=self.not_opened)
 
     def __str__(self):
-        names, differences = list(self.scores), self.differences()
+        names, differences, p = list(self.scores), self.differences(), self.p_values()
         rows = [['', *(f'{n} | difference from {names[0]}, points' if i else n for i, n in enumerate(names)), 'chance']]
         rows.append(['---'] + ['--:'] * (2 * len(names)))
         def cell(name, k):
@@ -170,7 +186,7 @@ class Comparison:
             d = differences[name].get(k)
             if d is None: return f'{shown} | '
             mean, low, high = (100 * v for v in d)
-            return f'{shown} | {mean:+.1f} ({low:+.1f} to {high:+.1f})'
+            return f"{shown} | {mean:+.1f} ({low:+.1f} to {high:+.1f}){'*' * (p[name][k] < 2 * ALPHA)}"
         for k in dict.fromkeys(k for scores in self.scores.values() for k in scores):
             chance = next((s[k].chance for s in self.scores.values() if k in s), None)
             rows.append([k, *(cell(n, k) for n in names), '' if chance is None else f'{chance:.1%}'])
@@ -179,8 +195,11 @@ class Comparison:
         over = 'images, of t2i over caption groups' if 'caption_groups' in about else 'images'
         table = '\n'.join(f"| {' | '.join(r)} |" for r in rows)
         missing = ''.join(f'\n\nNot opened: {name}: {why}' for name, why in self.not_opened.items())
+        tests = sum(map(len, p.values()))
+        corrected = (f" Differences are paired by image; * significant at 5 % after Holm's correction over {tests} "
+                     'differences; the intervals are not corrected.') if tests else ''
         ranked = _RANKED if any('i2t/mAP' in scores for scores in self.scores.values()) else ''
-        return f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.{ranked}\n\n{table}{missing}'
+        return f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.{corrected}{ranked}\n\n{table}{missing}'
     _repr_markdown_ = __repr__ = __str__
 
     def save(

@@ -22,6 +22,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientClip
 from fastai.learner import CastToTensor, Recorder
+from functools import partial
 from ..core import UserError, pick
 from ..distributed import is_main, max_over_ranks, mean_over_ranks, world_size
 from ..evaluation.validation import PRECISIONS
@@ -94,7 +95,8 @@ class PrecisionCallback(MixedPrecision):
         self.dtype, self.opened = PRECISIONS[precision], ExitStack()
     def before_fit(self):
         device = next(self.model.parameters()).device.type
-        self.autocast = torch.autocast(device, dtype=self.dtype)
+        shards = getattr(self.learn, 'sharding', None) is not None # else all cast weights stay until the backward pass
+        self.autocast = torch.autocast(device, dtype=self.dtype, cache_enabled=not shards)
         self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16), []
     def before_batch(self): self.opened.enter_context(self.autocast)
     def after_loss(self): self.close()
@@ -121,7 +123,9 @@ class GradientClipCallback(GradientClip):
     "Clip the gradient's norm to `max_norm` and keep it as `learn.grad_norm`; infinity only measures."
     reason = 'after the gradients are unscaled (10)'
     def before_step(self):
-        self.learn.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        sharding = getattr(self.learn, 'sharding', None) # with `training.fsdp`
+        clip = sharding.clip if sharding else partial(nn.utils.clip_grad_norm_, self.model.parameters())
+        self.learn.grad_norm = clip(self.max_norm)
 
 class TemperatureCallback(Callback):
     "Keep the logit scale at 100 or below (Radford et al. 2021, arXiv 2103.00020, section 2.5)."
@@ -138,7 +142,8 @@ class DistributedCallback(Callback):
     def before_fit(self):
         vit, last = self.model.visual, self.model.visual.blocks[-1].update
         idle = vit.new_cls is not None or last is not None and any(p.requires_grad for p in last.parameters())
-        self.parallel = DistributedDataParallel(self.model, find_unused_parameters=idle)
+        self.parallel = DistributedDataParallel(self.model, find_unused_parameters=idle,
+                                                gradient_as_bucket_view=True) # else gradients are stored twice
     def before_batch(self): self.learn.model = self.parallel
     def after_pred(self): self.learn.model = self.parallel.module
     def after_loss(self): self.learn.loss = mean_over_ranks(self.loss.detach().clone())

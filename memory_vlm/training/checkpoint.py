@@ -165,8 +165,11 @@ def training_state(
     "Return the training state besides the weights. All ranks must call it together."
     common, own = ({name: cb.state_dict() for name, cb in _stateful_callbacks(learn).items()
                     if getattr(type(cb), 'of_this_rank', False) == mine} for mine in (False, True))
+    sharding = getattr(learn, 'sharding', None) # with `training.fsdp`
+    if sharding: sharding.gather()
+    opt = sharding.optimizer_state() if sharding else learn.opt.state_dict()
     return dict(step=learn.train_iter, epoch=epoch, precision=learn.precision, batches=len(learn.dls.train),
-                pct_train=learn.pct_train, opt=learn.opt.state_dict(),
+                pct_train=learn.pct_train, opt=opt,
                 recorded=_records(learn), evaluations=list(learn.evaluations), callbacks=common,
                 ranks=gather_objects(dict(random=_random_state(), callbacks=own)))
 
@@ -193,7 +196,8 @@ def restore_training_state(
 ):
     "Restore weights and training state; the random states come last, so that the rest does not change them."
     load_model(learn.model, Path(folder)/'model.safetensors', device=str(next(learn.model.parameters()).device))
-    learn.opt.load_state_dict(state['opt'])
+    sharding = getattr(learn, 'sharding', None)
+    learn.opt.load_state_dict(sharding.cut_state(state['opt']) if sharding else state['opt'])
     learn.epoch, learn.train_iter, learn.pct_train = state['epoch'], state['step'], state['pct_train']
     learn.evaluations = list(state['evaluations'])
     _set_records(learn, state['recorded'])

@@ -6,6 +6,7 @@
 __all__ = ['preflight']
 
 # %% ../../nbs/training/06_preflight.ipynb #941d43d1
+import json
 import numpy as np
 import platform
 import psutil
@@ -14,19 +15,27 @@ import time
 import torch
 from collections import Counter
 from copy import deepcopy
+from functools import lru_cache, partial
 from math import ceil
+from ..clip import MemoryCLIP
 from ..core import UserError, _counted, _fork_random, format_duration
 from ..data.base import Source
 from ..data.mixture import Subset
 from ..data.tokenizer import Tokenizer, count_truncated, text_tokenizer
-from ..distributed import max_over_ranks
+from ..distributed import max_over_ranks, world_size
 from ..evaluation.intervals import share_interval
 from ..evaluation.validation import PRECISIONS
 from ..loss import LOSSES
 from ..models.attention_hooks import EAGER, WITHOUT_CUDNN_ATTENTION
 from ..models.cost import measure_cost
+from ..models.freeze import freeze
+from .fsdp import _sharded_modules, _sharded_names
+from .optim import optimizer_kwargs
+from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from statistics import median
+from timm.optim import create_optimizer_v2
+from typing import NamedTuple
 
 # %% ../../nbs/training/06_preflight.ipynb #c8b3b8bc
 def _sample_images(source:Source, most:int=32, seconds:float=3.)->tuple:
@@ -115,33 +124,115 @@ def _size_problem(source:Source, name:str)->list[str]:
     return [f'{line}{_ENOUGH} images give {100 * _widest_interval(_ENOUGH):.0f} points: {what}']
 
 # %% ../../nbs/training/06_preflight.ipynb #22127df6
+def _activations(model, forward)->tuple: # Function of a number of pairs that runs a forward pass -> two floats
+    "Return the bytes that the backward pass needs: whatever the batch, such as weights cast to bf16, and per pair."
+    one, two = (measure_cost(model, partial(forward, pairs)).activations for pairs in (1, 2))
+    return max(0, 2 * one - two), min(two - one, one)
+
+def _recomputed(model, forward)->float:
+    "Return the bytes per pair of the block that gradient checkpointing computes again, with all of its activations."
+    if not model.visual.grad_checkpointing: return 0.
+    stored = measure_cost(model, partial(forward, 1)).activations
+    model.visual.set_grad_checkpointing(False)
+    every = measure_cost(model, partial(forward, 1)).activations
+    model.visual.set_grad_checkpointing(True)
+    return (every - stored) / max(1, len(model.visual.blocks) - 1) # the last block is smaller: only CLS is computed
+
 def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
-    "Return seconds and bytes of activations per pair in training. All ranks call it together."
+    "Return seconds per pair in training, and the bytes of `_activations`. All ranks call it together."
     model, loss, pairs = deepcopy(learn.model).train(), LOSSES[learn.cfg.model.contrastive.loss_type], 2
     most, device, dtype = min(most, learn.cfg.training.batch_size), learn.dls.device, PRECISIONS[learn.precision]
     loader = learn.dls.train.new(batch_size=most, drop_last=False) if hasattr(learn.dls.train,
             'settings') else learn.dls.train
     batch = loader.one_batch()
     model.num_parts = 1
-    def forward():
+    def forward(pairs):
         images, ids = (t[:pairs].to(device) for t in batch[:2])
         with torch.autocast(device.type, dtype, enabled=dtype is not None): return loss(*model(images, ids))
     def timed():
         start = time.perf_counter()
-        forward().backward()
+        forward(pairs).backward()
         if device.type not in ('cpu', 'meta'): torch.accelerator.synchronize(device)
         return max_over_ranks(time.perf_counter() - start)
     with _fork_random(device), EAGER, WITHOUT_CUDNN_ATTENTION:
-        size = measure_cost(model, forward).activations / min(pairs, len(batch[0]))
-        forward().backward() # the first pass also loads libraries and CUDA kernels
+        fixed, of_pair = _activations(model, forward)
+        size = fixed, of_pair + _recomputed(model, forward)
+        forward(pairs).backward() # the first pass also loads libraries and CUDA kernels
         while (took := timed()) < seconds and pairs < most: pairs *= 4
         took = median([took, *(timed() for _ in range(2))])
     return took / min(pairs, len(batch[0])), size
 
-def _memory_of_weights(learn)->tuple:
-    "Return the memory of the weights, and of weights, gradients and two moments (bytes)."
-    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in learn.model.parameters()]
-    return sum(size for size, _ in sizes), sum(size * (4 if trains else 1) for size, trains in sizes)
+@lru_cache
+def _moments(name:str, kwargs:str)->float: # of an optimizer and its arguments as JSON
+    "Return how many values an optimizer stores per parameter, such as 2 for AdamW."
+    p = torch.zeros(16, 16, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    opt = create_optimizer_v2([dict(params=[p])], name, lr=1e-3, weight_decay=0., **json.loads(kwargs))
+    opt.step()
+    return sum(v.numel() for v in opt.state[p].values() if torch.is_tensor(v) and v.numel() > 1) / p.numel()
+
+class _RankMemory(NamedTuple):
+    "What one rank needs in training (bytes)."
+    weights:float     # Stored weights
+    gradients:float   # Their gradients
+    optimizer:float   # Moments
+    activations:float # Saved for the backward pass
+    gathered:float    # With `training.fsdp`: weights and gradients of the blocks that are gathered in a step
+    whole:float       # With `training.fsdp`: gathered weights in an evaluation
+
+    @property
+    def total(self)->float: # the larger of a step and an evaluation
+        step = self.gradients + self.activations + self.gathered
+        return self.weights + self.optimizer + max(step, self.whole)
+
+    def __str__(self):
+        parts = [f'{k} {getattr(self, k) / 1e9:.2g}' for k in self._fields[:5] if getattr(self, k)]
+        return f"{self.total / 1e9:.3g} GB ({', '.join(parts)})"
+
+def _rank_memory(net, t, world:int, fsdp:bool, activations:tuple)->_RankMemory:
+    "Return what a rank of `world` needs to train a model with `cfg.training`. The last is that of `_activations`."
+    units = _sharded_modules(net) if fsdp and world > 1 else []
+    names = {*_sharded_names(net)} if units else set()
+    sizes = [(p.numel() * p.element_size(), n in names, p.requires_grad) for n, p in net.named_parameters()]
+    weights = sum(size / (world if split else 1) for size, split, _ in sizes)
+    trained = sum(size / (world if split else 1) for size, split, trains in sizes if trains)
+    unit = max((sum(p.numel() * p.element_size() for p in u.parameters()) for u in units), default=0)
+    kwargs = optimizer_kwargs(t.optimizer, OmegaConf.to_container(t.optimizer_kwargs))
+    optimizer = trained * _moments(t.optimizer, json.dumps(kwargs))
+    return _RankMemory(weights, trained, optimizer, activations[0] + activations[1] * t.batch_size, 3 * unit,
+                       sum(size for size, split, _ in sizes if split))
+
+@lru_cache
+def _activations_of(cfg_yaml:str)->tuple:
+    "Return `_activations` of a configuration, from towers of one and two blocks on the CPU."
+    cfg = OmegaConf.create(cfg_yaml)
+    dtype, device = PRECISIONS['fp32' if cfg.training.precision == 'auto' else cfg.training.precision], 'cpu'
+    loss, v, t = LOSSES[cfg.model.contrastive.loss_type], cfg.model.depth - 1, cfg.model.text.depth - 1
+    def measured(depth, text_depth):
+        text = dict(depth=text_depth, vocab_size=2) # of which activations do not depend
+        small = OmegaConf.merge(cfg.model, dict(depth=depth, text=text, pretrained=None))
+        model = freeze(MemoryCLIP.from_config(small), cfg.training.freeze).train()
+        model.set_grad_checkpointing(cfg.training.grad_checkpointing)
+        def forward(pairs):
+            images = torch.zeros(pairs, 3, small.image_size, small.image_size, dtype=torch.uint8)
+            ids = torch.ones(pairs, small.text.max_len, dtype=torch.int64)
+            with torch.autocast(device, dtype, enabled=dtype is not None): return loss(*model(images, ids))
+        return *_activations(model, forward), _recomputed(model, forward)
+    with _fork_random(torch.device(device)), EAGER:
+        *one, _ = measured(1, 1)
+        *deep, again = measured(2, 1)
+        *text_deep, _ = measured(1, 2)
+    fixed, of_pair = (a + (b - a) * v + (c - a) * t for a, b, c in zip(one, deep, text_deep))
+    return fixed, of_pair + again
+
+def _memory_lines(cfg:DictConfig, world:int)->list[str]:
+    "Return what a rank needs with DDP and sharded, as text, without building the model."
+    with torch.device('meta'): net = freeze(MemoryCLIP.from_config(cfg.model), cfg.training.freeze)
+    activations, t = _activations_of(OmegaConf.to_yaml(cfg, resolve=True)), cfg.training
+    where = f'{world} devices' if world > 1 else 'one device'
+    plain, sharded = (_rank_memory(net, t, world, fsdp, activations) for fsdp in (False, True))
+    lines = [f'{cfg.model.name}, {t.batch_size} pairs on each of {where}: {plain}']
+    return lines + [f'with training.fsdp=true: {sharded}'] * (world > 1)
 
 _CGROUPS = ('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')
 
@@ -160,18 +251,29 @@ def _memory_free(device:torch.device, cgroup:Path=Path('/sys/fs/cgroup'))->float
         free = min(free, limit - used + int(cache[1] if cache else 0))
     return free
 
-def _memory_problem(learn, weights:float, of_pair:float, free:float)->str|None:
+def _more_ranks(net, t, activations:tuple, free:float)->str:
+    "Return which number of processes makes a model fit, as text; empty if none does."
+    for world in dict.fromkeys((world_size(), *(2 ** i for i in range(1, 11)))):
+        if world < max(2, world_size()) or t.fsdp and world == world_size(): continue
+        if (found := _rank_memory(net, t, world, True, activations).total) <= 0.9 * free:
+            return f'training.fsdp=true on {world} devices needs {found / 1e9:.2g} GB on each; '
+    return ''
+
+def _memory_problem(learn, activations:tuple, free:float)->str|None:
     "Return the line that says what to set if memory does not suffice."
-    t, needs = learn.cfg.training, weights + of_pair * learn.cfg.training.batch_size
+    t = learn.cfg.training
+    found = _rank_memory(learn.model, t, world_size(), t.fsdp, activations)
+    needs, of_pair = found.total, activations[1]
     if needs <= free: return None
-    most = int((0.9 * free - weights) / of_pair)
+    most = int((0.9 * free - found._replace(activations=activations[0]).total) / of_pair)
     fits = next((b for b in range(most, 1, -1) if t.batch_size % b == 0), None)
     batches = fits and t.batch_size // fits * t.accumulate_grad_batches
     smaller = (f'training.batch_size={fits} training.accumulate_grad_batches={batches} has the same loss and fits; '
                if fits and t.accumulate_mode == 'contrastive' else '')
     return (f'training.batch_size={t.batch_size} needs about {needs / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free on '
-            f'{learn.dls.device}; {smaller}training.grad_checkpointing=true stores fewer activations, and '
-            '--config-name=quickstart has a small model')
+            f'{learn.dls.device}; {smaller}{_more_ranks(learn.model, t, activations, free)}'
+            'training.grad_checkpointing=true stores fewer activations, and --config-name=quickstart has a small '
+            'model')
 
 def _native_bf16()->bool:
     "Return whether this CPU has instructions for bf16."
@@ -192,10 +294,12 @@ def _precision_problems(precision:str, device:torch.device)->list[str]:
 
 # %% ../../nbs/training/06_preflight.ipynb #7e031669
 def preflight(
-    learn,         # A Learner of `make_learner`
-)->list[str]:      # Two lines that describe the fit, then one line per problem
+    learn,               # A Learner of `make_learner`, or a configuration, of which only the memory is computed
+    processes:int=None,  # With a configuration: their number, one per device
+)->list[str]:            # Two lines that describe the fit, then one line per problem
     """Check data, schedule, time and memory before a fit. Raises `UserError` for data that cannot be read, and for too
     little memory unless `training.preflight` is 'warn'."""
+    if isinstance(learn, DictConfig): return _memory_lines(learn, processes or 1)
     t, steps, times, mistakes = learn.cfg.training, len(learn.dls.train), [], []
     for key, dl in zip(('train_path', 'val_path'), learn.dls):
         seen, bad, each = _sample_images(dl.source)
@@ -211,14 +315,14 @@ def preflight(
     if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing is learned')
     mistakes += _precision_problems(learn.precision, learn.dls.device)
     each, size = _try_step(learn)
-    (held, weights), pairs = _memory_of_weights(learn), t.batch_size * t.accumulate_grad_batches
-    needs = weights + size * t.batch_size
+    needs = _rank_memory(learn.model, t, world_size(), t.fsdp, size)
+    pairs, held = t.batch_size * t.accumulate_grad_batches, sum(p.nbytes for p in learn.model.parameters())
     free = held - max_over_ranks(-_memory_free(learn.dls.device)) # the least of all ranks, so that all decide alike
-    if problem := _memory_problem(learn, weights, size, free):
+    if problem := _memory_problem(learn, size, free):
         if t.preflight != 'warn': raise UserError(f'{problem}. training.preflight=warn starts anyway')
         mistakes.append(problem)
     summary = [f'Before the fit: {_counted(steps, "step")} per epoch; '
                f'reading an image takes {times[0]} for training, {times[1]} for evaluation',
                f'An epoch takes about {format_duration(each * pairs * steps)} on {learn.dls.device}; training needs '
-               f'about {needs / 1e9:.2g} GB']
+               f'about {needs}']
     return [*summary, *(f'Warning: {m}' for m in mistakes)]
