@@ -488,6 +488,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'memory_vlm.data.masks': { 'memory_vlm.data.masks._CocoMasks': ('data/masks.html#_cocomasks', 'memory_vlm/data/masks.py'),
                                        'memory_vlm.data.masks._CocoMasks.__init__': ( 'data/masks.html#_cocomasks.__init__',
                                                                                       'memory_vlm/data/masks.py'),
+                                       'memory_vlm.data.masks._CocoMasks.fill': ( 'data/masks.html#_cocomasks.fill',
+                                                                                  'memory_vlm/data/masks.py'),
                                        'memory_vlm.data.masks._CocoMasks.read': ( 'data/masks.html#_cocomasks.read',
                                                                                   'memory_vlm/data/masks.py'),
                                        'memory_vlm.data.masks._LoadedMasks': ('data/masks.html#_loadedmasks', 'memory_vlm/data/masks.py'),
