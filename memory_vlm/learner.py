@@ -18,7 +18,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.torch_core import default_device
+from fastai.torch_core import default_device, to_device
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .clip import MemoryCLIP, make_model, normalize_images
@@ -147,6 +147,9 @@ class MemoryLearner(Learner):
             self.one_batch(*o)
             if self.interrupts.agreed(): raise KeyboardInterrupt
             self.asked = time.perf_counter() # start of the wait for the next batch
+
+    def _set_device(self, b): # the host does not wait for the copy of a pinned batch
+        return to_device(b, to := next(self.model.parameters()).device, non_blocking=to.type == 'cuda')
 
     def record_evaluation(self):
         "Evaluate the model on `dl` and give the values to fastai's Recorder."
