@@ -17,7 +17,7 @@ NO_TESTS := || test $$? -eq 5
 .PHONY: help demo check test test-slow docs bench
 
 help:
-	@echo "make demo       train a small memory-CLIP and its twin without memory, and compare them (minutes)"
+	@echo "make demo       train a small CLIP without memory, with memory, and with memory that is read; compare them (minutes)"
 	@echo "make check      check export, cleanness, imports, sizes and style (within a minute)"
 	@echo "make test       check the notebooks, run them all, run the quick tests (minutes)"
 	@echo "make test-slow  run the tests that take long"
@@ -25,12 +25,15 @@ help:
 	@echo "make bench      measure ratios against other tools, and compare them with the committed ones (20 minutes)"
 
 demo: $(INSTALLED)
-	@echo "== 1 of 3: a small CLIP with memory tokens learns captioned scenes"
-	@$(PY) train.py --config-name=quickstart
-	@echo "== 2 of 3: its twin without memory, at the same budget"
-	@$(PY) train.py --config-name=quickstart model/memory=off training.logging.name=quickstart_no_memory
-	@echo "== 3 of 3: the two side by side"
-	@$(PY) tools/compare.py runs/quickstart runs/quickstart_no_memory
+	@echo "== 1 of 4: a small CLIP without memory learns captioned scenes"
+	@$(PY) train.py experiment=scenes_pairs model/memory=off training.logging.name=demo_no_memory
+	@echo "== 2 of 4: the same with memory tokens"
+	@$(PY) train.py experiment=scenes_pairs training.logging.name=demo_memory
+	@echo "== 3 of 4: the same, and captions are compared with the memory tokens"
+	@$(PY) train.py experiment=scenes_pairs model.memory.readout=maxsim training.logging.name=demo_memory_read
+	@echo "== 4 of 4: the three side by side"
+	@$(PY) tools/compare.py runs/demo_no_memory runs/demo_memory runs/demo_memory_read
+	@echo "Five seeds of each, with controls: nbs/explain/memory_that_is_read.ipynb"
 
 check: $(INSTALLED_DEV)
 	@$(PY) tools/check.py

@@ -24,7 +24,7 @@ import warnings
 from memory_vlm.attention import capture
 from memory_vlm.data.scenes import _sprite
 from memory_vlm.evaluation.intervals import holm, mean_interval
-from memory_vlm.evaluation.localization import box_masks, center_prior, energy, pointing
+from memory_vlm.evaluation.localization import _box_masks, center_prior, energy, pointing
 from memory_vlm.interp.attribution import _attribute_directions
 from memory_vlm.interp.caption_maps import _gradient_maps, _insertion_deletion, _score_function
 from memory_vlm.models.towers import find_tower
@@ -127,7 +127,7 @@ def main():
     for i in range(args.images):
         image, names, boxes = compose_image(args.seed + i, photos)
         x = (torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255 - mean) / std
-        masks, classes = box_masks(boxes, (SIZE, SIZE)), [index[n] for n in names]
+        masks, classes = _box_masks(boxes, (SIZE, SIZE)), [index[n] for n in names]
         maps = all_maps(model, random, x, texts, classes, i < args.gradient)
         for method, pair in maps.items():
             hits.setdefault(method, []).append(pointing(pair.unsqueeze(1), masks, tolerance=0).mean().item())

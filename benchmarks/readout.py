@@ -8,7 +8,8 @@ trained are evaluated, with every caption of every scene; the rows without a val
 `scenes`, two objects and one caption for both. Captions true of another image of the batch are left out of the loss. All
 arms have the same common weights, batches, steps and schedule; memory starts with closed keys
 (`model.memory.key_bias=-4`). Arms without memory whose images also have K vectors are the controls: K projections of
-CLS, and the K quarters of the grid of patches, pooled.
+CLS, and the K quarters of the grid of patches, pooled; captions are compared with the nearest vector (MaxSim), or with
+a mixture of them by the caption (`caption`).
 
 Rule, written before the first run: memory that is read helps if the mean over seeds of R@1 (mean of both ways) is above
 that of CLS **and** above that of the K projections of CLS, both with an interval (Holm over the two comparisons) that
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from memory_vlm.config import compose
 from memory_vlm.core import seed_everything
-from memory_vlm.evaluation.retrieval import ranking_metrics
+from memory_vlm.evaluation.retrieval import hits_per_image, ranking_metrics
 from memory_vlm.evaluation.validation import encode
 from memory_vlm.learner import make_learner
 from memory_vlm.study import paired_differences
@@ -29,13 +30,8 @@ from results import store
 from torch import nn
 
 RESULTS = Path(__file__).parent/'results'/'readout.csv'
-SMALL = ['model.patch_size=16', 'model.embed_dim=64', 'model.num_heads=2', 'model.text.embed_dim=64',
-         'model.text.depth=1', 'model.text.num_heads=2', 'model.memory.mem_reinit_steps=0', 'training.batch_size=96',
-         'training.data.train_path=scenes:pairs', 'training.data.augmentation=none',
-         'model.contrastive.false_negatives=ignore', 'training.scheduler_kwargs.warmup_epochs=1.5',
-         'training.logging.eval_interval=100000', 'training.logging.name=readout']
+BASE = ['experiment=scenes_pairs', 'training.logging.eval_interval=100000', 'training.logging.name=readout']
 OFF = ['model/memory=off']
-MEMORY = ['model.memory.key_bias=-4', 'model.memory.mem_alpha=1']
 
 
 class ClsProjections(MemoryViT):
@@ -60,24 +56,25 @@ class PatchQuarters(MemoryViT):
         return self.head_drop(self.fc_norm(F.adaptive_avg_pool2d(patches, self.side).flatten(2).mT))
 
 
-READ = {f'memory, {r}': ([*MEMORY, f'model.memory.readout={r}'], None) for r in ('maxsim', 'caption', 'mean')}
+READ = {f'memory, {r}': ([f'model.memory.readout={r}'], None) for r in ('maxsim', 'caption', 'mean')}
 ARMS = {'CLS': (OFF, None), 'CLS, K projections': (OFF, ClsProjections), **READ,
-        'patches, K parts': (OFF, PatchQuarters), 'memory, not read': (MEMORY, None)}
+        'patches, K parts': (OFF, PatchQuarters), 'memory, not read': ([], None),
+        'CLS, K projections, caption': (OFF, ClsProjections), 'patches, K parts, caption': (OFF, PatchQuarters)}
 
 
 def fitted(arm, seed, args):
     "Return a learner after its fit."
     words, control = ARMS[arm]
-    cfg = compose([*SMALL, f'training.seed={seed}', f'training.max_steps={args.steps}', f'training.epochs={args.steps}',
+    cfg = compose([*BASE, f'training.seed={seed}', f'training.max_steps={args.steps}', f'training.epochs={args.steps}',
                    f'model.proj_dim={args.dim}', f'model.memory.num_memory_tokens={args.tokens}',
-                   f'training.data.val_path={args.val}', *words],
-                  config_name='quickstart')
+                   f'training.data.val_path={args.val}', *words])
     learn = make_learner(cfg)
     if control is not None:
         vit = learn.model.visual
         vit.__class__ = control
         vit.start(args.tokens, args.dim)
-        vit.set_readout('maxsim')
+        vit.set_readout('caption' if arm.endswith('caption') else 'maxsim')
+        if vit.readout == 'caption': learn.model.query = nn.Parameter(torch.eye(args.dim))
         learn.create_opt()
         seed_everything(seed)
     with learn.no_logging(), learn.no_bar(): learn.fit_schedule(cfg.training.scheduler)
@@ -85,11 +82,21 @@ def fitted(arm, seed, args):
     return learn
 
 
+def by_objects(hits, queries, scenes):
+    "Return R@1 of both ways over the scenes of each number of objects, from hits and queries of each image (N, 2)."
+    objects = torch.tensor([len(scene.objects) for scene in scenes])
+    share = {n: hits[objects == n].sum(0) / queries[objects == n].sum(0) for n in objects.unique().tolist()}
+    return {f'{way}/R@1, {n} objects': r[k].item() for k, way in enumerate(('i2t', 't2i')) for n, r in share.items()}
+
+
 def measured(arm, seed, args):
     "Return the row of a fit."
     learn = fitted(arm, seed, args)
     images, texts, owner, captions = encode(learn.model, learn.dls.valid)
     found = ranking_metrics(images, texts, owner, ks=(5,), captions=captions)
+    hits, texts_each = hits_per_image(images, texts, owner, (1,), captions=captions), owner.bincount()
+    queries = torch.stack([torch.ones_like(texts_each), texts_each], 1)
+    found |= by_objects(hits, queries, learn.dls.valid.source.scenes)
     last = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     mean = (last['i2t/R@1'] + last['t2i/R@1']) / 2
     return dict(variant=arm, seed=seed, steps=args.steps, tokens=args.tokens, dim=args.dim, val=args.val, mean=mean,

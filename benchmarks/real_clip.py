@@ -1,7 +1,8 @@
 """Measure outliers, test-time registers, reports and ablations on a pretrained CLIP image tower.
 
     python benchmarks/real_clip.py registers --weights clip_b16.safetensors --images photos --names clip_b16_text.npz
-    python benchmarks/real_clip.py report --weights ...       # also: ablate
+    python benchmarks/real_clip.py report --weights ...
+    python benchmarks/real_clip.py ablate --weights ... --names ... --parts cls patches memory --edit registers.json
     python benchmarks/real_clip.py maps --weights ... --images free_photos --edit registers.json
 
 `--weights`: weights of timm's `vit_base_patch16_clip_quickgelu_224` with 512 outputs (OpenAI's CLIP ViT-B/16).
@@ -58,6 +59,7 @@ def named_in(captions, name):
 
 class ZeroShot:
     "Score of features: whether the nearest class name stands in a caption of the image, 0 or 1."
+    __name__ = 'zero-shot'
     def __init__(self, names_file, captions):
         stored = np.load(names_file)
         self.names = [str(n) for n in stored['coco_names']]
@@ -100,10 +102,13 @@ def report(model, images, captions, score, args):
 
 
 def ablations(model, images, captions, score, args):
-    "Store the ablation of CLS and of the patches, by zero-shot accuracy."
+    "Store the ablation of CLS, of the patches and of the test-time registers (memory), by zero-shot accuracy."
     for part in args.parts:
         start = time.process_time()
-        found = ablate(model, images.split(32), part=part, score=score)
+        if part == 'memory': RegisterEdit.load(args.edit).apply(model)
+        with torch.autocast('cpu', torch.bfloat16, enabled=args.bfloat16):
+            found = ablate(model, images.split(32), part=part, score=score)
+        if part == 'memory': RegisterEdit.remove(model)
         print(found, f'\n{time.process_time() - start:.0f} s', flush=True)
         (name, before), = found.scores.items()
         rows = [dict(part=part, kind=kind, score=name, before=before, p=found.p_values[kind, token], **row[name])
@@ -136,6 +141,7 @@ def main():
     for name in ('weights', 'images'): parser.add_argument(f'--{name}', required=True)
     parser.add_argument('--names', help='text embeddings of class names, for registers and ablate')
     parser.add_argument('--parts', nargs='+', default=['cls', 'patches'], help='of ablate')
+    parser.add_argument('--bfloat16', action='store_true', help='ablate under autocast')
     parser.add_argument('--num', type=int, help='first images only')
     parser.add_argument('--neurons', type=int, nargs='+', default=[5, 10, 20, 40])
     parser.add_argument('--registers', type=int, nargs='+', default=[1, 8])
@@ -143,7 +149,7 @@ def main():
     parser.add_argument('--edit', help='test-time registers for a second report')
     args = parser.parse_args()
     images, captions = open_images(args.images, args.num)
-    if args.task == 'maps' and not args.edit: parser.error('maps needs --edit')
+    if not args.edit and (args.task == 'maps' or 'memory' in args.parts): parser.error('this needs --edit')
     task = dict(registers=registers, report=report, ablate=ablations, maps=maps)[args.task]
     task(open_tower(args.weights), images, captions, args.names and ZeroShot(args.names, captions), args)
 

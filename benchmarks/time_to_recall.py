@@ -118,7 +118,7 @@ def train_ours(run, words, valid, pass_on):
                    'training.data.train_path=scenes:easy', 'training.data.val_path=scenes:easy'],
                   config_name='quickstart')
     learn = make_learner(cfg)
-    learn.dls.valid = make_loader(valid.source, image_size=64, batch_size=2, train=False).new(batch_size=256)
+    learn.dls.valid = valid = make_loader(valid.source, image_size=cfg.model.image_size, batch_size=256, train=False)
     with learn.no_bar(), learn.no_logging():
         learn.fit_schedule(cfg.training.scheduler, cbs=Watch(run, valid, pass_on), **cfg.training.scheduler_kwargs)
 

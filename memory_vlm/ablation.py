@@ -96,12 +96,13 @@ def _next_steps(cfg:DictConfig|None, has_text:bool=True)->str:
     if cfg is None:
         return (f'{_HELP}\nput `-m` and `{_SEEDS}` behind the command, with `model/memory=off` or with '
                 '`model.memory.memory_init=frozen`.')
-    seed_or_init = 'training.seed=', 'model.memory.memory_init='
-    words = [w for w in command_words(restore_references(cfg)) if not w.startswith(seed_or_init)]
+    own = 'training.seed=', 'training.logging.name=', 'training.run_dir=', 'model.memory.memory_init='
+    words = [w for w in command_words(restore_references(cfg)) if not w.startswith(own)]
     rest = [w for w in words if not w.startswith(('model/memory=', 'model.memory.'))]
-    baselines = [[*rest, 'model/memory=off']]
+    name = f'training.logging.name={cfg.training.logging.name}' # each baseline in runs of its own
+    baselines = [[*rest, 'model/memory=off', f'{name}-no-memory']]
     if cfg.model.memory.memory_update != 'ema': # a moving average cannot be frozen
-        baselines.append([*words, 'model.memory.memory_init=frozen'])
+        baselines.append([*words, 'model.memory.memory_init=frozen', f'{name}-frozen-memory'])
     commands = [f"    python train.py -m {' '.join(map(shlex.quote, [*b, _SEEDS]))}" for b in baselines]
     return '\n'.join([_HELP, *commands])
 
@@ -140,6 +141,17 @@ class Ablation:
         name = 'R@1, the mean of both directions,' if self.decisive == _DECISIVE else self.decisive
         return (f'{self.summary} {name} is {score}; change in points [95 % CI], * '
                 f"significant after Holm's correction: {changes}.")
+
+    @property
+    def headline(self)->str:
+        "The verdict, and what masking all tokens changes, with its 95 % CI."
+        rows = self.changes[self.decisive].xs('all', level='token')
+        kind = 'mask' if 'mask' in rows.index else rows.index[0]
+        did = 'Masking it' if kind == 'mask' else f'Ablating it ({kind})'
+        name = 'R@1 (mean of both directions)' if self.decisive == _DECISIVE else self.decisive
+        change, low, high = (f'{100 * v:+.1f}' for v in rows.loc[kind])
+        return (f'{self.summary} {did} changes {name} from {self.scores[self.decisive]:.1%} by {change} points '
+                f'(95 % CI {low} to {high}; {self.num_images} images).')
 
     @property
     def summary(self)->str:

@@ -182,6 +182,7 @@ def _eval_command(
     caption_key:str=None,   # Column of captions
     image_dir:str=None,     # Folder that the names in a table are relative to
     max_bad_fraction:float=.01, # Share of unusable images above which evaluation stops
+    masks:str=None,         # For LOST and a dense probe: a COCO JSON file, a folder of PNG masks, or 'objects' (scenes)
     out:str=None,           # Output file of the table, .md or .json
     json:bool=False,        # Print JSON
 )->int:
@@ -190,7 +191,7 @@ def _eval_command(
     from memory_vlm.evaluation.compare import check_table_path, eval_models
     if out: check_table_path(out) # before hours of work
     prompts = read_prompts(classes, templates) if classes or templates else None
-    found = eval_models(models, data, prompts, train, split, max_bad_fraction=max_bad_fraction,
+    found = eval_models(models, data, prompts, train, split, max_bad_fraction=max_bad_fraction, masks=masks,
                         image_key=image_key, caption_key=caption_key, image_dir=image_dir)
     if out: found.save(out)
     return found.to_dict(), found, int(bool(found.not_opened))
@@ -201,6 +202,7 @@ def _report_command(
     model:Annotated[str, dict(nargs='+')], # Runs, or with --data models such as vit_small_patch14_reg4_dinov2
     data:str=None,          # Images, as for eval; None: the validation data of the run
     images:int=512,         # Images on which memory is measured
+    masks:str=None,         # For LOST and a dense probe: a COCO JSON file, a folder of PNG masks, or 'objects' (scenes)
     split:str='valid',      # 'valid', 'test' or 'train', where the data has splits
     json:bool=False,        # Print JSON
 )->int:
@@ -208,13 +210,13 @@ def _report_command(
     from memory_vlm.evaluation.models import _open_with_data
     from memory_vlm.report import _ReportComparison, memory_report
     opened = {m: _open_with_data(m, data, split) for m in ([model] if isinstance(model, str) else model)}
-    reports = {name: memory_report(loaded, num_images=images) for name, loaded in opened.items()}
+    reports = {name: memory_report(loaded, num_images=images, masks=masks) for name, loaded in opened.items()}
     ((name, loaded), *others), (memory, *_) = opened.items(), reports.values()
     if others: return (found := _ReportComparison(reports)).to_dict(), found, 0
     if loaded.cfg is None or data is not None: return dict(memory=memory.to_dict()), memory, 0
     from memory_vlm.training.run_dir import find_run
-    from memory_vlm.viz.html import write_report_page
-    page = write_report_page(find_run(Path(name)), loaded)
+    from memory_vlm.viz.page import write_report_page
+    page = write_report_page(find_run(Path(name)), loaded, memory, images)
     about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
     return about | dict(memory=memory.to_dict()), f'{memory}\n\nReport of {loaded.place.name}: {page}', 0
 

@@ -137,7 +137,10 @@ def _check_divisible(cfg:DictConfig, whole:str, part:str):
     n, d = OmegaConf.select(cfg, whole), OmegaConf.select(cfg, part)
     if min(n, d) < 1 or n % d == 0: return # `check_range` reports values below 1
     near = [v for v in (n // d * d, (n // d + 1) * d) if v]
-    raise UserError(f'{whole}={n} is not a multiple of {part}={d}; nearest {whole}: {" or ".join(map(str, near))}')
+    parts = [v for v in range(1, n + 1) if n % v == 0]
+    fits = [max(v for v in parts if v < d), *[v for v in parts if v > d][:1]] # d > 1, else it would divide
+    raise UserError(f'{whole}={n} is not a multiple of {part}={d}; nearest {part}: {" or ".join(map(str, fits))}, or '
+                    f'nearest {whole}: {" or ".join(map(str, near))}')
 
 def _check_proj(cfg:DictConfig):
     m = cfg.model

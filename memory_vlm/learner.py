@@ -374,14 +374,15 @@ def make_learner(
     cfg:DictConfig,               # What `compose` gives
     dls:DataLoaders=None,         # Loaders; None: those of the configuration
     device:torch.device=None,     # None: fastai's default device
-    metrics=(),                   # `ClassMetrics`, or functions of the model that return a number
+    metrics=(),                   # `ClassMetrics`, `PatchMetrics`, or functions of the model that return a number
 )->MemoryLearner:
     "Make the Learner of a configuration. Raises `UserError` for every mistake in it."
     cfg = with_pretrained(validate(with_run_weights(cfg), CONFIG_CHECKS))
     t, device = cfg.training, device or default_device()
     dls = dls or make_dls(cfg, device)
     class_metrics = make_metrics(metrics, dls, cfg)
-    shown = [n for m in class_metrics for n in m.main_names if n.endswith(('/acc@1', '/f1')) or n.startswith('custom/')]
+    in_table = ('/acc@1', '/f1', '/mIoU', '/CorLoc', '/pointing')
+    shown = [n for m in class_metrics for n in m.main_names if n.endswith(in_table) or n.startswith('custom/')]
     shown = dict.fromkeys(['i2t/R@1', 't2i/R@1', *shown, t.checkpoint.monitor])
     shown.pop('val_loss', None)
     seed_everything(t.seed)

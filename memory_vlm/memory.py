@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INITS', 'UPDATES', 'rename_old_weights', 'MemoryTokens', 'patch_centers', 'memory_update', 'MemoryUpdate',
-           'AttentionUpdate', 'StaticUpdate', 'EMAUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'KeyBias',
-           'in_backward', 'ema_step', 'even_attention', 'is_dead', 'check_memory']
+           'AttentionUpdate', 'StaticUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'KeyBias', 'in_backward',
+           'ema_step', 'even_attention', 'is_dead', 'check_memory']
 
 # %% ../nbs/10_memory.ipynb #059b6f2b
 import difflib
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 def _normal(std): return lambda tokens, generator=None: nn.init.normal_(tokens, std=std, generator=generator)
 
 INITS = dict(learnable=_normal(0.02), registers=_normal(1e-6), orthogonal=nn.init.orthogonal_,
-             frozen=_normal(0.02), patches=_normal(0.02))
+             frozen=_normal(0.02), patches=_normal(0.02), redrawn=_normal(0.02))
+_RANDOM_INITS = 'frozen', 'redrawn' # tokens that are never trained
 
 # %% ../nbs/10_memory.ipynb #eb54ce66
 def rename_old_weights(
@@ -46,7 +47,7 @@ class MemoryTokens(nn.Module):
     ):
         super().__init__()
         self.init = init
-        self.tokens = nn.Parameter(torch.empty(num, dim), requires_grad=trained and init != 'frozen')
+        self.tokens = nn.Parameter(torch.empty(num, dim), requires_grad=trained and init not in _RANDOM_INITS)
         self.proj = nn.Linear(dim, width, bias=False) if width and width != dim else nn.Identity()
         self.reset_memory()
 
@@ -66,7 +67,9 @@ class MemoryTokens(nn.Module):
         ids = slice(None) if ids is None else ids
         self.tokens[ids] = fresh[ids]
 
-    def forward(self)->Tensor: return self.proj(self.tokens) # (M,D)
+    def forward(self)->Tensor: # (M,D)
+        redrawn = self.init == 'redrawn' and self.training
+        return self.proj(INITS['redrawn'](torch.empty_like(self.tokens)) if redrawn else self.tokens)
 
 # %% ../nbs/10_memory.ipynb #02471939
 def patch_centers(
@@ -147,6 +150,7 @@ class MemoryUpdate(nn.Module):
     "How one block updates memory. Subclasses override `pre_block`, `post_block` or both."
     in_sequence = True # Whether memory must be in the sequence
     reads = writes = False # Whether `pre_block` and `post_block` are overridden
+    own_mlp = False # Whether `feed_forward` replaces the MLP of the block for memory
     def __init_subclass__(cls):
         cls.reads = cls.pre_block is not MemoryUpdate.pre_block
         cls.writes = cls.post_block is not MemoryUpdate.post_block
@@ -158,6 +162,7 @@ class MemoryUpdate(nn.Module):
     ):
         super().__init__()
         self.alpha = alpha
+    def connect(self, memory:MemoryTokens): pass # Called once, with the stored tokens
     def pre_block(self, memory:Tensor, others:Tensor)->Tensor: return memory  # (B,M,D), (B,N-M,D) -> (B,M,D)
     def post_block(self, memory:Tensor, written:Tensor)->Tensor: return written # (B,M,D), (B,M,D) -> (B,M,D)
 
@@ -183,7 +188,7 @@ class StaticUpdate(MemoryUpdate):
     def post_block(self, memory, written): return memory
 
 @memory_update('ema')
-class EMAUpdate(MemoryUpdate):
+class _EMAUpdate(MemoryUpdate):
     "Keep the output of the block within an image, and average the stored tokens between training steps (`ema_step`)."
 
 # %% ../nbs/10_memory.ipynb #9840486f
@@ -212,6 +217,35 @@ class CrossAttentionUpdate(MemoryUpdate):
     def pre_block(self, memory, others): # (B,M,D), (B,N-M,D)
         x = self.norm_others(others)
         return memory + self.alpha * self.attn(self.norm_memory(memory), x, x, need_weights=False)[0]
+
+# %% ../nbs/10_memory.ipynb #4570f1b4
+_JUMBO_MOST = 16 # tokens
+
+def _jumbo_conflict(num:int)->str|None:
+    if num <= _JUMBO_MOST: return None
+    return (f'num_memory_tokens={num} is more than {_JUMBO_MOST} with memory_update=jumbo, whose network has '
+            '8 (num_memory_tokens x embed_dim)^2 weights')
+
+@memory_update('jumbo')
+class _JumboUpdate(AttentionUpdate):
+    "One token of M x D channels: M tokens for attention, and an MLP of its own, which all blocks share."
+    own_mlp = True
+    def __init__(self, dim, num_heads, alpha):
+        super().__init__(dim, num_heads, alpha)
+        self.dim, self.writes = dim, True
+    def connect(self, memory):
+        if why := _jumbo_conflict(len(memory.tokens)): raise UserError(f'model.memory.{why}')
+        width = len(memory.tokens) * self.dim
+        self.norm = nn.LayerNorm(width)
+        if not hasattr(memory, 'mlp'):
+            memory.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+            for layer in memory.mlp[::2]:
+                nn.init.trunc_normal_(layer.weight, std=.02)
+                nn.init.zeros_(layer.bias)
+        self.shared = (memory.mlp,) # a tuple, so that the weights are registered and saved once
+    def feed_forward(self, memory): # (B,M,D)
+        wide = memory.flatten(1)
+        return (wide + self.shared[0](self.norm(wide))).unflatten(1, memory.shape[1:])
 
 # %% ../nbs/10_memory.ipynb #33ba34d8
 class KeyBias(nn.Module):
@@ -282,7 +316,7 @@ def _memory_conflict(m:dict, width:int)->str|None:
     if readout != 'none' and not m['enabled']: return f'readout={readout} reads memory, and enabled=false'
     if readout != 'none' and outside:
         return f'readout={readout} reads memory after the last block, where memory_position={position} has none'
-    if readout != 'none' and (update == 'static' or update == 'attention' and m['mem_alpha'] == 0):
+    if readout != 'none' and (update == 'static' or update in ('attention', 'jumbo') and m['mem_alpha'] == 0):
         fixed = 'memory_update=static' if update == 'static' else 'mem_alpha=0'
         return f'readout={readout} would read the same values from every image with {fixed}'
     if outside and UPDATES[update].in_sequence:
@@ -291,8 +325,9 @@ def _memory_conflict(m:dict, width:int)->str|None:
         return f'dim={dim} must be model.embed_dim={width} (heads x head width) with memory_position=kv_head'
     if update == 'ema' and dim != width:
         return f'dim={dim} must be model.embed_dim={width} with memory_update=ema, which stores block outputs'
-    if update == 'ema' and init == 'frozen':
-        return 'memory_init=frozen never changes, and memory_update=ema changes it at every step'
+    if update == 'jumbo' and (why := _jumbo_conflict(m.get('num_memory_tokens', 1))): return why
+    if update == 'ema' and init in _RANDOM_INITS:
+        return f'memory_init={init} is never trained, and memory_update=ema changes it at every step'
     if init == 'patches' and (outside or dim != width):
         return (f'memory_init=patches needs memory in the sequence and dim={width}, '
                 f'not memory_position={position} and dim={dim}')
@@ -306,7 +341,8 @@ def check_memory(
     _find_update(m['memory_update'])
     why = _memory_conflict(m, cfg.embed_dim)
     if not why: return
-    safe = dict(dim=cfg.embed_dim, memory_init='learnable', memory_update='static', memory_position='prepend')
+    safe = dict(dim=cfg.embed_dim, num_memory_tokens=6,
+                memory_init='learnable', memory_update='static', memory_position='prepend')
     if m.get('readout', 'none') != 'none': safe = dict(readout='none', enabled=True, mem_alpha=0.5) | safe
     for n in range(1, len(safe) + 1):
         fits = [c for c in itertools.combinations(safe.items(), n) if not _memory_conflict(m | dict(c), cfg.embed_dim)]

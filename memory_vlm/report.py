@@ -6,6 +6,7 @@
 __all__ = ['MemoryReport', 'untrained_twin', 'memory_report']
 
 # %% ../nbs/31_report.ipynb #c430deea
+import hashlib
 import html
 import torch
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from dataclasses import asdict, replace
 from .ablation import _FEW_IMAGES, Ablation, ablate
 from .clip import MemoryCLIP
 from .core import UserError, pick
+from .data.base import BadSample
 from .evaluation.intervals import ALPHA, holm
 from .interp.features import map_layer, memory_features
 from .interp.image_scores import _has_text
@@ -131,9 +133,10 @@ class MemoryReport:
         ablation:Ablation|None=None, # Where the verdict comes from; None: use was not measured
         layout:TokenLayout|None=None,# Token layout of the model, for comparisons
         data:str='',   # Name of the data
+        images:str='', # What tells these images from others of the same name
     ):
         self.title, self.rows, self.sentences, self.features = title, rows, sentences, features
-        self.layout, self.data = layout, data
+        self.layout, self.data, self.images = layout, data, images
         self.ablation, self.verdict = ablation, ablation and ablation.verdict
 
     def __getitem__(self, name:str)->_Row: return pick({r.name: r for r in self.rows}, name, 'row')
@@ -193,6 +196,9 @@ class _ReportComparison:
             if given[0] != given[1]:
                 found = ' and '.join(f'{n} of {d}' for n, d in given)
                 raise UserError(f'a comparison needs the same images; got {found}: pass data')
+            if first.images != report.images:
+                raise UserError(f'a comparison needs the same images; those of {self.baseline} and {name} differ in '
+                                f'names or captions, though both are called {first.data}: pass data')
             values = _paired_values(report.layout, report.features, report.rows)
             for row, (metric, b) in own.items():
                 a, paired = values.get(row, (None, None))[1], dict(low=None, high=None, p=None)
@@ -280,6 +286,15 @@ _UNNAMED = 'the given data'
 
 def _data_name(dl)->str: return getattr(getattr(dl, 'source', None), 'name', _UNNAMED)
 
+def _fingerprint(dl, num:int)->str:
+    "Return a hash of the names and captions of the first images of a source; empty for a loader without one."
+    source, found = getattr(dl, 'source', None), hashlib.sha256()
+    if source is None: return ''
+    for i in range(min(num, len(source))):
+        try: found.update(repr((str(source.label(i)), source.captions(i))).encode('utf-8', 'surrogateescape'))
+        except BadSample: continue # the loader leaves it out, too
+    return found.hexdigest()
+
 def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:
     "Return the ablation of a model on the first images, or the reason why there is none."
     if not _has_text(loaded.model):
@@ -290,27 +305,29 @@ def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:
         return ablate(loaded, num_images=num_images)
     except (UserError, ValueError) as e: return str(e)
 
-def _report(loaded:LoadedModel, num_images:int, absolute_norm:float, ablation:Ablation|None)->MemoryReport:
+def _report(loaded:LoadedModel, num_images:int, absolute_norm:float, ablation:Ablation|None,
+            masks=None)->MemoryReport:
     "Return the report of one model."
     model, tower, cfg = loaded.model, find_tower(loaded.model), loaded.cfg
     if loaded.loader is None and cfg is None: raise UserError('got a model without data; call memory_report(model, dl)')
     dl = loaded.valid_dl
     twin = untrained_twin(model, cfg.training.seed if cfg else 0)
-    features = memory_features(model, dl, num_images, absolute_norm)
-    untrained = twin and memory_features(twin, dl, num_images, absolute_norm)
+    features = memory_features(model, dl, num_images, absolute_norm, masks)
+    untrained = twin and memory_features(twin, dl, num_images, absolute_norm, masks)
     layout, M, data = tower.layout, tower.layout.num_memory, _data_name(dl)
-    if 'grid' in features: layout = replace(layout, grid=tuple(features['grid'][0].int().tolist()))
+    about = dict(layout=layout, data=data, images=_fingerprint(dl, num_images))
+    if 'grid' in features: about['layout'] = layout = replace(layout, grid=tuple(features['grid'][0].int().tolist()))
     rows, num = _image_rows(layout, features, untrained), len(features['contrast'])
     title = f"{'Memory' if M else 'Patches'} of {loaded.name} on {num} images of {data}"
     if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(tower.blocks))}'
     if not M:
         note = 'This model has no memory tokens and no registers; rows and sentences that need them are left out.'
         sentences = [_patches_summary({r.name: r for r in rows}, num), note]
-        return MemoryReport(title, rows, sentences, features, layout=layout, data=data)
+        return MemoryReport(title, rows, sentences, features, **about)
     rows += _stored_rows(model, twin, is_start=bool(cfg) and _starts_like_twin(cfg.model))
     by_name, use = {r.name: r for r in rows}, ablation or _measure_use(loaded, num_images)
     sentences = [_usage_summary(by_name, use), _difference_summary(by_name, M, num), _images_summary(by_name, num)]
-    return MemoryReport(title, rows, sentences, features, None if isinstance(use, str) else use, layout, data)
+    return MemoryReport(title, rows, sentences, features, None if isinstance(use, str) else use, **about)
 
 def _is_model(x)->bool:
     "Return whether `as_model` takes this; data otherwise."
@@ -325,13 +342,16 @@ def memory_report(
     num_images:int=512,       # Largest number of images (the first of the loader)
     absolute_norm:float=150., # Norm above which a patch is an outlier in any model
     ablation:Ablation=None,   # Result of `ablate`, which gives the verdict; None: measured on the same images
+    # For the rows of LOST and a dense probe: a JSON file of instances as COCO writes it, a folder of PNG files of
+    # classes, 'objects' (those of scenes), or int64 (N, height, width) as the model takes the images
+    masks=None,
 )->MemoryReport|_ReportComparison:
     """Summarize what the memory or the registers of a model do, and what its patches are like. For a model without
     memory, the rows that need none. For several models, the paired difference of each row to the first. Raises
-    `UserError` for a model without data, for images of another size than the model, and for different data."""
+    `UserError` for a model without data, for images or masks of another size than the model, and for different data."""
     if others and not _is_model(others[-1]): *others, dl = others
     models = [as_model(m, dl) for m in (model, *others)]
-    if len(models) == 1: return _report(models[0], num_images, absolute_norm, ablation)
+    if len(models) == 1: return _report(models[0], num_images, absolute_norm, ablation, masks)
     if ablation: raise UserError('ablation belongs to one model; leave it out to compare several')
     if len({id(m.valid_dl) for m in models if _data_name(m.valid_dl) == _UNNAMED}) > 1:
         raise UserError('a comparison needs the same images, and these models have loaders of their own; pass data')
@@ -339,5 +359,5 @@ def memory_report(
     for given, loaded in zip((model, *others), models):
         name = str(given) if isinstance(given, (str, Path)) else loaded.name
         if name in reports: name += f' ({sum(n.partition(" (")[0] == name for n in reports) + 1})'
-        reports[name] = _report(loaded, num_images, absolute_norm, None)
+        reports[name] = _report(loaded, num_images, absolute_norm, None, masks)
     return _ReportComparison(reports)

@@ -29,7 +29,8 @@ from .training.logging import MetricLog, read_metrics
 from .training.optim import make_schedule, schedule_kwargs
 from .training.preflight import preflight
 from .training.run_dir import choose_run, make_run_dir, run_lock
-from .viz.html import memory_figures, write_report_page
+from .viz.html import memory_figures
+from .viz.page import write_report_page
 from .viz.style import to_png
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
@@ -163,9 +164,12 @@ def _write_bad_samples(folder:Path, learn:MemoryLearner):
     print(f'{bad[0].splitlines()[0]}: see {folder}/bad_samples.txt')
 
 def _write_report(folder:Path, learn:MemoryLearner):
-    "Write the report. If the folder cannot be written, warn."
-    try: print(f'Report: {write_report_page(folder, learn)}')
-    except OSError as e: warnings.warn(f'The report could not be written: {e}')
+    "Write the report; memory is measured after a complete fit of one process. If it cannot be written, warn."
+    num = 0 if learn.interrupted or world_size() > 1 else 512
+    try:
+        with _fork_random(learn.dls.device): page = write_report_page(folder, learn, num_images=num)
+    except (OSError, RuntimeError, ValueError) as e: return warnings.warn(f'The report could not be written: {e}')
+    print(f'Report: {page}')
 
 # %% ../nbs/40_run.ipynb #ed360c76
 class _MapsCallback(Callback):
@@ -221,7 +225,7 @@ def run_training(
 
 def fit(
     cfg:DictConfig, # What `compose` or Hydra gives
-    metrics=(),     # `ClassMetrics`, or functions of the model that return a number, for every evaluation
+    metrics=(),     # `ClassMetrics`, `PatchMetrics`, or functions of the model that return a number
 )->Run:             # The run folder, the learner and the final metrics
     """Train a configuration, in all processes that were started together; an interrupt ends the run with a checkpoint.
     A further fit of the result's learner trains its model and writes nothing into the run folder. Raises `UserError`

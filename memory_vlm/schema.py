@@ -34,19 +34,20 @@ class MemoryConfig:
     num_memory_tokens:int = _number_field(64, 1) # Number of memory tokens M (per layer for the `kv` positions)
     # Initial values. learnable: N(0, 0.02), trained; registers: N(0, 1e-6), trained; orthogonal: orthogonal rows,
     # trained; frozen: N(0, 0.02), never trained; patches: k-means centers of the first batch's patch embeddings,
-    # trained
-    memory_init:str = _choice_field('learnable', 'registers', 'orthogonal', 'frozen', 'patches')
+    # trained; redrawn: N(0, 0.02), drawn again at every forward pass in training, fixed in evaluation, never trained
+    memory_init:str = _choice_field('learnable', 'registers', 'orthogonal', 'frozen', 'patches', 'redrawn')
     # How each block updates memory. attention: keep a share of the block's update; gated: a learned gate per channel;
     # cross_attention: memory also reads all tokens before the block; static: every block gets the stored tokens; ema:
-    # the block's output is kept, and the stored tokens are a running average of the last outputs
-    memory_update:str = _choice_field('attention', 'gated', 'cross_attention', 'static', 'ema')
+    # the block's output is kept, and the stored tokens are a running average of the last outputs; jumbo: as attention,
+    # and all tokens together pass through an MLP of their own, which the blocks share
+    memory_update:str = _choice_field('attention', 'gated', 'cross_attention', 'static', 'ema', 'jumbo')
     # Position of memory. prepend: in the sequence, after CLS; append: after the patches; kv: only as further keys and
     # values in every layer; kv_protected: as kv, and the old tokens do not see memory, a second CLS does; kv_head: own
     # keys and values for every head
     memory_position:str = _choice_field('prepend', 'append', 'kv', 'kv_protected', 'kv_head')
     # Its meaning depends on `memory_update`. attention: share of a block's update that is kept (1: registers, 0:
     # memory is never updated); gated: initial value of the gate, strictly between 0 and 1; cross_attention: scale of
-    # what memory reads; ema: weight of the new values in the running average; static: not used
+    # what memory reads; ema: weight of the new values in the running average; static: not used; jumbo: as attention
     mem_alpha:float = _number_field(0.5, 0, 1)
     # Start of a learned bias per head and layer on the attention logits of memory's keys (nats): -4 gives new tokens
     # 2 % of the weight of other keys; null: no bias
@@ -108,7 +109,8 @@ class ModelConfig:
     attn_drop_rate:float = _number_field(0.0, 0, 1) # Dropout on attention weights (0..1)
     # Share of the patches of each image that training drops at random; CLS and memory are never dropped (0..1)
     patch_drop_rate:float = _number_field(0.0, 0, .999999)
-    # Further arguments of timm's VisionTransformer, such as `act_layer: quick_gelu`, and how images are resized:
+    # Further arguments of timm's VisionTransformer, such as `act_layer: quick_gelu`; `attn_gate` (elementwise,
+    # headwise), a sigmoid gate on the output of attention; and how images are resized:
     # `resize_mode` (shortest, longest, squash), `interpolation` (bicubic, bilinear), `fill_color` (0..255),
     # `transparency` (white, drop, drop_after_resize)
     vit_kwargs:dict[str, Any] = _kwargs_field()
@@ -175,12 +177,13 @@ class CheckpointConfig:
     "Which checkpoints are kept. Each is a folder."
     save_top_k:int = _number_field(3, 0) # Number of best checkpoints to keep, ranked by `monitor`
     # Metric of the evaluation that ranks checkpoints. zero-shot and knn need validation images with classes; also
-    # `zero-shot/f1/CLASS`, and `custom/NAME` for a function in `fit(cfg, metrics=[NAME])`
+    # `zero-shot/f1/CLASS`, and `custom/NAME` for a function in `fit(cfg, metrics=[NAME])`; dense, lost and cls need
+    # masks, which scenes have: `PatchMetrics`
     monitor:str = _choice_field('val_loss', 'i2t/R@1', 'i2t/R@5', 'i2t/R@10', 't2i/R@1', 't2i/R@5', 't2i/R@10',
                                 'zero-shot/acc@1', 'zero-shot/acc@5', 'zero-shot/precision', 'zero-shot/recall',
-                                'zero-shot/f1', 'knn/acc@1',
+                                'zero-shot/f1', 'knn/acc@1', 'dense/mIoU', 'lost/CorLoc', 'cls/pointing',
                                 pattern=r'(.+/)?(zero-shot/((acc@[15]|precision|recall|f1)|(precision|recall|f1)/.+)'
-                                        r'|knn/acc@1)|custom/\w+')
+                                        r'|knn/acc@1|dense/mIoU|lost/CorLoc|cls/pointing)|custom/\w+')
     # Which values of `monitor` are better. min: small ones; max: large ones; auto: those of the metric
     mode:str = _choice_field('min', 'max', 'auto')
     save_last:bool = True # Also keep the newest checkpoint

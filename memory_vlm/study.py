@@ -206,6 +206,8 @@ def study_plot(
         ax.barh(y, 2 * std, left=mean - std, height=0.5, color=SERIES[0], alpha=0.3, linewidth=0)
         ax.plot([mean, mean], [y - 0.32, y + 0.32], color=SERIES[0], linewidth=2.2)
         ax.plot(values, np.full(len(values), y), 'o', color=INK, markersize=4.5, zorder=3)
+    ax.use_sticky_edges = False # else the bar of a single seed, of no width, would end the axis
+    ax.margins(x=0.08)
     ax.set(yticks=range(len(groups)), yticklabels=[name for name, _ in groups])
     ax.invert_yaxis()
     return fig

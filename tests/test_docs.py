@@ -101,6 +101,19 @@ def test_pages_fit(site, chromium, width, scheme):
 
 
 @pytest.mark.slow
+def test_start_page_shows_a_live_explorer(site, chromium):
+    from playwright.sync_api import expect
+    page = chromium.new_page(viewport=dict(width=1280, height=900))
+    with photograph.served(site) as url:
+        page.goto(f'{url}/index.html')
+        page.locator('iframe[title="attention explorer"]').scroll_into_view_if_needed()
+        inside = page.frame_locator('iframe[title="attention explorer"]')
+        inside.locator('.choice.layer select').select_option(label='3')
+        expect(inside.locator('.figure p').first).to_contain_text('CLS, layer 3')
+    page.close()
+
+
+@pytest.mark.slow
 def test_too_wide_page_is_reported(tmp_path, chromium):
     for name, width in dict(wide=500, narrow=300).items():
         (tmp_path/f'{name}.html').write_text(f'<meta name="viewport" content="width=device-width"><div style="width: '

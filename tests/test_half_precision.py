@@ -20,6 +20,7 @@ MECHANISMS |= {'narrow': dict(memory_update='gated', memory_dim=16),
                'average': dict(memory_update='gated', global_pool='avg'),
                'map': dict(memory_update='gated', global_pool='map', class_token=False),
                'dropped': dict(memory_update='gated', patch_drop_rate=0.5, drop_path_rate=0.1),
+               'output-gate': dict(attn_gate='elementwise'), 'redrawn': dict(memory_init='redrawn'),
                'off': dict(num_memory_tokens=0)}
 DTYPES = dict(bf16=(torch.bfloat16, 0.03), fp16=(torch.float16, 0.005))
 EACH_DTYPE = pytest.mark.parametrize('dtype', ['bf16', 'fp16'])
@@ -36,8 +37,8 @@ def vit_of(mechanism):
     "Return a tower whose memory is as large as its patches, so that it matters."
     vit = tiny_vit(**dict(num_memory_tokens=4, depth=2) | MECHANISMS[mechanism])
     for memory in vit.memory_tokens(): memory.tokens.data.normal_(generator=torch.Generator().manual_seed(0))
-    for block in vit.blocks:
-        if hasattr(block.update, 'gate'): block.update.gate.weight.data.normal_(std=0.02)
+    for part in (p for block in vit.blocks for p in (block.update, block.attn)):
+        if getattr(part, 'gate', None) is not None: part.gate.weight.data.normal_(std=0.02)
     return vit
 
 
@@ -117,7 +118,7 @@ def test_capture_and_interventions(mechanism, dtype, half):
 @pytest.mark.parametrize('dtype', [None, 'bf16', 'fp16'])
 @pytest.mark.parametrize('preset', ['default', 'gated', 'cross_attention', 'ema_bank', 'learnable_memory',
                                     'learnable_memory_protected',
-                                    'memory_transformer', 'persistent', 'registers', 'off'])
+                                    'memory_transformer', 'persistent', 'registers', 'off', 'jumbo', 'random_registers'])
 def test_steps_of_a_clip(preset, dtype):
     model = MemoryCLIP.from_config(compose(['model=tiny', f'model/memory={preset}']).model).train()
     ids, images = torch.randint(1, 49000, (4, 12)), torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)

@@ -7,7 +7,7 @@ from memory_vlm.hub.publish import share
 from memory_vlm.report import memory_report
 from memory_vlm.run import fit
 from memory_vlm.training.run_dir import as_model
-from memory_vlm.viz.html import write_report_page
+from memory_vlm.viz.page import write_report_page
 from memory_vlm.widgets.explorer import AttentionExplorer
 
 
@@ -32,7 +32,8 @@ def test_every_consumer_accepts_every_form_of_a_run(given, run, tmp_path):
     assert ablate(given, kinds=('mask',)).changes.index[0] == ('mask', 'all')
     assert 'Attention of memory tokens' in write_report_page(run[1], given).read_text()
     assert (share(given, tmp_path/'exported', look=False)/'config.json').exists()
-    assert AttentionExplorer(given).main.layers == 2
+    explorer = AttentionExplorer(given, other=run[1])
+    assert [side.layers for side in explorer.sides] == [2, 2] and explorer.sides[1].name == run[1].name
 
 
 def test_a_model_needs_data(run, tmp_path):

@@ -106,6 +106,7 @@ def gradients(words):
 MEMORIES = [(), ('model.drop_rate=0', 'training.accumulate_grad_batches=2', 'training.batch_size=4'),
             ('model/memory=gated',), ('model/memory=cross_attention',), ('model/memory=learnable_memory',),
             ('model/memory=learnable_memory_protected',), ('model/memory=ema_bank',),
+            ('model/memory=jumbo',), ('model.vit_kwargs.attn_gate=headwise',),
             ('model.contrastive.loss_type=siglip',)]
 
 

@@ -81,7 +81,9 @@ ACCUMULATED = ('training.batch_size=8', 'training.accumulate_grad_batches=2')
 @pytest.mark.parametrize('words', [(), ACCUMULATED, ('training.ema_decay=0.9',),
                                    *(pytest.param(w, marks=pytest.mark.slow) for w in (
     ('training.precision=bf16', 'training.scheduler=constant'), ('training.precision=fp16',
-                                                                 'model.memory.memory_update=ema')))])
+                                                                 'model.memory.memory_update=ema'),
+    (*ACCUMULATED, 'model/memory=random_registers'),
+    ('model/memory=jumbo', 'model.vit_kwargs.attn_gate=headwise')))])
 def test_resume_from_any_step_is_bit_identical(tmp_path, monkeypatch, words):
     monkeypatch.setattr(callbacks, 'prune_checkpoints', lambda *_: None)
     straight, steps = fit_small(tmp_path, *words)

@@ -17,10 +17,12 @@ from torchvision.models.feature_extraction import NodePathTracer, create_feature
 SIZE = dict(img_size=64, embed_dim=48, depth=4, num_heads=3, num_memory_tokens=4)
 MODELS = {p: dict(memory_position=p) | ({} if p in ('prepend', 'append') else dict(memory_update='static'))
           for p in POSITIONS}
-MODELS |= {u: dict(memory_update=u) for u in ('gated', 'cross_attention', 'static', 'ema')}
+MODELS |= {u: dict(memory_update=u) for u in ('gated', 'cross_attention', 'static', 'ema', 'jumbo')}
 MODELS |= {'none': dict(num_memory_tokens=0), 'gated-append': dict(memory_update='gated', memory_position='append'),
            'average': dict(memory_position='append', global_pool='avg'),
-           'map': dict(global_pool='map', class_token=False), 'narrow': dict(memory_dim=16),
+           'map': dict(global_pool='map', class_token=False), 'redrawn': dict(memory_init='redrawn'),
+           'output-gate': dict(attn_gate='elementwise'), 'plain-output-gate': dict(num_memory_tokens=0, attn_gate='headwise'),
+           'narrow': dict(memory_dim=16),
            'scaled': dict(init_values=0.1, qk_norm=True, no_embed_class=True, pre_norm=True)}
 TRACE = dict(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions(), param_shapes_constant=True)
 QUICK = ('prepend', 'append', 'kv_protected') # the others run with the slow tests
@@ -63,7 +65,7 @@ def test_every_parameter_has_a_gradient(name, checkpointing):
     vit(images()).mean().backward()
     without = {n for n, p in vit.named_parameters() if p.grad is None}
     original = {'head.weight', 'head.bias'} if name == 'kv_protected' else set() # the new CLS has its own head
-    assert without == original | ({'memory.tokens'} if name == 'ema' else set())
+    assert without == original | ({'memory.tokens'} if name in ('ema', 'redrawn') else set())
 
 
 @every_model
@@ -127,7 +129,7 @@ def test_intermediates_are_the_patches_of_each_block(name, norm):
 @every_model
 def test_intermediates_without_memory_are_those_of_timm(name):
     vit = create(name)
-    if vit.layout.num_memory and name != 'kv_protected': return
+    if vit.layout.num_memory and name != 'kv_protected' or 'gate' in name: return
     plain = timm.create_model('vit_tiny_patch16_224', **{k: v for k, v in SIZE.items() if k != 'num_memory_tokens'},
                               num_classes=10).eval()
     plain.load_state_dict(vit.state_dict(), strict=False)
@@ -224,8 +226,11 @@ def test_fx_forward(name):
 def test_fx_backward(name):
     vit, x = create(name).train(), images()
     twin = deepcopy(vit)
-    out = torch.cat(tuple(traced(vit, train=True)(x).values()))
+    extract = traced(vit, train=True)
+    torch.manual_seed(1) # `redrawn` tokens
+    out = torch.cat(tuple(extract(x).values()))
     out.mean().backward()
+    torch.manual_seed(1)
     expected = twin(x)
     expected.mean().backward()
     torch.testing.assert_close(out, expected)

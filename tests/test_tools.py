@@ -158,7 +158,7 @@ def test_readme(tmp_path):
         '```python\nrun()\n```\n\n```python\nprint(12)\n```\n\n```text\n12\n```\n')
 
 def test_compare(tmp_path, capsys):
-    for name, memory, first in (('with', 'true', 0.75), ('without', 'false', 0.5)):
+    for name, memory, first in (('with', 'true', 0.75), ('without', 'false', 0.5), ('read', 'true, readout: maxsim', .8)):
         for time in ('1', '2'):
             run = tmp_path/name/time
             run.mkdir(parents=True)
@@ -170,6 +170,9 @@ def test_compare(tmp_path, capsys):
     (tmp_path/'with/3').mkdir()   # still running
     compare.main(tmp_path/'with', tmp_path/'without')
     said = capsys.readouterr().out
-    assert '75.0 % of the images with 8 memory tokens' in said and '50.0 % with no memory' in said
+    assert '75.0 % of the images with 8 memory tokens and 50.0 % of the images with no memory' in said
     assert 'seeds 0 and 0' in said and 'Besides memory, the runs differ in: training.epochs' in said
+    compare.main(tmp_path/'with', tmp_path/'without', tmp_path/'read')
+    said = capsys.readouterr().out
+    assert '50.0 % of the images with no memory and 80.0 % of the images with 8 memory tokens, read by maxsim' in said
     with pytest.raises(SystemExit, match='no finished run'): compare.run_folder(tmp_path)

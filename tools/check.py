@@ -36,7 +36,7 @@ STAGES = {
                    'evaluation.validation', 'evaluation.intervals'),
     'training': ('training', 'learner', 'loaded'),
     'insight': ('attention', 'report', 'ablation', 'interp'),
-    'viz': ('viz',),
+    'viz': ('viz', 'widgets.html'),
     'runs': ('run', 'study', 'search', 'evaluation'),
     'widgets': ('widgets',),
     'hub': ('hub',),

@@ -1,4 +1,4 @@
-"""Compare the final evaluations of two runs.
+"""Compare the final evaluations of two or more runs.
 
     python tools/compare.py runs/quickstart runs/quickstart_no_memory
 
@@ -31,16 +31,21 @@ def flat(node, prefix=''):
 def memory_of(config):
     "Describe the memory of a run."
     if not config['model.memory.enabled']: return 'no memory'
-    return f"{config['model.memory.num_memory_tokens']} memory tokens"
+    readout = config.get('model.memory.readout', 'none')
+    return f"{config['model.memory.num_memory_tokens']} memory tokens" + (readout != 'none')*f', read by {readout}'
 
 def show(name, value): return f'{value:.4f}' if name == 'val_loss' else f'{100*value:.1f} %'
 
+def series(items):
+    "Join texts: 'a, b and c'."
+    *first, last = items
+    return f"{', '.join(first)} and {last}"
+
 def sentence(labels, finals, seeds):
-    "Return what two single runs show, and what they do not."
-    first = [show(METRICS[0], f[METRICS[0]]) for f in finals]
-    return (f'The right caption came first for {first[0]} of the images with {labels[0]}, '
-            f'and for {first[1]} with {labels[1]}.\n'
-            f'That is one run of each (seeds {seeds[0]} and {seeds[1]}). Another seed moves both figures, so it does '
+    "Return what single runs show, and what they do not."
+    found = [f'{show(METRICS[0], f[METRICS[0]])} of the images with {label}' for f, label in zip(finals, labels)]
+    return (f'A right caption came first for {series(found)}.\n'
+            f'That is one run of each (seeds {series(map(str, seeds))}). Another seed moves all figures, so it does '
             'not show which is better: that takes several seeds of each.')
 
 def main(*paths):
@@ -48,13 +53,14 @@ def main(*paths):
     configs = [flat(OmegaConf.to_container(OmegaConf.load(f/'config.yaml'))) for f in folders]
     finals = [final(f) for f in folders]
     labels = [memory_of(c) for c in configs]
+    width = max(map(len, labels))
     for folder, label, metrics in zip(folders, labels, finals):
-        print(f'{label:<18}', '  '.join(f'{n} {show(n, v)}' for n, v in metrics.items()), f'  {folder}')
-    others = {k for k in configs[0].keys() | configs[1].keys() if configs[0].get(k) != configs[1].get(k)
+        print(f'{label:<{width}}', '  '.join(f'{n} {show(n, v):>6}' for n, v in metrics.items()), f'  {folder}')
+    others = {k for c in configs[1:] for k in configs[0].keys() | c.keys() if configs[0].get(k) != c.get(k)
         and not k.startswith(('model.memory.', 'training.logging.', 'training.run_dir'))}
     if others: print('Besides memory, the runs differ in:', ', '.join(sorted(others)))
     print(sentence(labels, finals, [c['training.seed'] for c in configs]))
 
 if __name__ == '__main__':
-    if len(sys.argv) != 3: sys.exit(__doc__)
+    if len(sys.argv) < 3: sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -31,7 +31,17 @@ from memory_vlm.evaluation.classification import (
     probe_classes,
     read_prompts,
 )
-from .intervals import caption_groups, change_interval, group_sums, ratio_values, share_interval
+from memory_vlm.evaluation.intervals import (
+    ALPHA,
+    _interval_within,
+    caption_groups,
+    change_interval,
+    group_sums,
+    holm,
+    loss_p_value,
+    ratio_values,
+    share_interval,
+)
 from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
 from .retrieval import _have_several_captions, _rankings, chance_recall, retrieval_ranks
 from .validation import _encode_images, _mean_vector, encode
@@ -60,11 +70,17 @@ def _make_score(each:Tensor, chance:float|None=None, unit:Tensor|None=None, weig
     value, ends = (hits.sum() / queries.sum()).item(), share_interval(hits, queries).tolist()
     return _Score(value, *ends, chance, each, unit, weight)
 
+def _changes(a:_Score, b:_Score)->Tensor:
+    "Return score `a` minus score `b` of the same queries, for each image."
+    changes = group_sums((a.each.double() - b.each.double()) * a.weight, a.unit)
+    return ratio_values(changes, group_sums(a.weight, a.unit))
+
 def _difference(a:_Score, b:_Score)->tuple: # mean, low, high
     "Return score `a` minus score `b` of the same queries, with its interval."
-    changes = group_sums((a.each.double() - b.each.double()) * a.weight, a.unit)
-    values = ratio_values(changes, group_sums(a.weight, a.unit))
+    values = _changes(a, b)
     return values.mean().item(), *change_interval(values).clamp(-1, 1).tolist()
+
+def _two_sided_p(values:Tensor)->float: return 2 * min(loss_p_value(values).item(), loss_p_value(-values).item())
 
 # %% ../../nbs/evaluation/06_compare.ipynb #66c2aa7d
 def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, captions:Tensor=None,
@@ -98,11 +114,22 @@ def _probe_scores(images:Tensor, labels:Tensor, train:Tensor, train_labels:Tenso
     found = dict(knn=knn_classes(train, train_labels, images), probe=probe_classes(train, train_labels, images))
     return {f'{name}/acc@1': _make_score(classes == labels, chance) for name, classes in found.items()}
 
-def _localization_scores(model:EvalModel, source, num_images:int=256)->dict[str, _Score]:
-    "Return how well the attention of memory tokens finds objects; chance is a uniform map."
-    found = memory_features(model.model, model.make_batches(source, 64), num_images)
-    names = [n.removeprefix('even ') for n in found if n.startswith('even ')]
-    return {f'where/{n}': _make_score(found[f'tokens {n}'].mean(-1), found[f'even {n}'].mean().item()) for n in names}
+def _localization_scores(model:EvalModel, source, masks=None, num_images:int=256)->dict[str, _Score]:
+    "Return how well memory tokens find objects (chance is a uniform map) and, with masks, LOST and a dense probe."
+    found = memory_features(model.model, model.make_batches(source, 64), num_images, masks=masks)
+    names = [n.removeprefix('even ') for n in found if n.startswith('even ') and f'tokens {n[5:]}' in found]
+    scores = {f'where/{n}': _make_score(found[f'tokens {n}'].mean(-1), found[f'even {n}'].mean().item()) for n in names}
+    if 'lost LOST' in found:
+        hits, middle = found['lost LOST'].squeeze(1), found['lost box in the middle'].mean().item()
+        scores['lost/CorLoc'] = _make_score(hits, middle)
+    if 'dense probe' in found: scores['dense/mIoU'] = _dense_score(found)
+    return scores
+
+def _dense_score(found:dict)->_Score:
+    "Return the mean IoU of a dense probe; chance is a probe of the position alone."
+    each, chance = found['dense probe'].squeeze(1), found['dense position'].mean().item()
+    ends, n = _interval_within(each, (0, 1)).tolist(), len(each)
+    return _Score(each.mean().item(), *ends, chance, each, torch.arange(n), torch.ones(n).double())
 
 # %% ../../nbs/evaluation/06_compare.ipynb #7a9631bc
 def check_table_path(
@@ -133,16 +160,23 @@ class Comparison:
         (_, first), *others = self.scores.items()
         return {name: {k: _difference(s, first[k]) for k, s in scores.items() if k in first} for name, scores in others}
 
+    def p_values(self)->dict: # p by score, for each model
+        "Return the two-sided p-value of each difference, after Holm's correction over all of them."
+        (_, first), *others = self.scores.items()
+        p = holm({(name, k): _two_sided_p(_changes(s, first[k])) for name, scores in others
+                  for k, s in scores.items() if k in first})
+        return {name: {k: p[name, k] for k in scores if k in first} for name, scores in others}
+
     def to_dict(self)->dict: # Plain values, for JSON
         "Return everything except the results of single queries."
         def plain(s): return {k: getattr(s, k) for k in ('value', 'low', 'high', 'chance')}
-        differences = self.differences()
-        models = [dict(name=n, scores={k: plain(s) for k, s in scores.items()}, minus_first=differences.get(n, {}))
-                  for n, scores in self.scores.items()]
+        differences, p = self.differences(), self.p_values()
+        models = [dict(name=n, scores={k: plain(s) for k, s in scores.items()}, minus_first=differences.get(n, {}),
+                       p_holm=p.get(n, {})) for n, scores in self.scores.items()]
         return dict(data=self.data, **self.about, models=models, not_opened=self.not_opened)
 
     def __str__(self):
-        names, differences = list(self.scores), self.differences()
+        names, differences, p = list(self.scores), self.differences(), self.p_values()
         rows = [['', *(f'{n} | difference from {names[0]}, points' if i else n for i, n in enumerate(names)), 'chance']]
         rows.append(['---'] + ['--:'] * (2 * len(names)))
         def cell(name, k):
@@ -152,7 +186,7 @@ class Comparison:
             d = differences[name].get(k)
             if d is None: return f'{shown} | '
             mean, low, high = (100 * v for v in d)
-            return f'{shown} | {mean:+.1f} ({low:+.1f} to {high:+.1f})'
+            return f"{shown} | {mean:+.1f} ({low:+.1f} to {high:+.1f}){'*' * (p[name][k] < 2 * ALPHA)}"
         for k in dict.fromkeys(k for scores in self.scores.values() for k in scores):
             chance = next((s[k].chance for s in self.scores.values() if k in s), None)
             rows.append([k, *(cell(n, k) for n in names), '' if chance is None else f'{chance:.1%}'])
@@ -161,8 +195,11 @@ class Comparison:
         over = 'images, of t2i over caption groups' if 'caption_groups' in about else 'images'
         table = '\n'.join(f"| {' | '.join(r)} |" for r in rows)
         missing = ''.join(f'\n\nNot opened: {name}: {why}' for name, why in self.not_opened.items())
+        tests = sum(map(len, p.values()))
+        corrected = (f" Differences are paired by image; * significant at 5 % after Holm's correction over {tests} "
+                     'differences; the intervals are not corrected.') if tests else ''
         ranked = _RANKED if any('i2t/mAP' in scores for scores in self.scores.values()) else ''
-        return f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.{ranked}\n\n{table}{missing}'
+        return f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.{corrected}{ranked}\n\n{table}{missing}'
     _repr_markdown_ = __repr__ = __str__
 
     def save(
@@ -232,7 +269,8 @@ def _object_names(source, prompts:Prompts|None)->Prompts:
     check_class_names(source.name, source.names, prompts.names)
     return Prompts([prompts.names[n] for n in source.names], prompts.templates)
 
-def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:LabeledSource|None, how:tuple)->tuple:
+def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:LabeledSource|None, how:tuple,
+                 masks=None)->tuple:
     "Return all scores that the data allows, and the numbers of images and texts."
     if isinstance(source, LabeledSource):
         images, labels = _labeled_features(model, source, how)
@@ -241,13 +279,16 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
         if train:
             known, of = _labeled_features(model, train, how)
             scores |= _probe_scores(_mean_vector(images), labels, _mean_vector(known), of)
+        if masks is not None: scores |= _localization_scores(model, source, masks)
         return scores, len(images), 0
     images, texts, owner, captions = encode(model.model, model.make_batches(source, *how))
     scores = _retrieval_scores(images, texts, owner, captions)
     if _has_object_boxes(source):
         scores |= _zero_shot_scores(model, _object_names(source, prompts), images, _objects_in_caption(source))
         layout = model.model.visual.layout if isinstance(model.model, MemoryCLIP) else None
-        if layout and layout.num_memory and not layout.num_new_cls: scores |= _localization_scores(model, source)
+        if masks is None and layout and layout.num_memory and not layout.num_new_cls:
+            scores |= _localization_scores(model, source)
+    if masks is not None: scores |= _localization_scores(model, source, masks)
     return scores, len(images), len(texts)
 
 def eval_models(
@@ -260,6 +301,7 @@ def eval_models(
     num_workers:int=0,       # Loader processes (count)
     max_bad_fraction:float=.01, # Share of unusable images above which evaluation stops, 0..1
     device:str|None=None,    # Device of the models; None: a GPU if there is one
+    masks=None,              # For LOST and a dense probe on the first 256 images: as `memory_report` takes them
     **options,               # Arguments of `open_source`: image_key, caption_key, image_dir
 )->Comparison:
     """Evaluate models on the same data; models that cannot be opened are listed with the reason. Raises `UserError` for
@@ -293,7 +335,7 @@ def eval_models(
         is_part = source.has_split or folder not in (None, str(data))
         if _was_trained_on(one.trained_on, data) and (split == 'train' or not is_part): seen.append(one.name)
         one.model.to(device)
-        found[one.name], *counts = _score_model(one, source, prompts, train_images, how)
+        found[one.name], *counts = _score_model(one, source, prompts, train_images, how, masks)
         one.model.cpu() # free memory for the next
     if not found: raise UserError('\n'.join(missing.values()))
     recall = next(iter(found.values())).get('t2i/R@1')

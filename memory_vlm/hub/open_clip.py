@@ -25,7 +25,7 @@ from torch import Tensor
 _OPEN_CLIP_DEFAULTS = dict( # timm's defaults
     act_layer='gelu', norm_eps=1e-6, pre_norm=False, final_norm=True, fc_norm=None, global_pool='token',
     class_token=True, no_embed_class=False, init_values=None, qkv_bias=True, qk_norm=False,
-    proj_bias=True, patch_bias=True)
+    proj_bias=True, patch_bias=True, attn_gate=None)
 _ACTIVATIONS = dict(gelu={}, gelu_tanh=dict(act_kwargs=dict(approximate='tanh')), quick_gelu={})
 
 def _text_config(cfg)->dict:
@@ -46,7 +46,7 @@ def _text_config(cfg)->dict:
 def _unsupported_by_open_clip(cfg)->list[str]:
     "Return the settings that open_clip's own vision tower cannot express."
     vit, text_act = _OPEN_CLIP_DEFAULTS | dict(cfg.vit_kwargs), cfg.text.kwargs.get('act_layer', 'gelu')
-    needs = dict(class_token=True, final_norm=True, qkv_bias=True, qk_norm=False, proj_bias=True)
+    needs = dict(class_token=True, final_norm=True, qkv_bias=True, qk_norm=False, proj_bias=True, attn_gate=None)
     found = ['memory'] * cfg.memory.enabled + ['proj=affine'] * (cfg.proj == 'affine')
     found += [f'vit_kwargs.{k}={vit[k]}' for k, v in needs.items() if vit[k] != v]
     found += [f"vit_kwargs.global_pool={vit['global_pool']}"] * (vit['global_pool'] not in ('token', 'avg'))

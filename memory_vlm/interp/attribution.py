@@ -87,13 +87,14 @@ def _part(block:nn.Module, *names)->nn.Module|None:
 @contextmanager
 def _record_readout(tower:Tower, rows:slice):
     "Record everything that is added to the tokens `rows` (R of them)."
-    layout, record = tower.layout, dict(weights={}, values={}, mlp={})
+    layout, record = tower.layout, dict(weights={}, values={}, gates={}, mlp={})
     def attention(layer, q, k, v, weights):
         at = slice(q.shape[2] - 1, q.shape[2]) if layout.num_new_cls else rows # the new CLS is the last query
         record['weights'][layer], record['values'][layer] = weights(at), v.float() # (B,H,R,K), (B,H,K,d)
     def first(block, args): record['first'] = args[0][:, rows].float()
     def last(block, args, out): record['last'] = out[:, rows].float()
-    def mlp(layer, module, args, out): record['mlp'][layer] = out[:, rows if out.shape[1] > 1 else slice(1)].float()
+    def part(name, layer, module, args, out): # the new CLS is computed alone, after the others
+        record[name][layer] = out[:, rows if out.shape[1] > 1 else slice(1)].float()
     with ExitStack() as stack:
         stack.enter_context(EAGER) # compiled code calls no hooks
         stack.callback(tower.blocks[0].register_forward_pre_hook(first).remove)
@@ -101,7 +102,9 @@ def _record_readout(tower:Tower, rows:slice):
         for i, block in enumerate(tower.blocks):
             stack.enter_context(attention_hooks(block.attn, partial(attention, i)))
             after_mlp = _part(block, 'drop_path2', 'ls_2')
-            stack.callback(after_mlp.register_forward_hook(partial(mlp, i)).remove)
+            stack.callback(after_mlp.register_forward_hook(partial(part, 'mlp', i)).remove)
+            if gate := _part(block.attn, 'gate'):
+                stack.callback(gate.register_forward_hook(partial(part, 'gates', i)).remove)
         yield record
 
 # %% ../../nbs/interp/04_attribution.ipynb #4d2eb463
@@ -143,8 +146,7 @@ def _linear_readout(model, tower:Tower)->_Readout:
         checks |= {'pooling other than the CLS token or the mean of the patches': pool in ('token', 'avg'),
                    'a final norm other than LayerNorm': isinstance(norm, (nn.LayerNorm, nn.Identity)),
                    'a head other than a linear layer, or two norms': not rest,
-                   'normalized attention': all(isinstance(_part(a, 'norm'), (*_PLAIN, type(None))) for a in attentions),
-                   'gated attention': all(getattr(a, 'gate', None) is None for a in attentions)}
+                   'normalized attention': all(isinstance(_part(a, 'norm'), (*_PLAIN, type(None))) for a in attentions)}
     for what, ok in checks.items():
         if not ok: raise UserError(f'this vision tower has {what}, so its score is not a sum over heads and tokens')
     at = layout.readout if pool == 'token' else layout.patches
@@ -166,11 +168,12 @@ def _backpropagate_direction(readout:_Readout, last:Tensor, direction:Tensor)->t
     return (direction / last.shape[1]).expand(-1, last.shape[1], -1), bias
 
 # %% ../../nbs/interp/04_attribution.ipynb #20a6084c
-def _contributions(g, block, weights, values)->tuple:
+def _contributions(g, block, weights, values, gates=None)->tuple:
     "Return the contributions of the heads and keys of a layer (X,H,K), and of the bias of its projection (X,)."
     scale, proj = _part(block, 'ls1', 'ls_1'), _part(block.attn, 'proj', 'out_proj')
     g = g * scale.gamma.float() if hasattr(scale, 'gamma') else g                          # LayerScale
-    per_head = (g @ proj.weight.float()).unflatten(-1, (values.shape[1], -1))              # (X,R,H,d)
+    before = g @ proj.weight.float() * (1. if gates is None else gates.sigmoid())          # (X,R,D)
+    per_head = before.unflatten(-1, (values.shape[1], -1))                                 # (X,R,H,d)
     bias = g.new_zeros(len(g)) if proj.bias is None else g.sum(1) @ proj.bias.float()
     return (weights * torch.einsum('brhd,bhkd->bhrk', per_head, values)).sum(2), bias
 
@@ -189,7 +192,8 @@ def _attribute_directions(model, images:Tensor, directions:Tensor)->Attribution:
           _record_readout(tower, readout.rows) as r):
         f = _image_encoder(model, tower)(images).float()                                     # (B,dim)
         g, bias = _backpropagate_direction(readout, r['last'], directions / f.norm(dim=-1, keepdim=True))
-        parts = [_contributions(g, b, r['weights'][i], r['values'][i]) for i, b in enumerate(tower.blocks)]
+        parts = [_contributions(g, b, r['weights'][i], r['values'][i], r['gates'].get(i))
+                 for i, b in enumerate(tower.blocks)]
         heads, biases = (torch.stack(p, 1) for p in zip(*parts))
         mlp = torch.stack([(g * r['mlp'][i]).sum((1, 2)) for i in range(len(parts))], 1)
         first, score = (g * r['first']).sum((1, 2)), (F.normalize(f, dim=-1) * directions).sum(-1)

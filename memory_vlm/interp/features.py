@@ -12,7 +12,18 @@ from collections.abc import Iterable
 from ..attention import AttentionMaps, capture
 from ..clip import MemoryCLIP, normalize_images
 from ..core import UserError
-from ..evaluation.localization import box_masks, center_prior, localization_scores
+from ..data.masks import _open_masks
+from ..data.scenes import _box_around
+from memory_vlm.evaluation.localization import (
+    _box_masks,
+    _control_features,
+    _dense_counts,
+    _iou_values,
+    _lost_hits,
+    _patch_states,
+    center_prior,
+    localization_scores,
+)
 from ..evaluation.validation import evaluation_mode
 from .intervene import intervene
 from memory_vlm.interp.stats import (
@@ -95,7 +106,7 @@ def _object_masks(source, index, size:tuple)->tuple:
     found = torch.zeros(2, len(objects), most, *size, dtype=torch.bool)
     for b, several in enumerate(objects):
         for o, (_, box, mask) in enumerate(several):
-            pair = torch.stack([torch.as_tensor(mask), box_masks([box], mask.shape)[0]]).float()
+            pair = torch.stack([torch.as_tensor(mask), _box_masks([box], mask.shape)[0]]).float()
             found[:, b, o] = F.interpolate(pair[None], size)[0] > 0.5
     return tuple(found)
 
@@ -110,6 +121,39 @@ def _localization_features(maps:AttentionMaps, masks:Tensor, boxes:Tensor)->dict
     scores = localization_scores(torch.cat([*found, baselines], 1), masks, boxes)
     parts = {kind: slice(M + i, M + i + 1) for i, kind in enumerate(kinds)} | (dict(tokens=slice(0, M)) if M else {})
     return {f'{kind} {name}': score[:, at] for name, score in scores.items() for kind, at in parts.items()}
+
+# %% ../../nbs/interp/03_features.ipynb #4d454e1e
+class _MaskFeatures:
+    "Features that need masks: LOST of each batch, and after the last one a dense probe and its controls."
+    def __init__(self, masks): # What `_open_masks` returns
+        self.masks, self.outputs, self.controls, self.classes = masks, [], {}, []
+
+    def add(self, model:nn.Module, images:Tensor, index:list, maps:AttentionMaps)->dict: # Name: (B, ...)
+        "Return the features of a batch."
+        classes, objects, boxes = self.masks.batch(index)
+        if classes.shape[1:] != images.shape[-2:]:
+            given, taken = (' x '.join(map(str, s)) for s in (classes.shape[1:], images.shape[-2:]))
+            raise UserError(f'got masks of {given} pixels for images of {taken}; give both as the model takes them')
+        outputs, keys, _ = _patch_states(model, images)
+        if self.masks.has_classes:
+            self.classes.append(classes)
+            self.outputs.append(outputs)
+            for name, x in _control_features(images.cpu(), maps.layout.grid).items():
+                self.controls.setdefault(name, []).append(x)
+        if not self.masks.has_objects: return {}
+        around = [[_box_around(b) for b in several.numpy() if b.any()] for several in boxes]
+        hits = _lost_hits(keys, maps.layout.grid, images.shape[-2:], around)
+        found = {f'lost {n}': x[:, None] for n, x in hits.items()}
+        return found if maps.layout.num_new_cls else found | _localization_features(maps, objects, boxes)
+
+    def finish(self, grid:tuple)->dict: # Name: (images, 1)
+        "Return values per image of the probe and of its controls, whose mean is the mean IoU."
+        if not self.classes: return {}
+        classes = torch.cat(self.classes)
+        if len(classes) < 2: raise UserError('a dense probe needs at least two images: one half judges the other')
+        inputs = dict(probe=self.outputs) | self.controls
+        counts = {n: _dense_counts(torch.cat(x), classes, grid) for n, x in inputs.items()}
+        return {f'dense {n}': _iou_values(c)[:, None] for n, c in counts.items()}
 
 # %% ../../nbs/interp/03_features.ipynb #d01cd2be
 def _model_input(model:nn.Module, images:Tensor)->Tensor: # (B,3,height,width) -> as `encode_image` takes them
@@ -153,12 +197,14 @@ def memory_features(
     dl:Iterable,              # Batches of images (B, 3, height, width), or of tuples that begin with them
     num_images:int=512,       # Largest number of images (the first of the loader)
     absolute_norm:float=150., # Norm above which a patch is an outlier
+    masks=None,               # For LOST and a dense probe: what `memory_report` takes; None: without them
 )->dict:                      # Name: fp32 (images, ...)
     """Compute the features of a report for each image, without side effects on the model. Raises `UserError` if there
-    are no images, or if they have another size than the model."""
+    are no images, if they have another size than the model, and for masks that do not fit."""
     tower, source = find_tower(model), getattr(dl, 'source', None)
     device, dtype = (getattr(next(model.parameters()), a) for a in ('device', 'dtype'))
     encode, parts = _make_encoder(model), []
+    masked = None if masks is None else _MaskFeatures(_open_masks(masks, dl))
     with evaluation_mode(model):
         stored = tower.stored()[0].float() if tower.stored else None
         for images, index in _image_batches(dl, None if tower.grid_of else tower.image_size, num_images):
@@ -173,5 +219,8 @@ def memory_features(
                 found['hidden'] = 1 - F.cosine_similarity(seen.float(), blind.float(), dim=-1)
             if hasattr(source, 'objects') and not tower.layout.num_new_cls:
                 found |= _localization_features(maps, *_object_masks(source, index, images.shape[-2:]))
+            if masked: found |= masked.add(model, _model_input(model, images), index, maps)
             parts.append({n: x.float().cpu() for n, x in found.items()})
-    return {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
+        grid = maps.layout.grid
+    found = {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
+    return found | {n: x.float() for n, x in (masked.finish(grid) if masked else {}).items()}

@@ -102,13 +102,28 @@ def _state_metrics(layout:TokenLayout, features:dict)->list:
     for name in features:
         if not name.startswith('sinks'): continue
         rows.append(_Metric('patches', name, name, 'share of patches', largest=True, is_share=True))
+    rows += _dense_metric(features)
     for score in [n.removeprefix('center ') for n in features if n.startswith('center ')]:
         for name, tokens in [(score, f'tokens {score}'), (f'CLS, {score}', f'cls {score}')]:
             who = 'last layer' if name.startswith('CLS') else 'mean over tokens'
             note = f"{who}; a center heatmap gets {features[f'center {score}'].mean():.2f}"
             rows.append(_Metric('localization', name, tokens, note, lambda f, n=tokens: f[n].mean(-1), f'even {score}',
                                 is_share=True))
-    return rows
+    return rows + _lost_metric(features)
+
+def _dense_metric(features:dict)->list:
+    "Return the row of the dense probe, with what its controls get; no row without masks."
+    if 'dense probe' not in features: return []
+    pixels, place = (features[f'dense {n}'].mean() for n in ('pixels of the patch', 'position'))
+    note = f'linear probe of the last block; pixels of the patch get {pixels:.2f}, the position {place:.2f}'
+    return [_Metric('patches', 'dense probe, mIoU', 'dense probe', note, limits=(0, 1))]
+
+def _lost_metric(features:dict)->list:
+    "Return the row of LOST, with what its controls get; no row without boxes."
+    if 'lost LOST' not in features: return []
+    middle, noise = (features[f'lost {n}'].mean() for n in ('box in the middle', 'random features'))
+    note = f'share of images; a box in the middle gets {middle:.2f}, random features {noise:.2f}'
+    return [_Metric('localization', 'LOST, CorLoc', 'lost LOST', note, limits=(0, 1), is_share=True)]
 
 def _metrics(layout:TokenLayout, features:dict)->list:
     "Return all metrics whose features are there."

@@ -17,7 +17,7 @@ from ..schema import default_value, schema_fields
 from numbers import Number
 from omegaconf import DictConfig, OmegaConf
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.optim import Muon, create_optimizer_v2, get_optimizer_class, list_optimizers
 
 # %% ../../nbs/training/01_optim.ipynb #d0029d19
 def optimizer_kwargs(
@@ -47,15 +47,18 @@ def _lr_scales(model:MemoryCLIP, layer_decay:float=1., memory_lr_scale:float=1.)
 
 _LAYERS = 'trunk', 'text', 'memory', 'heads' # from the first that fastai freezes to the last
 
-def _parameter_groups(model:MemoryCLIP, weight_decay:float, **scales)->list:
+def _parameter_groups(model:MemoryCLIP, weight_decay:float, muon:bool=False, **scales)->list:
     "Return torch's parameter groups of everything that trains, sorted by layer; in a layer scale 1 comes last."
     groups, scales, layers, spared = {}, _lr_scales(model, **scales), model.parameter_layers(), model.no_weight_decay()
+    embeddings = {f'{n}.weight' for n, m in model.named_modules() if isinstance(m, torch.nn.Embedding)}
     for name, p in model.named_parameters():
         decays = not (p.ndim <= 1 or name.endswith('.bias') or name in spared)
-        if p.requires_grad: groups.setdefault((_LAYERS.index(layers[name]), scales[name], decays), []).append(p)
+        hidden = decays and layers[name] in ('trunk', 'text') and name not in embeddings
+        key = _LAYERS.index(layers[name]), scales[name], decays, muon and not hidden
+        if p.requires_grad: groups.setdefault(key, []).append(p)
     order = sorted(groups, key=lambda key: (key[0], key[1] == 1, *key[1:]))
     return [dict(params=groups[key], weight_decay=weight_decay * key[2], lr_scale=key[1], layer=_LAYERS[key[0]],
-                 decays=key[2]) for key in order]
+                 decays=key[2], **(dict(use_fallback=True) if key[3] else {})) for key in order]
 
 # %% ../../nbs/training/01_optim.ipynb #e39b6bf3
 class _Hypers(dict):
@@ -134,7 +137,8 @@ def make_optimizer(
 )->_ScaledOptimizer:   # For fastai
     "Make a timm optimizer with parameter groups, wrapped for fastai."
     kwargs = optimizer_kwargs(cfg.optimizer, OmegaConf.to_container(cfg.optimizer_kwargs))
-    groups = _parameter_groups(model, cfg.weight_decay, layer_decay=cfg.layer_decay,
+    muon = issubclass(get_optimizer_class(cfg.optimizer.split('_')[-1], bind_defaults=False), Muon)
+    groups = _parameter_groups(model, cfg.weight_decay, muon, layer_decay=cfg.layer_decay,
                                memory_lr_scale=cfg.memory_lr_scale)
     lr = cfg.learning_rate if lr is None else lr
     for g in groups: g['base_lr'] = lr

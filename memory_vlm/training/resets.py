@@ -17,7 +17,7 @@ from functools import partial
 from ..clip import MemoryCLIP, normalize_images
 from ..core import pick, sample_rng
 from ..distributed import mean_over_ranks, world_size
-from ..memory import MemoryTokens, even_attention
+from ..memory import _RANDOM_INITS, MemoryTokens, even_attention
 from ..models.attention_hooks import EAGER, attention_hooks
 from ..schema import default_value, schema_fields
 from ..tokens import TokenLayout
@@ -157,7 +157,8 @@ def to_reset(
     seen, lasting = self.looks >= min(MIN_SAMPLES, self.every), self.num_steps - self.train_iter >= self.every
     if not (seen and lasting): return torch.zeros_like(usage, dtype=torch.bool)
     ema, groups = getattr(self.vit, 'ema_alpha', None) is not None, self.vit.memory_tokens()
-    live = torch.tensor([g.tokens.requires_grad or (ema and g.init != 'frozen') for g in groups])[:, None] # (G,1)
+    live = [g.tokens.requires_grad or ema and g.init not in _RANDOM_INITS for g in groups]
+    live = torch.tensor(live)[:, None] # (G,1)
     if self.kind == 'all': return live.expand_as(usage)
     newborn = self.was_reset[-1] if self.was_reset else torch.zeros_like(usage, dtype=torch.bool)
     even = even_attention(self.vit) * self.usage.layout.num_keys # 1 without a key bias
@@ -262,10 +263,11 @@ def make_resets(
 )->list:             # A `MemoryResetCallback`, or nothing
     "Make the reset callback of a configuration, and print which keys have no effect."
     m, keys = cfg.model.memory, ('mem_reinit_steps', 'mem_dead_threshold', 'mem_reset')
-    if net.visual.layout.num_memory and m.mem_reinit_steps and m.memory_init != 'frozen':
+    if net.visual.layout.num_memory and m.mem_reinit_steps and m.memory_init not in _RANDOM_INITS:
         return [MemoryResetCallback(net, m.mem_reinit_steps, m.mem_dead_threshold, m.mem_reset, cfg.training.seed)]
     default = {k: default_value(schema_fields()[f'model.memory.{k}']) for k in keys}
     idle = [f'model.memory.{k}={m[k]}' for k in keys if m[k] != default[k] and m[k] != 0]
-    why = 'mem_reinit_steps=0' if not m.mem_reinit_steps else 'memory_init=frozen' if m.enabled else 'enabled=false'
+    why = f'memory_init={m.memory_init}' if m.enabled else 'enabled=false'
+    if not m.mem_reinit_steps: why = 'mem_reinit_steps=0'
     if idle: print(f'No effect because of model.memory.{why}: {", ".join(idle)}', file=sys.stderr)
     return []

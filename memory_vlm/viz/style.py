@@ -14,6 +14,7 @@ import numpy as np
 import textwrap
 from collections.abc import Mapping
 from contextvars import ContextVar
+from html import escape
 from matplotlib import rc_context
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, same_color
@@ -95,7 +96,9 @@ def to_svg(
     "Return the figure as an SVG element that takes the text color of the page that contains it."
     with rc_context({'svg.fonttype': 'path'}): # letters as shapes: the page may lack the font
         svg = _save(fig, 'auto', Figure.savefig, format='svg', metadata=dict(Date=None)).decode()
-    return svg[svg.index('<svg'):].replace(INK, 'currentColor')
+    titles = [fig.get_suptitle(), *(ax.get_title('left') or ax.get_xlabel() for ax in fig.axes)]
+    name = escape(', '.join(dict.fromkeys(filter(None, titles))) or 'figure')
+    return f'<svg role="img" aria-label="{name}"' + svg[svg.index('<svg') + 4:].replace(INK, 'currentColor')
 
 # %% ../../nbs/viz/01_style.ipynb #9e2b4d90
 _look = ContextVar('look', default=(None, None)) # Size and font of the figure that is being drawn

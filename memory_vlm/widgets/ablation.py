@@ -182,7 +182,7 @@ class AblationPanel(Panel):
         self.table, self.verdict, self.details = W.HTML(), W.HTML(), W.HTML()
         self._show_verdict()
         names = ('original', 'ablated')
-        self.views = [CellImage(width=self.width, optional=False) for _ in names]
+        self.views = [CellImage(width=self.width, optional=False, hint=f'Attention of CLS, {n}') for n in names]
         row = W.Layout(display='flex', flex_flow='row wrap', grid_gap='4px 12px')
         shown = [W.VBox([W.HTML(f'<span style="font-size:12px">Attention of CLS, {n}</span>'), v]) for n,
                  v in zip(names, self.views)]
@@ -199,12 +199,14 @@ class AblationPanel(Panel):
             self.verdict.value = (f'<div style="{style.format("#888")}"><b>Not measured yet.</b> Does memory matter? '
                                   "Press “all kinds, with 95 % CI”.</div>")
             return
-        color = '#0072B2' if 'used' in self.result.verdict.split() or 'used,' in self.result.verdict else '#D55E00'
-        self.verdict.value = (f'<div style="{style.format(color)}"><b>{escape(self.result.summary)}</b><br>'
+        words = self.result.verdict.replace(',', '').split()
+        color = '#0072B2' if 'used' in words else '#D55E00' if 'unused' in words else '#888' # gray: no verdict
+        self.verdict.value = (f'<div style="{style.format(color)}"><b>{escape(self.result.headline)}</b><br>'
                               f'{escape(self.result.sentence.removeprefix(self.result.summary).strip())}</div>')
         table = self.result.table.to_html().replace('<td>', '<td style="white-space:nowrap">')
-        self.details.value = (f'<div style="max-width:760px">{to_svg(self.snapshot())}</div><details><summary>Table: '
-                              'change in points [95 % CI]</summary>'
+        self.details.value = ('<style>.mvlm-figure svg { max-width: 100%; height: auto; }</style>'
+                              f'<div class="mvlm-figure" style="max-width:760px">{to_svg(self.snapshot())}</div>'
+                              '<details><summary>Table: change in points [95 % CI]</summary>'
                               f'<div style="overflow-x:auto">{table}</div></details>')
 
     def _switched(self):

@@ -20,8 +20,9 @@ from ..interp.features import map_layer
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from ..viz.plots import patch_gallery
-from .base import ImageSet, Panel, _format_number, find_model, image_features, training_paused
+from .base import ImageSet, _format_number, find_model, image_features, training_paused
 from .html import image_url, widget_page
+from .linked import _Cards, _LinkedPanel
 from PIL import Image
 from torch import Tensor, nn
 
@@ -109,8 +110,8 @@ def _sorted_cards(cards:list, order:str)->list:
                 reset=lambda c: -(-1 if c.reset is None else c.reset))
     return sorted(cards, key=pick(keys, order, 'order'))
 
-class MemoryAtlas(Panel):
-    "A card for every memory token."
+class MemoryAtlas(_LinkedPanel):
+    "A card for every memory token; a click on a patch opens its image in the explorer."
     order = T.Unicode('token') # 'token', 'usage', 'unused' or 'reset'
     layer = T.Int(-1)          # Block; negative: from the last
 
@@ -121,6 +122,7 @@ class MemoryAtlas(Panel):
         num:int=256,      # Number of images, from the first
         top:int=6,        # Number of patches per token
         resets:dict=None, # Step of the last reset by token; None: resets recorded by the Learner
+        explorer=None,    # The AttentionExplorer that a click moves; None: one that appears below the cards
     ):
         super().__init__()
         # a fit may run while the atlas is open
@@ -130,7 +132,9 @@ class MemoryAtlas(Panel):
                                 'memory_report(model, data) its outlier patches and attention sinks')
         self.images = ImageSet(self.loaded if data is None else data, self.model)
         self.tokens, self.depth = find_tower(self.model).layout, len(find_tower(self.model).blocks)
-        self.grid, self.cards, self.crops, self.body = self.tokens.grid, [], {}, W.HTML()
+        self.grid, self.cards, self.crops, self.body = self.tokens.grid, [], {}, _Cards()
+        self._link(explorer, self.loaded, self.images)
+        self.body.on_msg(self.guarded(self._open))
         self.layer = map_layer(self.depth)
         style, wide = dict(description_width='64px'), W.Layout(width='260px')
         self.controls = dict(
@@ -145,7 +149,7 @@ class MemoryAtlas(Panel):
         self.observe(self.guarded(lambda _: self.refresh()), 'layer')
         bar = W.Box(list(self.controls.values()),
                     layout=W.Layout(display='flex', flex_flow='row wrap', grid_gap='4px 18px'))
-        self.children = [bar, self.status, self.working, self.body]
+        self.children = [bar, self.status, self.working, self.body, self.box]
         self.guarded(self.refresh)()
 
     @T.validate('layer', 'order')
@@ -183,6 +187,10 @@ class MemoryAtlas(Panel):
         self.show_message()
         self.show()
 
+    def _open(self, _, content, buffers):
+        way = 'reads' if self.tokens.in_sequence else 'read_by'
+        self.show_image(**content, layer=self.layer, head='mean', direction=way, show=way)
+
     def show(self):
         "Draw the cards in the selected order."
         cards = ''.join(self._html(c) for c in _sorted_cards(self.cards, self.order))
@@ -193,9 +201,10 @@ class MemoryAtlas(Panel):
 
     def _html(self, card):
         facts = _card_facts(card)
-        crops = ''.join(f'<img src="{image_url(self.crops[i, p])}" width="64" height="64" title="image {i}, '
-                        f'attention {_format_number(v)}" alt="patch {p} of image {i}">'
-                        for i, p, v in card.patches)
+        crops = ''.join(f'<button type="button" data-image="{i}" data-token="{card.token}" data-patch="{p}" '
+                        f'title="Open image {i}: attention {_format_number(v)} at patch {p}">'
+                        f'<img src="{image_url(self.crops[i, p])}" width="64" height="64" '
+                        f'alt="patch {p} of image {i}"></button>' for i, p, v in card.patches)
         return (f'<div style="border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px;line-height:1.4;'
                 'font-size:12px">'
                 f'<b>{facts["title"]}</b><br>{facts["usage"]}<div style="display:flex;flex-wrap:wrap;gap:3px;'

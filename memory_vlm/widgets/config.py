@@ -239,7 +239,7 @@ def _row_html(key:str, meaning:str, kind:str, value, default, now='', mistake:st
     marks = [f'default {escape(_field_text(default)) or "empty"}'] if value != default else []
     marks += [f'now {escape(str(now))}'] if now != '' else []
     (block, _, name), meaning = key.rpartition('.'), re.sub('`([^`]*)`', r'<code>\1</code>', escape(meaning))
-    return (f'<div class="about {"changed" if value != default else ""}"><div class="key">'
+    return (f'<div class="about {"changed" if value != default else ""}"><div class="key" data-key="{key}">'
             f'<span class="soft">{block}.</span>{name} <span class="soft">{", ".join(marks)}</span></div>'
             f'<div class="soft">{meaning} <i>({escape(kind)})</i></div>'
             + (f'<div class="mistake">{escape(mistake)}</div>' if mistake else '') + '</div>')

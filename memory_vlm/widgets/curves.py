@@ -128,7 +128,7 @@ def panel_svg(
     def across(v):
         return left + (np.asarray(v, float) - panel.xlim[0]) / (panel.xlim[1] - panel.xlim[0]) * (right - left)
     def up(v): return bottom - (np.asarray(v, float) - panel.ylim[0]) / (panel.ylim[1] - panel.ylim[0]) * (bottom - top)
-    def text(x, y, words, anchor='start', more='opacity=".7"'):
+    def text(x, y, words, anchor='start', more='opacity=".8"'):
         return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" {more}>{escape(words)}</text>'
     def line(x, y, color, more=''):
         points = ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(across(x), up(y)))
@@ -146,8 +146,10 @@ def panel_svg(
     named = [line for line in panel.lines if line[1] != _EARLIER]
     for label, color, x, y in panel.lines:
         parts.append(line(x, y, color, 'stroke-width="1.8" stroke-linejoin="round"'))
-        place = right - 34 * (len(named) - 1 - [n[0] for n in named].index(label)) if color != _EARLIER else 0
-        if label: parts.append(text(place, 15, label, 'end', f'fill="{color}" font-weight="600"'))
+        if label: # ink is legible on every page, a color of the series is not
+            place = right - 48 * (len(named) - 1 - [n[0] for n in named].index(label))
+            parts += [text(place, 15, label, 'end', ''),
+                      f'<circle cx="{place - 6 * len(label) - 5}" cy="11" r="3.5" fill="{color}"/>']
         if len(x) <= 20:
             parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.2" fill="{color}"/>' for a, b in zip(across(x), up(y))]
     return (f'<svg viewBox="0 0 250 155" role="img" aria-label="{escape(panel.title)}" fill="currentColor" '
@@ -168,11 +170,11 @@ def draw_panel(
         ax.set(xticks=[], yticks=[])
         ax.text(0.5, 0.5, 'not measured yet', color=INK, fontsize=8.5, ha='center', transform=ax.transAxes)
     elif chance and not panel.log: ax.axhline(chance, color=INK, linestyle=(0, (1, 3)), linewidth=1.4)
-    for i, (label, color, x, y) in enumerate(panel.lines):
-        ax.plot(x, y, color=color, linewidth=1.6, marker='o' if len(x) <= 20 else None, markersize=3)
-        left = 0.2 * (len([line for line in panel.lines[i + 1:] if line[0]]))
-        ax.text(1 - left, 1.04, label, color=color, fontsize=8.5, ha='right',
-                transform=ax.transAxes)
+    for label, color, x, y in panel.lines:
+        ax.plot(x, y, color=color, linewidth=1.6, marker='o' if len(x) <= 20 else None, markersize=3, label=label)
+    if not any(line[0] for line in panel.lines): return
+    ax.legend(loc='lower right', bbox_to_anchor=(1.03, 0.96), ncols=2, frameon=False, fontsize=8, labelcolor=INK,
+              handlelength=0.9, handletextpad=0.4, columnspacing=0.9, borderaxespad=0).set_in_layout(False)
 
 # %% ../../nbs/widgets/03_curves.ipynb #1368b224
 def map_sheet(
@@ -187,7 +189,10 @@ def map_sheet(
     height, gap, head = small[0].shape[0], 4, 24
     sheet = Image.new('RGBA', ((width + gap) * (maps.shape[1] + 1) - gap, head + (height + gap) * len(small) - gap))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
-    for column, name in enumerate(['image', *names]): pen.text((column * (width + gap), 2), name, INK, font)
+    for column, name in enumerate(['image', *names]): # on a plate: no gray is legible on both a white and a dark page
+        left, right = column * (width + gap), column * (width + gap) + width - 1
+        pen.rectangle((left, 0, right, head - 1), '#fff')
+        pen.text((left + 3, 2), name, '#24292f', font)
     for row, image in enumerate(small):
         for column, tile in enumerate([image, *overlay(image, maps[row], norm)]):
             sheet.paste(Image.fromarray(tile), (column * (width + gap), head + row * (height + gap)))

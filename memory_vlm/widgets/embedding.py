@@ -7,7 +7,6 @@ __all__ = ['EmbeddingMap']
 
 # %% ../../nbs/widgets/09_embedding.ipynb #81e6a5d4
 import anywidget
-import ipywidgets as W
 import json
 import numpy as np
 import pandas as pd
@@ -15,9 +14,9 @@ import traitlets as T
 from ..core import UserError, pick
 from ..training.run_dir import as_model
 from ..viz.style import make_figure, style
-from .base import ImageSet, Panel, asset, enlarge
-from .explorer import AttentionExplorer
+from .base import ImageSet, asset, enlarge
 from .html import _scripts, image_url, widget_page
+from .linked import _LinkedPanel
 from .model_view import _ModelView
 
 # %% ../../nbs/widgets/09_embedding.ipynb #792b06a2
@@ -35,7 +34,7 @@ class _MapView(anywidget.AnyWidget):
     color = T.Unicode('').tag(sync=True) # Column that colors the points
     selected = T.List().tag(sync=True) # Images inside the lasso
 
-class EmbeddingMap(Panel):
+class EmbeddingMap(_LinkedPanel):
     "Images and captions in two dimensions, and the hardest pairs; a click opens the explorer."
     selected = T.List()          # Numbers of the images inside the lasso
     color = T.Unicode('')        # Column that colors the points; empty: rank, or difference without captions
@@ -53,8 +52,8 @@ class EmbeddingMap(Panel):
         loaded = as_model(model)
         self.images = ImageSet(loaded if data is None else data, loaded.model)
         self.sides = [_ModelView(m, self.images, n) for m, n in zip((loaded, other), names) if m is not None]
-        self.explorer, self.num, self._frame, self.view, self.box = explorer, num, None, _MapView(), W.VBox()
-        self._given = loaded, self.images.source, other, names
+        self.num, self._frame, self.view = num, None, _MapView()
+        self._link(explorer, loaded, self.images, other=other, names=names)
         T.link((self.view, 'selected'), (self, 'selected'))
         T.link((self.view, 'color'), (self, 'color'))
         self.view.on_msg(self.guarded(self._heard))
@@ -111,17 +110,6 @@ class EmbeddingMap(Panel):
     def _heard(self, _, content, buffers):
         if content.get('want') == 'thumbs': self.view.send(dict(thumbs=self._thumbs(content['ids'])))
         elif content.get('want') == 'open': self.show_image(content['id'])
-
-    def show_image(
-        self,
-        image:int, # Index of an image
-    ):
-        "Show an image in the explorer."
-        if self.explorer is None:
-            loaded, data, other, names = self._given
-            self.explorer = AttentionExplorer(loaded, data, other=other, names=names)
-            self.box.children = [self.explorer]
-        self.explorer.image = image
 
     def snapshot(self):
         "Return a figure of the map."

@@ -54,7 +54,7 @@ _SHOWS = dict(_DIRECTIONS, minus_mean='minus the mean of the tokens', minus_pin=
               caption='contribution of each patch')
 _GALLERIES = dict(index='index', hardest='hardest: lowest rank of the own caption', easiest='easiest',
                   telling='most telling: the maps of two tokens differ most')
-_SCALES = dict(robust='99th percentile', max='linear to the maximum', sqrt='square root', log='logarithm')
+_SCALES = dict(robust='without outliers', max='linear to the maximum', sqrt='square root', log='logarithm')
 _SORTS = ('index', 'use', 'difference')
 _STATE = ('image', 'layer', 'head', 'token', 'direction', 'show', 'scale', 'same_scale', 'opacity', 'patch', 'caption',
           'sort', 'pin', 'gallery')
@@ -72,7 +72,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     show = T.Unicode('reads').tag(sync=True)      # 'reads', 'read_by', 'minus_mean', 'minus_pin' or 'caption'
     pin = T.Any(None, allow_none=True).tag(sync=True) # A second token, whose map show='minus_pin' subtracts; None: none
     gallery = T.Unicode('index').tag(sync=True)   # Order of the images: 'index', 'hardest', 'easiest' or 'telling'
-    scale = T.Unicode('robust').tag(sync=True)    # 'robust' (up to the 99th percentile), 'max', 'sqrt' or 'log'
+    scale = T.Unicode('robust').tag(sync=True)    # 'robust' (without outliers), 'max', 'sqrt' or 'log'
     same_scale = T.Bool(True).tag(sync=True)      # Whether all tokens share one scale
     opacity = T.Float(0.8, min=0, max=1).tag(sync=True) # Opacity of the largest attention
     patch = T.Int(-1).tag(sync=True)    # Selected patch, counted along rows; -1: none

@@ -21,7 +21,6 @@ from ..training.run_dir import LoadedModel, as_model
 from ..viz.plots import color_scale, overlay, token_overlays
 from memory_vlm.widgets.base import (
     ImageSet,
-    Panel,
     _text_encoder,
     enlarge,
     image_features,
@@ -30,6 +29,7 @@ from memory_vlm.widgets.base import (
     weights_version,
 )
 from .html import image_data, image_url, maps_page
+from .linked import _Cards, _LinkedPanel
 from torch import Tensor
 
 # %% ../../nbs/widgets/09_search.ipynb #6a8b7cb4
@@ -75,8 +75,8 @@ class _IndexView:
         return maps
 
 # %% ../../nbs/widgets/09_search.ipynb #6fa30e84
-class ImageSearch(Panel):
-    "Type a caption; see the best images and their attention maps."
+class ImageSearch(_LinkedPanel):
+    "Type a caption; see the best images and their attention maps. A click opens an image in the explorer."
     caption = T.Unicode('')    # Query
     token = T.Any('cls')       # Token whose map is shown: 'cls' or the index of a memory token
 
@@ -87,13 +87,16 @@ class ImageSearch(Panel):
         num:int=512,     # Number of images to search, from the first
         top:int=6,       # Number of results
         width:int=150,   # Width of an image (pixels)
+        explorer=None,   # The AttentionExplorer that a click moves; None: one that appears below the results
     ):
         super().__init__()
         loaded = as_model(model)
         self.model, self.top, self.width, self.found = loaded.model, top, width, []
         self.tokens = find_tower(self.model).layout
         self.images = ImageSet(loaded if data is None else data, self.model)
-        self.index, self.body, self.scale = _IndexView(loaded, self.images, num), W.HTML(), W.HTML()
+        self.index, self.body, self.scale = _IndexView(loaded, self.images, num), _Cards(), W.HTML()
+        self._link(explorer, loaded, self.images)
+        self.body.on_msg(self.guarded(self._open))
         examples = list(dict.fromkeys(c for i in range(min(self.index.n, 50)) for c in self.images.captions(i)[:1]))
         style = dict(description_width='64px')
         first = 'CLS' if self.tokens.num_cls else 'patches'
@@ -106,7 +109,7 @@ class ImageSearch(Panel):
                                        layout=W.Layout(width='200px')), 'token'))
         bar = W.Box(list(self.controls.values()),
                     layout=W.Layout(display='flex', flex_flow='row wrap', grid_gap='4px 18px'))
-        self.children = [bar, self.status, self.working, self.body, self.scale]
+        self.children = [bar, self.status, self.working, self.body, self.scale, self.box]
         self.observe(self.guarded(lambda _: self.search()), 'caption')
         self.observe(self.guarded(lambda _: self.show()), 'token')
         def start(step):
@@ -143,21 +146,29 @@ class ImageSearch(Panel):
         depth = len(find_tower(self.model).blocks)
         return depth - 1 if self.token == 'cls' else map_layer(depth)
 
+    def _open(self, _, content, buffers):
+        way = 'reads' if self.tokens.in_sequence or self.token == 'cls' else 'read_by'
+        token = 0 if self.token == 'cls' and not self.tokens.num_cls else self.token
+        self.show_image(**content, caption=self.caption, layer=self.layer, head='mean', token=token, direction=way,
+                        show=way)
+
     def show(self):
         "Draw the results."
         if not self.found: return
         maps, even = self.token_map(), 1 / self.tokens.num_keys
         norm, cards = color_scale(maps, uniform=even), ''
         for rank, ((i, cosine), values) in enumerate(zip(self.found, maps), 1):
-            large = enlarge(self.images[i].numpy(), self.width)
+            large = enlarge(self.images[i].numpy(), 3 * self.width // 2)
             caption = (self.images.captions(i) or [''])[0]
-            images = ''.join(f'<img src="{image_url(x)}" width="{self.width}" alt="{what}" style="max-width:50%">'
+            images = ''.join(f'<img src="{image_url(x)}" alt="{what}" style="flex:1 1 {self.width}px;min-width:0;'
+                             f'max-width:{3 * self.width // 2}px">'
                              for x, what in ((large, f'image {i}'),
                                              (overlay(large, values, norm), 'attention map')))
             cards += (f'<div style="border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px;font-size:12px;'
                       'line-height:1.4">'
-                      f'<b>{rank}</b> · image {i}, cosine {cosine:.3f}<div style="display:flex;gap:4px;margin:4px 0">'
-                      f'{images}</div>{escape(caption)}</div>')
+                      f'<b>{rank}</b> · image {i}, cosine {cosine:.3f}<br><button type="button" data-image="{i}" '
+                      f'title="Open image {i}" style="display:flex;gap:4px;margin:4px 0;width:100%">{images}</button>'
+                      f'{escape(caption)}</div>')
         note = (f'Best of {self.index.n} images. Right: the attention of {self._name()}, layer {self.layer}, '
                 f'mean of heads, all on one scale. {self.images.attribution}')
         self.body.value = (f'<div style="font-size:12px;line-height:1.4">{escape(note)}</div>'

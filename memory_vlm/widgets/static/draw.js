@@ -53,3 +53,44 @@ function scaleBar(box, scale, uniform, opacity) {
   }
   box.replaceChildren(bar, note);
 }
+
+// The layer x head grid: a row per layer, the mean of heads first -> [lowest, highest, stops of the legend], null without values.
+function paintGrid(canvas, cells, columns, layer, column, high, ink) {
+  const known = cells.flat().filter((v) => v !== undefined), low = Math.min(...known), top = Math.max(...known), wide = Math.max(120, Math.round(canvas.clientWidth || 300));
+  const pen = canvas.getContext("2d"), w = (wide - 24) / columns, tall = high * cells.length + 14;
+  const css = (x) => { const [r, g, b, a] = heatColor(0.05 + 0.95 * x, 1); return `rgb(${r} ${g} ${b} / ${a / 255})`; };
+  Object.assign(canvas, { width: wide * 2, height: tall * 2 });
+  canvas.style.height = `${tall}px`;
+  pen.scale(2, 2);
+  Object.assign(pen, { font: "11px system-ui, sans-serif", textBaseline: "middle", fillStyle: ink });
+  for (let h = 0; h < columns; h++) pen.fillText(h ? h - 1 : w > 32 ? "mean" : "⌀", 27 + h * w, 7);
+  pen.translate(0, 14);
+  cells.forEach((row, l) => {
+    pen.fillStyle = ink;
+    pen.fillText(l, 4, (l + 0.5) * high);
+    for (let h = 0; h < columns; h++) {
+      const box = [24 + h * w + (h ? 2 : 0), l * high + 1, w - (h ? 2 : 4), high - 2];
+      pen.fillStyle = "rgba(128,128,128,.14)";
+      pen.fillRect(...box);
+      if (row[h] === undefined) continue;
+      pen.fillStyle = css((row[h] - low) / Math.max(top - low, 1e-12));
+      pen.fillRect(...box);
+    }
+    if (l === layer) { Object.assign(pen, { strokeStyle: ink, lineWidth: 2 }); pen.strokeRect(24 + column * w + (column ? 1 : -1), l * high, w - (column ? 0 : 2), high); }
+  });
+  return known.length ? [low, top, [0, 0.25, 0.5, 0.75, 1].map(css)] : null;
+}
+
+function histogram(score) { // cosines of the captions of other images, and of this one
+  const made = element("canvas"), pen = made.getContext("2d"), low = Math.min(score.cosine, ...score.others), high = Math.max(score.cosine, ...score.others), bins = new Array(24).fill(0), at = (v) => Math.min(23, Math.floor((v - low) / Math.max(high - low, 1e-9) * 24));
+  Object.assign(made, { width: 480, height: 72, className: "histogram" });
+  made.setAttribute("role", "img");
+  made.setAttribute("aria-label", `Histogram of cosines, ${number(low)} to ${number(high)}; this caption ${number(score.cosine)}`);
+  made.title = made.getAttribute("aria-label");
+  for (const v of score.others) bins[at(v)]++;
+  const most = Math.max(...bins);
+  bins.forEach((n, i) => { pen.fillStyle = "rgba(128,128,128,.55)"; pen.fillRect(i * 20 + 1, 72 - n / most * 64, 18, n / most * 64); });
+  pen.fillStyle = "#D55E00";
+  pen.fillRect(at(score.cosine) * 20 + 8, 0, 4, 72);
+  return made;
+}

@@ -5,7 +5,7 @@
 //   host.order(by): by ordered(by, ids); host.add(file): an image of one's own; host.effect(): ablates the chosen token
 
 const SHOWS = { reads: "what the token reads", read_by: "who reads the token", minus_mean: "minus mean of tokens", minus_pin: "minus pinned token", caption: "patches and caption" };
-const SCALES = { robust: "robust, 99 %", max: "to the maximum", sqrt: "square root", log: "logarithm" };
+const SCALES = { robust: "robust, without outliers", max: "to the maximum", sqrt: "square root", log: "logarithm" };
 const SORTS = { index: "index", use: "use", difference: "difference" };
 const KEYS = [["j, k", "next, previous image"], ["[, ]", "previous, next layer"], ["h, H", "next, previous head"], ["t, T", "next, previous token"], ["p, shift-click", "pin a token, to subtract its map from the others"], ["m", "next view: reads, is read, minus mean, minus pinned, caption"], ["arrows", "move the selected patch or cell"], ["Esc", "clear the patch"], ["?", "this help"]];
 const GALLERIES = { index: "index", hardest: "hardest", easiest: "easiest", telling: "most telling" };
@@ -171,15 +171,15 @@ function makeExplorer(root, host) {
     grid.setAttribute("aria-label", "Layers (rows) and heads (columns; the first is their mean); arrows choose");
     const cell = (e) => { const box = grid.getBoundingClientRect(); return [Math.floor((e.clientY - box.top - 14) / (box.height - 14) * side.layers), Math.floor((e.clientX - box.left - 24) / (box.width - 24) * (side.heads + 1)) - 1]; };
     grid.onclick = (e) => { const [l, h] = cell(e); if (h >= -1 && l >= 0 && l < host.models[0].layers && h < host.models[0].heads) set({ layer: l, head: h < 0 ? "mean" : h }); };
-    grid.onmousemove = (e) => { const [l, h] = cell(e), v = view.cells?.[l]?.[h + 1]; gridNote.textContent = v === undefined ? view.range : `layer ${l}, ${h < 0 ? "mean of heads" : `head ${h}`}: ${number(v)}`; };
-    grid.onmouseleave = () => { gridNote.textContent = view.range; };
+    grid.onmousemove = (e) => { const [l, h] = cell(e), v = view.cells?.[l]?.[h + 1]; if (v === undefined) showLegend(view); else gridNote.textContent = `layer ${l}, ${h < 0 ? "mean of heads" : `head ${h}`}: ${number(v)}`; };
+    grid.onmouseleave = () => showLegend(view);
     grid.onkeydown = (e) => {
       const now = S.head === "mean" ? -1 : S.head, l = S.layer + ({ ArrowUp: -1, ArrowDown: 1 }[e.key] ?? 0), h = now + ({ ArrowLeft: -1, ArrowRight: 1 }[e.key] ?? 0);
       if (!e.key.startsWith("Arrow")) return;
       e.preventDefault();
       if (l >= 0 && l < side.layers && h >= -1 && h < side.heads) set({ layer: l, head: h < 0 ? "mean" : h });
     };
-    return Object.assign(view, { panel, quantity, grid, gridNote, list, tiles: [], range: "" });
+    return Object.assign(view, { panel, quantity, grid, gridNote, list, tiles: [], legend: [] });
   }
 
   function pointAt(view, box, p) { // no message to the kernel, no redrawing
@@ -231,17 +231,17 @@ function makeExplorer(root, host) {
   }
   function draw() {
     painting = 0;
-    if (!shown || !photo?.complete) return;
+    if (!shown || !photo?.complete || !root.clientWidth) return; // hidden: the observer of the size comes back
     const sides = views.filter((v) => !v.difference);
     sides.forEach(compute);
     const all = sides.flatMap((v) => (v.maps ?? []).filter((m, t) => m && (S.same_scale || t === v.t)));
     const flat = new Float32Array(all.reduce((n, m) => n + m.length, 0));
     all.reduce((n, m) => { flat.set(m, n); return n + m.length; }, 0);
-    const scale = makeScale(S.scale, flat, main().uniform, sides[0].signed);
+    const scale = makeScale(S.scale, flat, main().uniform, sides[0].signed, main().grid[0] * main().grid[1]);
     for (const view of views) {
       if (view.difference) continue;
       view.tileScale = view.largeScale = scale;
-      if (S.show === "caption") view.largeScale = makeScale(S.scale, Float32Array.from(sides.flatMap((v) => patchesOf(v.side) ?? [])), 0, true);
+      if (S.show === "caption") view.largeScale = makeScale(S.scale, Float32Array.from(sides.flatMap((v) => patchesOf(v.side) ?? [])), 0, true, view.side.grid[0] * view.side.grid[1]);
       drawTiles(view);
       drawGrid(view);
     }
@@ -262,7 +262,7 @@ function makeExplorer(root, host) {
     if (view.difference) {
       const [a, b] = views.filter((v) => !v.difference).map((v) => (S.show === "caption" ? patchesOf(v.side) : v.maps?.[v.t]));
       values = a && b ? subtract(Float32Array.from(a), b) : null;
-      scale = values && makeScale(S.scale, values, 0, true);
+      scale = values && makeScale(S.scale, values, 0, true, values.length);
     }
     view.values = values;
     const ratio = shown.height / shown.width, wide = Math.round(canvas.clientWidth || 480), dense = Math.min(2, globalThis.devicePixelRatio || 1);
@@ -331,37 +331,16 @@ function makeExplorer(root, host) {
   }
 
   function drawGrid(view) {
-    const { side, grid } = view, measure = QUANTITIES[view.quantity.value], high = Math.max(10, Math.min(18, Math.round(200 / side.layers))), pen = grid.getContext("2d");
+    const { side, grid } = view, measure = QUANTITIES[view.quantity.value], high = Math.max(10, Math.min(18, Math.round(200 / side.layers)));
     view.cells = [...Array(side.layers).keys()].map((l) => {
       if (!side.blocks[l]) return [];
       return ["mean", ...Array(side.heads).keys()].map((h) => { const map = side.has.includes(way()) && view.t >= 0 && (h === "mean" || side.blocks[l].heads > 1) ? mapsOf(side, l, h, way())?.[view.t] : null; return map ? measure(map, side) : undefined; });
     });
-    const known = view.cells.flat().filter((v) => v !== undefined), low = Math.min(...known), top = Math.max(...known), wide = Math.max(120, Math.round(grid.clientWidth || 300));
-    view.gridNote.textContent = view.range = known.length ? `pale ${number(low)}, strong ${number(top)}` : "";
-    Object.assign(grid, { width: wide * 2, height: (high * side.layers + 14) * 2 });
-    grid.style.height = `${high * side.layers + 14}px`;
-    pen.scale(2, 2);
-    pen.font = "10px system-ui, sans-serif";
-    pen.textBaseline = "middle";
-    const w = (wide - 24) / (side.heads + 1), chosen = S.head === "mean" ? 0 : S.head + 1;
-    pen.fillStyle = getComputedStyle(root).color;
-    for (let h = 0; h <= side.heads; h++) pen.fillText(h ? h - 1 : w > 32 ? "mean" : "⌀", 27 + h * w, 7);
-    pen.translate(0, 14);
-    view.cells.forEach((row, l) => {
-      pen.fillStyle = getComputedStyle(root).color;
-      pen.fillText(l, 4, (l + 0.5) * high);
-      for (let h = 0; h <= side.heads; h++) {
-        const v = row[h], x = 24 + h * w + (h ? 2 : 0);
-        pen.fillStyle = "rgba(128,128,128,.14)";
-        pen.fillRect(x, l * high + 1, w - (h ? 2 : 4), high - 2);
-        if (v === undefined) continue;
-        const [r, g, b, a] = heatColor(0.05 + 0.95 * (v - low) / Math.max(top - low, 1e-12), 1);
-        pen.fillStyle = `rgb(${r} ${g} ${b} / ${a / 255})`;
-        pen.fillRect(x, l * high + 1, w - (h ? 2 : 4), high - 2);
-      }
-      if (l === S.layer) { pen.strokeStyle = pen.fillStyle = getComputedStyle(root).color; pen.lineWidth = 2; pen.strokeRect(24 + chosen * w + (chosen ? 1 : -1), l * high, w - (chosen ? 0 : 2), high); }
-    });
+    const range = paintGrid(grid, view.cells, side.heads + 1, S.layer, S.head === "mean" ? 0 : S.head + 1, high, getComputedStyle(root).color);
+    view.legend = range ? [element("span", number(range[0])), element("span", "", `display:inline-block;width:110px;height:10px;margin:0 6px;border-radius:2px;background:linear-gradient(to right,${range[2]})`), element("span", number(range[1]))] : [];
+    showLegend(view);
   }
+  function showLegend(view) { view.gridNote.replaceChildren(...(view.legend ?? [])); }
 
   const said = make(below, "section", "words"), box = make(said, "label", "", "caption "), typed = make(box, "input"), words = make(said, "div");
   box.hidden = !host.score;
@@ -397,19 +376,6 @@ function makeExplorer(root, host) {
       if (lists[0]) below.append(bars(`${prefix}Attention of memory tokens to ${here}`, lists[0], names, top, side.uniform));
       if (lists[1]) below.append(bars(`${prefix}Attention of ${here} to memory tokens: ${percent(total(lists[1]))} in total`, lists[1], names, top, side.uniform));
     }
-  }
-  function histogram(score) { // cosines of the captions of other images, and of this one
-    const made = element("canvas"), pen = made.getContext("2d"), low = Math.min(score.cosine, ...score.others), high = Math.max(score.cosine, ...score.others), bins = new Array(24).fill(0), at = (v) => Math.min(23, Math.floor((v - low) / Math.max(high - low, 1e-9) * 24));
-    Object.assign(made, { width: 480, height: 72, className: "histogram" });
-    made.setAttribute("role", "img");
-    made.setAttribute("aria-label", `Histogram of cosines, ${number(low)} to ${number(high)}; this caption ${number(score.cosine)}`);
-    made.title = made.getAttribute("aria-label");
-    for (const v of score.others) bins[at(v)]++;
-    const most = Math.max(...bins);
-    bins.forEach((n, i) => { pen.fillStyle = "rgba(128,128,128,.55)"; pen.fillRect(i * 20 + 1, 72 - n / most * 64, 18, n / most * 64); });
-    pen.fillStyle = "#D55E00";
-    pen.fillRect(at(score.cosine) * 20 + 8, 0, 4, 72);
-    return made;
   }
 
   // State ---------------------------------------------------------------------------------------------------------
@@ -484,9 +450,11 @@ function makeExplorer(root, host) {
     e.preventDefault();
     acts[e.key]();
   });
-  const watch = new ResizeObserver(request);
+  const watch = new ResizeObserver(request), theme = new MutationObserver(() => setTimeout(request, 300)), dark = matchMedia("(prefers-color-scheme: dark)");
   watch.observe(root);
+  theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-theme", "class"] }); // the grid is painted in the ink of the page, which follows
+  dark.addEventListener("change", request);
   ask();
   return { show, thumbs, ordered, take, progress, say, counted: (n) => { host.count = n; mark(); page(0); }, scored: (caption, found) => { answered[caption] = found; for (const side of shown?.sides ?? []) side.by_patch = found[side.name]?.by_patch ?? side.by_patch; request(); },
-           stop: () => watch.disconnect(), state: () => ({ ...S }) };
+           stop: () => { watch.disconnect(); theme.disconnect(); dark.removeEventListener("change", request); }, state: () => ({ ...S }) };
 }

@@ -64,10 +64,11 @@ function quantile(values, q) {
   return sorted[Math.min(sorted.length - 1, Math.ceil(q * sorted.length) - 1)] ?? 0;
 }
 
-// A scale: `at(value)` is 0..1, or -1..1 for a signed scale. The robust scale ends at the 99th percentile, at least at 3 x uniform.
-function makeScale(kind, values, uniform, signed) {
+// A scale: `at(value)` is 0..1, or -1..1 for a signed scale. The robust scale ends at the 99th
+// percentile, below the largest patch of every map (an outlier is often the same in all), and at least at 3 x uniform.
+function makeScale(kind, values, uniform, signed, patches = Infinity) {
   const sizes = signed ? values.map(Math.abs) : values, most = sizes.reduce((a, b) => Math.max(a, b), 1e-12);
-  const high = kind === "robust" ? Math.max(quantile(sizes, 0.99), signed ? 0 : 3 * uniform, 1e-12) : most;
+  const high = kind === "robust" ? Math.max(quantile(sizes, 1 - Math.max(0.01, 1.5 / patches)), signed ? 0 : 3 * uniform, 1e-12) : most;
   const low = Math.min(uniform / 10, high / 10), curve = {
     sqrt: (x) => Math.sqrt(x), log: (x) => Math.max(0, Math.log(x * high / low) / Math.log(high / low)),
   }[kind] ?? ((x) => x);

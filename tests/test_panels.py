@@ -1,0 +1,337 @@
+"""Every panel in a browser: legible, named, usable by keyboard, and linked to the explorer.
+
+Defects that users saw in these panels, and the test that looks for each (here unless a file is named):
+
+| defect | test |
+|---|---|
+| 1 a saved notebook shows nothing | test_widgets: of_64_tokens_is_legible_and_is_kept, explorer_in_marimo |
+| 2 64 tokens are too small to read | test_widgets: of_64_tokens_is_legible_and_is_kept |
+| 3 one outlier makes all other maps dark and hides the image | an_outlier_hides_neither_the_maps_nor_the_image |
+| 4 "reads" of kv memory keeps old maps under the wrong label | kv_memory_offers_only_what_it_has |
+| 5 keys reach JupyterLab | test_widgets: handles_mouse_and_keyboard |
+| 6 the ablation's verdict stands below a raw table | ablation_begins_with_its_verdict |
+| 7 models without memory, and runs as the other model | test_widgets: of_64_tokens; test_loaded: every_form |
+| 8 the report says nothing of memory, and is wider than a phone | report_of_a_run |
+| 9 constructors block | panels_compute_in_the_background |
+| 10 no live widget in the documentation | test_docs: start_page_shows_a_live_explorer |
+| 11 the summary of the configuration scrolls away | summary_of_the_configuration_stays |
+| 12 the explorer is too high at 700 pixels | test_widgets: of_64_tokens_is_legible_and_is_kept |
+| 13 labels of training curves run together at 20,000 steps | curves_of_20000_steps |
+| 14 points of a study with one seed stand on the frame | study_of_one_seed |
+| 15 the number of images is not shown, 9999 becomes 511 | test_widgets: handles_mouse_and_keyboard |
+| 16 exports and snapshots lose the selection | test_widgets: handles_mouse_and_keyboard; 04_explorer.ipynb |
+| 17 negative bars grow to the right | negative_bars_grow_to_the_left |
+| 18 pale text, Type 3 fonts | text_of_panels_is_legible, text_of_pages_is_legible, pdf_has_truetype_fonts |
+| 19 `from memory_vlm.widgets import *` imports nothing | the first cell of `panels` |
+| 20 FitDashboard of a finished run, long tracebacks | a_user_error_is_one_line |
+| 21 a warning in the first cell | importing_prints_nothing |
+| 22 repeated cells leak widgets | test_widgets: config_editor_checks_each_keystroke |
+| 23 num_heads=7 suggests another embed_dim only | summary_of_the_configuration_stays |
+| 24 the estimated time is that of one step | 06_preflight.ipynb (median of several steps) |
+| 25 open_trained() prints the module tree | a_user_error_is_one_line |
+"""
+import access
+import base64
+import json
+import numpy as np
+import pandas as pd
+import pytest
+import re
+from memory_vlm.study import study_plot
+from memory_vlm.vision import tiny_vit
+from memory_vlm.viz.plots import training_curves
+from memory_vlm.viz.style import to_svg
+from memory_vlm.widgets import AttentionExplorer
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.slow
+expect.set_options(timeout=20_000) # the machine may be busy
+
+SETUP = """
+from memory_vlm.config import compose
+from memory_vlm.learner import make_learner
+from memory_vlm.run import fit
+from memory_vlm.training.run_dir import open_trained
+from memory_vlm.widgets import *
+words = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
+         'model.depth=2', 'model.embed_dim=64', 'model.num_heads=2', 'training.logging.tensorboard=false']
+cfg = compose(words, config_name='quickstart')
+learn = make_learner(cfg)
+"""
+PANELS = dict(fit='dash = FitDashboard(learn, steps=5); dash', explorer='one = AttentionExplorer(learn); one',
+              atlas='atlas = MemoryAtlas(learn, explorer=one); atlas', ablation='panel = AblationPanel(learn); panel',
+              search='search = ImageSearch(learn, explorer=one); search',
+              map='plot = EmbeddingMap(learn, explorer=one); plot', config='editor = ConfigEditor(cfg); editor')
+LATER = ("learn.fit_cosine(4)\npanel.measure()\nbackground = [type(p).__name__ for p in (atlas, panel, search, plot) if "
+         "p._thread is None]")
+
+
+@pytest.fixture(scope='module')
+def panels(lab, chromium):
+    "A notebook with all panels after a fit."
+    page, failures = chromium.new_page(viewport=dict(width=1200, height=900)), []
+    page.on('pageerror', lambda e: failures.append(str(e)))
+    page.set_default_timeout(15_000)
+    nb = lab.open(page, lab.write('panels.ipynb', SETUP, *PANELS.values(), LATER))
+    nb.run(300)
+    for name, words in dict(atlas='token 7', search='Best of 22', map='Hardest pairs').items():
+        expect(cell(nb, name)).to_contain_text(words, timeout=60_000)
+    assert not page.locator('.jupyter-widgets-error-widget').count()
+    yield nb
+    page.close()
+    assert not failures, failures
+
+
+def cell(nb, name): return nb.cell(1 + list(PANELS).index(name)).locator('.jp-OutputArea-output').first
+def theme(nb, name):
+    nb.js("await app.commands.execute('apputils:change-theme', {theme: arg});", f'JupyterLab {name}')
+    nb.page.wait_for_timeout(1000)
+
+
+@pytest.mark.parametrize('name', ['Dark', 'Light'])
+def test_text_of_panels_is_legible(panels, name):
+    theme(panels, name)
+    for panel in PANELS:
+        bad, count = access.pale(cell(panels, panel))
+        assert count > 10 and not bad, (panel, bad)
+
+
+def test_layer_grid_follows_the_theme(panels):
+    grid, seen = cell(panels, 'explorer').locator('.lh'), []
+    for name in ('Dark', 'Light'):
+        theme(panels, name)
+        seen.append(grid.evaluate('c => [...c.getContext("2d").getImageData(0, 0, c.width, 24).data].filter((v, i) => '
+                                  'i % 4 == 0).reduce((a, b) => Math.max(a, b), 0)')) # the brightest red of its letters
+        assert grid.evaluate('c => c.width / c.clientWidth') == pytest.approx(2, abs=0.01)
+    assert seen[0] > 200 and seen[1] < 100, seen
+
+
+def test_everything_that_can_be_focused_has_a_name(panels):
+    missing, count = access.nameless(panels.page, '.jp-OutputArea-output')
+    assert count > 200 and not missing, missing
+
+
+def test_panels_by_keyboard_only(panels):
+    "Tab from panel to panel, and open an image of the atlas by Enter."
+    page = panels.page
+    first = cell(panels, 'atlas').locator('select').first
+    first.focus()
+    for _ in range(12):
+        page.keyboard.press('Tab')
+        at = page.evaluate('() => ({...document.activeElement.dataset})')
+        if 'image' in at: break
+    assert {'image', 'token', 'patch'} <= at.keys()
+    page.keyboard.press('Enter')
+    canvas = cell(panels, 'explorer').locator('.frame canvas').first
+    expect(canvas).to_have_attribute('aria-label', re.compile(f"^image {at['image']}: token {at['token']}, layer 0"))
+    assert panels.ask('one.selection') == dict(image=int(at['image']), layer=0, head='mean', token=int(at['token']),
+                                               patch=int(at['patch']))
+
+
+def test_search_hits_and_pairs_open_the_explorer(panels):
+    canvas = cell(panels, 'explorer').locator('.frame canvas').first
+    hit = cell(panels, 'search').locator('button[data-image]').nth(1)
+    image = hit.get_attribute('data-image')
+    hit.click()
+    expect(canvas).to_have_attribute('aria-label', re.compile(f'^image {image}: CLS, layer 1'))
+    expect(cell(panels, 'explorer').get_by_label('caption', exact=True)).to_have_value(panels.ask('search.caption'))
+    pair = cell(panels, 'map').locator('.pair button').nth(1)
+    image = pair.locator('img').get_attribute('data-id')
+    pair.click()
+    expect(canvas).to_have_attribute('aria-label', re.compile(f'^image {image}: '))
+    expect(cell(panels, 'map').locator('.mvlm-x').nth(1)).to_have_count(0) # no second explorer
+
+
+def test_panels_compute_in_the_background(panels):
+    assert panels.ask('background') == []
+
+
+def test_ablation_begins_with_its_verdict(panels):
+    theme(panels, 'Light')
+    panel = cell(panels, 'ablation')
+    tops = panel.evaluate("""e => ['b', '.mvlm-figure svg', 'details', 'select', 'table:not(details table)'].map(
+        (s) => e.querySelector(s).getBoundingClientRect().top)""")
+    assert tops == sorted(tops)
+    expect(panel.locator('b').first).to_contain_text(re.compile(r'No verdict.*by [+-]\d+\.\d points \(95 % CI .*22 images'))
+    assert panel.locator('details').get_attribute('open') is None
+    right = panel.evaluate('e => [e.querySelector("svg").getBoundingClientRect().right, e.getBoundingClientRect().right]')
+    assert right[0] <= right[1] + 1
+    hints = panel.locator('button').evaluate_all('all => all.map((b) => b.title).join(" ")')
+    assert 'colored means on' in hints and 'blue' not in hints
+
+
+def test_summary_of_the_configuration_stays(panels):
+    editor = cell(panels, 'config')
+    page, field = panels.page, editor.get_by_role('textbox', name='model.std')
+    field.scroll_into_view_if_needed()
+    command = editor.locator('.mvlm-side h4').first
+    assert command.is_visible() and 0 < command.bounding_box()['y'] < page.viewport_size['height']
+    heads = editor.get_by_role('textbox', name='model.num_heads')
+    heads.fill('7')
+    heads.press('Tab')
+    expect(editor.get_by_role('alert')).to_contain_text('nearest model.num_heads: 4 or 8')
+    heads.fill('2')
+    heads.press('Tab')
+    expect(editor.get_by_role('alert')).to_have_count(0)
+
+
+def test_importing_prints_nothing(panels):
+    assert panels.outputs()[0] == []
+
+
+def test_a_user_error_is_one_line(lab, page):
+    run = ("from contextlib import redirect_stdout\nfrom io import StringIO\nwith redirect_stdout(StringIO()):\n    "
+           "fit(compose([*words, 'training.max_steps=2', 'training.run_dir=lines'], config_name='quickstart'))")
+    nb = lab.open(page, lab.write('lines.ipynb', SETUP, run, "open_trained('lines')", "FitDashboard(open_trained('lines'))"))
+    nb.start()
+    page.wait_for_function('() => window.ran', timeout=120_000)
+    shown, failed = nb.outputs()[2][0]['data']['text/plain'], nb.outputs()[3][0]
+    assert len(''.join(shown).splitlines()) == 1 and 'M parameters' in ''.join(shown)
+    assert failed['ename'] == 'UserError' and len(failed['traceback']) == 1
+    assert 'give a Learner' in failed['traceback'][0]
+
+
+# Pages without a kernel
+
+def explorer_page(page, folder, vit, change=lambda side: None):
+    "Open the page of an explorer of one image, with changed maps."
+    image = np.random.default_rng(0).integers(60, 200, (64, 64, 3), dtype=np.uint8)
+    explorer = AttentionExplorer(vit, [image])
+    path = explorer.export_html(folder/'explorer.html')
+    text = path.read_text()
+    head, data, tail = re.fullmatch(r'(.*<script type="application/json"[^>]*>)(.*?)(</script>.*)', text, re.S).groups()
+    data = json.loads(data)
+    change(data)
+    path.write_text(head + json.dumps(data) + tail)
+    page.goto(path.as_uri())
+    expect(page.locator('.mvlm-x')).to_have_attribute('aria-busy', 'false')
+    page.wait_for_timeout(300)
+    return page.locator('.mvlm-x')
+
+
+def painted(x):
+    "Return how far each pixel of the first tile is from the photo, 0..255: median and maximum."
+    tile = x.locator('.tokens canvas').nth(1)
+    read = 'c => [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]'
+    opacity = x.locator('input[type=range]')
+    seen = []
+    for value in ('0.8', '0'):
+        opacity.fill(value)
+        x.page.wait_for_timeout(200)
+        seen.append(np.array(tile.evaluate(read)).reshape(-1, 4)[:, :3])
+    far = np.abs(seen[0] - seen[1]).max(1)
+    opacity.fill('0.8')
+    return np.median(far), far.max()
+
+
+def test_an_outlier_hides_neither_the_maps_nor_the_image(offline_page, tmp_path):
+    vit = tiny_vit(num_memory_tokens=3)
+    def outlier(data): # all tokens attend to patch 0 about 70 times as much as to any other
+        block = data['images'][0]['sides'][0]['blocks'][data['state']['layer']]['reads']
+        q = np.frombuffer(base64.b64decode(block['data']), np.uint8).reshape(len(block['max']), 4, -1).copy()
+        q[:], q[:, :, ::3], q[:, :, 0] = 30, 36, 255 # a byte is the square root of a value
+        block['data'] = base64.b64encode(q.tobytes()).decode()
+        block['max'] = [3.6] * len(block['max']) # 30 and 36 stand for 1 and 1.4 times uniform
+        data['state']['show'] = data['state']['direction'] = 'reads'
+    x = explorer_page(offline_page, tmp_path, vit, outlier)
+    robust, top = painted(x)
+    x.locator('.choice.scale select').select_option(label='to the maximum')
+    offline_page.wait_for_timeout(200)
+    linear, _ = painted(x)
+    assert robust >= 3 > linear, (robust, linear) # the others show, and only on the robust scale
+    assert robust < 60 < top # and the photo shows through them
+
+
+def test_kv_memory_offers_only_what_it_has(offline_page, tmp_path):
+    x = explorer_page(offline_page, tmp_path, tiny_vit(num_memory_tokens=3, memory_position='kv'))
+    shown = x.locator('.choice.show select option').all_inner_texts()
+    assert 'who reads the token' in shown and 'what the token reads' not in shown
+    expect(x.locator('.figure p')).to_contain_text('on average it receives')
+
+
+def test_negative_bars_grow_to_the_left(offline_page, tmp_path):
+    def scored(data):
+        side = data['images'][0]['sides'][0]
+        side['score'] = dict(text='cosine 0.1.', cosine=.1, others=[], adds=[.02, -.04, .01], exact=True)
+    x = explorer_page(offline_page, tmp_path, tiny_vit(num_memory_tokens=3), scored)
+    bars = x.locator('.mvlm-bars', has_text='Direct contribution').locator('> div:first-of-type > div:nth-child(3n+2)')
+    expect(bars).to_have_count(3)
+    spans = bars.evaluate_all("""all => all.map((b) => { const o = b.getBoundingClientRect(), p = b.children[0]
+        .getBoundingClientRect(); return [(p.left - o.left) / o.width, (p.right - o.left) / o.width]; })""")
+    assert np.allclose(spans, [[.5, .75], [0, .5], [.5, .625]], atol=0.01), spans
+
+
+def text_boxes(page, svg, folder):
+    "Show an SVG whose text is text, and return the boxes of its texts."
+    (folder/'figure.html').write_text(f'<body style="color:#111">{svg}</body>', encoding='utf-8')
+    page.goto((folder/'figure.html').as_uri())
+    return page.locator('svg').first.evaluate("""e => [...e.querySelectorAll('text, [id^=text_]')].map((t) => {
+        const b = t.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; })""")
+
+
+def test_curves_of_20000_steps(offline_page, tmp_path):
+    step = np.arange(100, 20_001, 100)
+    table = pd.DataFrame(dict(step=step, train_loss=2 / np.sqrt(step), lr=1e-3, temperature=.07))
+    table['i2t/R@1'] = np.where(step % 2000 == 0, step / 40_000, np.nan)
+    boxes = text_boxes(offline_page, to_svg(training_curves(table, gallery=512)), tmp_path)
+    assert len(boxes) > 20
+    hits = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a[0] < b[2] - 1 and b[0] < a[2] - 1
+            and a[1] < b[3] - 1 and b[1] < a[3] - 1]
+    assert not hits, hits
+    left = offline_page.locator('[id^=patch_]').evaluate_all('all => all.map((p) => p.getBoundingClientRect().width)')
+    assert left # axes are drawn
+
+
+def test_study_of_one_seed(offline_page, tmp_path):
+    fig = study_plot(pd.DataFrame({'variant': ['memory', 'plain'], 'seed': [0, 0], 'i2t/R@1': [.4, .3]}))
+    ax = fig.axes[0]
+    at = [ax.transAxes.inverted().transform(ax.transData.transform((v, 0)))[0] for v in (.3, .4)]
+    assert all(0.03 < x < 0.97 for x in at), at
+    assert len(text_boxes(offline_page, to_svg(fig), tmp_path)) > 3
+
+
+def test_pdf_has_truetype_fonts(tmp_path):
+    training_curves(pd.DataFrame(dict(step=[1, 2], train_loss=[2., 1.])), gallery=8).save(tmp_path/'a.pdf')
+    data = (tmp_path/'a.pdf').read_bytes()
+    assert b'/Type3' not in data and (b'/TrueType' in data or b'/CIDFontType2' in data)
+
+
+@pytest.fixture(scope='module')
+def report(tmp_path_factory):
+    "The page of a run with memory that has a twin."
+    from memory_vlm.config import compose
+    from memory_vlm.run import fit
+    folder = tmp_path_factory.mktemp('report')/'runs'
+    for name, more in (('plain', ['model/memory=off']), ('memory', [])):
+        fit(compose(['training.max_steps=4', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
+                     'training.data.val_path=scenes:tiny', 'training.preflight=false', 'model.depth=2',
+                     'model.text.depth=1', 'training.logging.tensorboard=false', f'training.run_dir={folder}/{name}', *more],
+                    config_name='quickstart'))
+    return folder/'memory'/'report.html'
+
+
+def test_report_of_a_run(offline_page, report):
+    offline_page.set_viewport_size(dict(width=390, height=844))
+    offline_page.goto(report.as_uri())
+    expect(offline_page.locator('.mvlm-x')).to_have_attribute('aria-busy', 'false')
+    assert offline_page.evaluate('document.documentElement.scrollWidth') == 390
+    lead = offline_page.locator('p.lead')
+    expect(lead).to_contain_text(re.compile(r'^Does memory matter\? .*points \(95 % CI .*Its twin without memory .*memory '
+                                            r'changes it by [+-]\d'))
+    assert lead.bounding_box()['y'] < 200
+    heads = offline_page.locator('h2').all_inner_texts()
+    assert heads[:4] == ['Training curves', 'What memory does', 'Ablation of memory', 'Attention of memory tokens']
+    expect(offline_page.locator('main')).to_contain_text('M parameters')
+    offline_page.locator('.thumbs button').nth(2).click()
+    expect(offline_page.locator('.frame canvas').first).to_have_attribute('aria-label', re.compile('^image 2: token 0'))
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_text_of_pages_is_legible(offline_page, report, scheme):
+    offline_page.emulate_media(color_scheme=scheme)
+    offline_page.goto(report.as_uri())
+    expect(offline_page.locator('.mvlm-x')).to_have_attribute('aria-busy', 'false')
+    bad, count = access.pale(offline_page.locator('body'))
+    assert count > 60 and not bad, bad
+    missing, count = access.nameless(offline_page, 'body')
+    assert count > 20 and not missing, missing
