@@ -112,10 +112,9 @@ class MemoryLearner(Learner):
         "Fit for `n_epoch` epochs or `max_steps` steps. Raises `DivergedError` if loss or gradient are not finite."
         self.check_fit(L(cbs))
         self.interrupted, self.diverged, self.fitting = False, None, True
-        epochs = math.ceil(self.steps_of(n_epoch) / len(self.dls.train))
         try:
             with Interrupts() as self.interrupts, detect_lost_ranks(), WITHOUT_CUDNN_ATTENTION:
-                super().fit(epochs, *args, cbs=cbs, **kwargs)
+                super().fit(math.ceil(self.steps_of(n_epoch) / len(self.dls.train)), *args, cbs=cbs, **kwargs)
         finally: # after an error fastai calls no event
             self.model, self.averaged, self.fitting = getattr(self.model, 'module', self.model), None, False
             for cb in self.cbs:
