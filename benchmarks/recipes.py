@@ -19,7 +19,7 @@ from memory_vlm.run import fit
 from pathlib import Path
 from results import store
 
-RECIPES = ('scenes_easy', 'scenes_hard', 'stamps')
+RECIPES = ('scenes_easy', 'scenes_hard', 'scenes_pairs', 'gated_registers', 'stamps')
 RESULTS = Path(__file__).parent/'results'/'recipes.csv'
 METRICS = ('i2t/R@1', 'i2t/R@5', 't2i/R@1', 't2i/R@5')
 

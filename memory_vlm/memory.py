@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INITS', 'UPDATES', 'rename_old_weights', 'MemoryTokens', 'patch_centers', 'memory_update', 'MemoryUpdate',
-           'AttentionUpdate', 'StaticUpdate', 'GatedUpdate', 'CrossAttentionUpdate', 'KeyBias', 'in_backward',
-           'ema_step', 'even_attention', 'is_dead', 'check_memory']
+           'AttentionUpdate', 'StaticUpdate', 'GatedUpdate', 'KeyBias', 'in_backward', 'ema_step', 'even_attention',
+           'is_dead', 'check_memory']
 
 # %% ../nbs/10_memory.ipynb #059b6f2b
 import difflib
@@ -208,7 +208,7 @@ class GatedUpdate(MemoryUpdate):
 
 # %% ../nbs/10_memory.ipynb #a1b799e1
 @memory_update('cross_attention')
-class CrossAttentionUpdate(MemoryUpdate):
+class _CrossAttentionUpdate(MemoryUpdate):
     "Before each block `m <- m + alpha Attn(LN m, LN x, LN x)`; the output of the block is kept."
     def __init__(self, dim, num_heads, alpha):
         super().__init__(dim, num_heads, alpha)

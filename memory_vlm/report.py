@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from .ablation import _FEW_IMAGES, Ablation, ablate
 from .clip import MemoryCLIP
 from .core import UserError, pick
-from .data.base import BadSample
 from .evaluation.intervals import ALPHA, holm
 from .interp.features import map_layer, memory_features
 from .interp.image_scores import _has_text
@@ -289,10 +288,10 @@ def _data_name(dl)->str: return getattr(getattr(dl, 'source', None), 'name', _UN
 def _fingerprint(dl, num:int)->str:
     "Return a hash of the names and captions of the first images of a source; empty for a loader without one."
     source, found = getattr(dl, 'source', None), hashlib.sha256()
-    if source is None: return ''
+    if not hasattr(source, 'captions'): return ''
     for i in range(min(num, len(source))):
         try: found.update(repr((str(source.label(i)), source.captions(i))).encode('utf-8', 'surrogateescape'))
-        except BadSample: continue # the loader leaves it out, too
+        except UserError: continue # a bad sample, which the loader leaves out, too
     return found.hexdigest()
 
 def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:

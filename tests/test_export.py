@@ -14,7 +14,8 @@ from memory_vlm.hub.open_clip import save_open_clip
 
 SMALL = ['model=tiny', 'model.depth=2', 'model.text.depth=1', 'model.text.max_len=16']
 PRESETS = ('off', 'registers', 'learnable_memory', 'learnable_memory_protected', 'persistent', 'gated',
-           'cross_attention', 'ema_bank', 'jumbo', 'random_registers', 'read_mean', 'late_interaction', 'caption_mixed')
+           'cross_attention', 'ema_bank', 'jumbo', 'random_registers', 'read_mean', 'late_interaction', 'caption_mixed',
+           'registers model.vit_kwargs.attn_gate=headwise')
 
 
 @pytest.mark.slow
@@ -22,7 +23,7 @@ PRESETS = ('off', 'registers', 'learnable_memory', 'learnable_memory_protected',
 @pytest.mark.parametrize('form,preset', [*(('onnx', p) for p in PRESETS), ('torch', 'registers')])
 def test_encoders_give_the_features_of_the_model(form, preset, tmp_path, monkeypatch):
     if form == 'onnx': pytest.importorskip('onnxruntime', reason="pip install 'memory-vlm[export]'")
-    model = MemoryCLIP.from_config(compose([*SMALL, f'model/memory={preset}']).model).eval()
+    model = MemoryCLIP.from_config(compose([*SMALL, *f'model/memory={preset}'.split()]).model).eval()
     found = export_encoders(model, tmp_path, form) # compares batches of 1, 2 and 5
     assert set(found) == {'image', 'text'} and max(found.values()) < 1e-5
     facts = json.loads((tmp_path/'export.json').read_text())

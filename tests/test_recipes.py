@@ -52,7 +52,7 @@ def stamps(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('recipe', ['scenes_easy', 'scenes_hard', 'stamps'])
+@pytest.mark.parametrize('recipe', ['scenes_easy', 'scenes_hard', 'gated_registers', 'stamps'])
 def test_takes_two_steps(recipe, tmp_path, stamps):
     data = [f'training.data.train_path={stamps}'] if recipe == 'stamps' else ['training.data.val_path=scenes:tiny']
     done = subprocess.run([sys.executable, 'train.py', f'experiment={recipe}', *data, 'training.max_steps=2',

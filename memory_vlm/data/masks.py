@@ -111,9 +111,15 @@ class _CocoMasks(_Masks):
     def read(self, i):
         image = self.images.get(_file_name(self.source, i))
         if image is None: raise UserError(f"'{self.path}' has no image '{_file_name(self.source, i)}'")
-        size, found = (image['height'], image['width']), []
+        size = image.get('height'), image.get('width')
         _check_size(size, self.source, i, f"the image of this name in '{self.path}'")
-        classes = np.zeros(size, np.int64)
+        try: return self.fill(image, size)
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"'{self.path}': an annotation of {image['file_name']} cannot be read: {e!r}") from e
+
+    def fill(self, image:dict, size:tuple)->tuple:
+        "Return the classes of an image and its objects."
+        classes, found = np.zeros(size, np.int64), []
         for a in sorted(self.objects.get(image['id'], ()), key=lambda a: -a.get('area', 0)): # small ones in front
             x, y, width, height = a['bbox']
             box = _fill_box((x, y, x + width, y + height), size)

@@ -174,10 +174,13 @@ def _class_overlaps(x:Tensor, masks:Tensor, grid:tuple, fitted, num:int)->Tensor
     values = torch.from_numpy(fitted.decision_function(x.flatten(0, 1).numpy())).float()
     if values.dim() == 1: values = torch.stack([-values, values], -1) # two classes
     scores[..., fitted.classes_] = values.unflatten(0, x.shape[:2])
-    scores = F.interpolate(scores.mT.unflatten(-1, grid), masks.shape[1:], mode='bilinear')
-    guess, valid = scores.argmax(1), masks >= 0
-    ours, true = (F.one_hot(t.clamp_min(0), num).bool() & valid[..., None] for t in (guess, masks))
-    return torch.stack([(ours & true).sum((1, 2)), (ours | true).sum((1, 2))], 1).double()
+    counts = []
+    for one, true in zip(scores, masks): # image by image, because many classes take much memory
+        guess = F.interpolate(one.T.unflatten(-1, grid)[None], true.shape, mode='bilinear')[0].argmax(0)
+        guess, true = guess[true >= 0], true[true >= 0]
+        ours, theirs, both = (t.bincount(minlength=num) for t in (guess, true, true[guess == true]))
+        counts.append(torch.stack([both, ours + theirs - both]))
+    return torch.stack(counts).double()
 
 def _fit_probe(x:Tensor, labels:Tensor, max_iter:int=300): # (n,D), (n,)
     "Fit a linear classifier on standardized features."

@@ -22,7 +22,7 @@ def _dense(vit:nn.Module, x:Tensor)->Tensor: # (B,3,height,width) -> (B,D,h,w)
 
 def _draw_views(num:int, grid:tuple, generator:torch.Generator)->list:
     "Return shifts (patches down, patches right) and whether the image is mirrored; the first is the image as it is."
-    most = [max(1, n // 8) for n in grid]
+    most = [max(1, n // 8) if n > 2 else 0 for n in grid]
     def shift(m): return int(torch.randint(-m, m + 1, (), generator=generator))
     return [(0, 0, False)] + [(*map(shift, most), i % 2 == 0) for i in range(num - 1)]
 

@@ -198,6 +198,7 @@ class PatchMetrics:
         if source is None: raise UserError('PatchMetrics needs images with names as validation data; give data=')
         self.loader, self.cfg = _plain_loader(source, cfg), cfg
         self.opened = _open_masks(self.masks, self.loader)
+        self.opened.batch([0]) # raises for a missing mask now
         return True
 
     @property
