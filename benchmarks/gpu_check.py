@@ -16,6 +16,9 @@ Every section runs in a process of its own with a time limit. What fails or take
 - cells: the notebook cells flagged `gpu` (`nbdev-test --flags gpu`).
 - train_step, loss_memory, capture: those benchmarks, beside the committed ratios.
 - overhead, compile: cost of checkpoints and logs; time and gradient of compiled blocks beside eager ones.
+- host: a step with and without waits for the device, with a patch embedding in channels-last format (and the difference
+  of its gradient), with copies of pinned uint8 batches, and with compiled blocks and captions of changing lengths,
+  trimmed or padded to multiples of 8.
 
 The last lines conclude. The exit status is 1 if a row is OFF or failed.
 """
@@ -34,11 +37,13 @@ import torch
 import torch.nn.functional as F
 from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from memory_vlm import loss
 from memory_vlm.clip import MEMORY_NAMES, MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.data.tokenizer import trim
 from memory_vlm.evaluation.validation import PRECISIONS
+from memory_vlm.learner import make_loss
 from memory_vlm.models.attention_hooks import WITHOUT_CUDNN_ATTENTION
 from pathlib import Path
 from precision import difference, gradients
@@ -386,9 +391,62 @@ def compile(args):
                   f'seconds a step; the first {first:.1f}; gradient differs from eager by {error:.2g}')
 
 
+def host(args):
+    "Time steps that differ in what the host waits for, in the format of images, and in the lengths of captions."
+    args, rounds = in_precision(args, 'bf16' if args.device == 'cuda' else 'fp32'), 2 if args.device == 'cpu' else 10
+    torch.manual_seed(0)
+    model = MemoryCLIP.from_config(compose(args.overrides).model) # for its sizes
+    images, ids = inputs_of(args, model.cfg)
+    short, loss = trim(ids), make_loss(compose(args.overrides).model.contrastive)
+    model, _ = our_step(args, images, ids, *args.overrides)
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    def step(waits=0, images=images, ids=short):
+        with torch.autocast(args.device, PRECISIONS[args.precision], enabled=args.precision != 'fp32'):
+            value = loss(model(images, ids), None)
+        if waits > 2: value.item()
+        value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        if waits > 1: torch.stack([value.detach().float(), norm]).tolist()
+        opt.step()
+        opt.zero_grad()
+        if waits: value.detach().cpu() # fastai's Recorder
+    def timed(f):
+        f()
+        return statistics.median(seconds(args, lambda: [f() for _ in range(rounds)]) / rounds for _ in range(3))
+    def measured(setting, f, detail=''):
+        return row('host', setting, args.precision, f'{timed(f):.4f}', 'info', f'seconds a step{detail}')
+    with WITHOUT_CUDNN_ATTENTION:
+        for waits, what in ((3, 'three waits'), (2, 'two waits, as in a fit'), (1, 'one wait'), (0, 'no wait')):
+            yield measured(what, partial(step, waits))
+        plain, last = gradients(args, model, images, short), images.contiguous(memory_format=torch.channels_last)
+        model.visual.patch_embed.proj.to(memory_format=torch.channels_last)
+        error = difference(gradients(args, model, last, short), plain, list(plain))
+        found = measured('channels-last patches', partial(step, images=last), f'; gradient differs by {error:.2g}')
+        yield found | dict(verdict='ok' if error <= LIMITS[args.precision] else 'OFF')
+        model.visual.patch_embed.proj.to(memory_format=torch.contiguous_format)
+        if args.device != 'cuda':
+            yield row('host', 'copies and compiled lengths', verdict='skipped', detail='these need CUDA')
+            return
+        pinned, side = images.cpu().pin_memory(), torch.cuda.Stream()
+        def on_side_stream():
+            with torch.cuda.stream(side): x = pinned.to(args.device, non_blocking=True)
+            torch.cuda.current_stream().wait_stream(side)
+            x.record_stream(torch.cuda.current_stream())
+            step(images=x)
+        yield measured('blocking copies', lambda: step(images=images.cpu().to(args.device)))
+        yield measured('pinned copies', lambda: step(images=pinned.to(args.device, non_blocking=True)))
+        yield measured('pinned copies, side stream', on_side_stream)
+        model.compile_blocks()
+        lengths = [short.shape[1] - i for i in range(6)]
+        for what, multiple in (('compiled, any length', 1), ('compiled, multiples of 8', 8)):
+            several = [short[:, :-(-n // multiple) * multiple] for n in lengths] # the longest captions are cut
+            yield measured(what, lambda: [step(ids=x) for x in several], ' of six lengths, after the compilation')
+
+
 # Name -> function of the arguments that yields rows, and its share of the time. What a section leaves is for the others.
 SECTIONS = dict(kernels=(kernels, 3), bisect=(bisect, 6), cells=(cells, 3), train_step=(train_step, 3),
-                loss_memory=(loss_memory, 2), capture=(capture, 2), compile=(compile, 5), overhead=(overhead, 3))
+                loss_memory=(loss_memory, 2), capture=(capture, 2), compile=(compile, 5), overhead=(overhead, 3),
+                host=(host, 3))
 
 
 def run_section(name, args, limit):

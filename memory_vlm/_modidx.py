@@ -1474,6 +1474,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'memory_vlm/learner.py'),
                                     'memory_vlm.learner.MemoryLearner._do_fit': ( 'learner.html#memorylearner._do_fit',
                                                                                   'memory_vlm/learner.py'),
+                                    'memory_vlm.learner.MemoryLearner._set_device': ( 'learner.html#memorylearner._set_device',
+                                                                                      'memory_vlm/learner.py'),
                                     'memory_vlm.learner.MemoryLearner.add_cb': ( 'learner.html#memorylearner.add_cb',
                                                                                  'memory_vlm/learner.py'),
                                     'memory_vlm.learner.MemoryLearner.all_batches': ( 'learner.html#memorylearner.all_batches',

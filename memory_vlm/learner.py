@@ -18,7 +18,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.torch_core import default_device
+from fastai.torch_core import default_device, to_device
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .clip import MemoryCLIP, make_model, normalize_images
@@ -112,10 +112,9 @@ class MemoryLearner(Learner):
         "Fit for `n_epoch` epochs or `max_steps` steps. Raises `DivergedError` if loss or gradient are not finite."
         self.check_fit(L(cbs))
         self.interrupted, self.diverged, self.fitting = False, None, True
-        epochs = math.ceil(self.steps_of(n_epoch) / len(self.dls.train))
         try:
             with Interrupts() as self.interrupts, detect_lost_ranks(), WITHOUT_CUDNN_ATTENTION:
-                super().fit(epochs, *args, cbs=cbs, **kwargs)
+                super().fit(math.ceil(self.steps_of(n_epoch) / len(self.dls.train)), *args, cbs=cbs, **kwargs)
         finally: # after an error fastai calls no event
             self.model, self.averaged, self.fitting = getattr(self.model, 'module', self.model), None, False
             for cb in self.cbs:
@@ -147,6 +146,9 @@ class MemoryLearner(Learner):
             self.one_batch(*o)
             if self.interrupts.agreed(): raise KeyboardInterrupt
             self.asked = time.perf_counter() # start of the wait for the next batch
+
+    def _set_device(self, b): # the host does not wait for the copy of a pinned batch
+        return to_device(b, to := next(self.model.parameters()).device, non_blocking=to.type == 'cuda')
 
     def record_evaluation(self):
         "Evaluate the model on `dl` and give the values to fastai's Recorder."

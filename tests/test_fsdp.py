@@ -93,7 +93,8 @@ def compare_all(names): return {name: compare(name) for name in names}
 def check(found):
     for name, (losses, norms, weights, evaluated) in found.items():
         eps = 1e-3 if name in HALF else 1e-6
-        assert max(losses, evaluated) <= eps and norms <= max(eps, 1e-5) and weights <= 100 * eps, (name, found[name])
+        # weights and what follows from them differ by the rounding of all steps together
+        assert losses <= eps and max(norms, evaluated) <= max(eps, 1e-5) and weights <= 100 * eps, (name, found[name])
 
 
 def test_sharded_training_equals_ddp(tmp_path):

@@ -124,3 +124,9 @@ def test_whole_program_on_a_cpu(tmp_path):
     assert {r['section'] for r in rows} == set(gpu_check.SECTIONS), done.stderr
     assert not [r for r in rows if r['verdict'] == 'OFF'] and 'bf16: gradients differ' in done.stdout
     assert 'gpu_check.py' in rows[0]['command']
+
+
+def test_host_times_waits_and_formats():
+    rows = {r['setting']: r for r in gpu_check.host(ARGS)}
+    assert {'three waits', 'two waits, as in a fit', 'no wait'} < rows.keys() and float(rows['no wait']['result']) > 0
+    assert rows['channels-last patches']['verdict'] == 'ok'

@@ -345,8 +345,13 @@ class DivergenceCallback(Callback):
     "End the fit before a step whose loss or gradient is not finite. The learner raises `DivergedError`."
     run_valid, order = False, 12
     reason = 'after autocast and the gradient scaler (10) and after the gradient norm is measured (11)'
-    def after_loss(self): self.check('loss', self.loss.item())
-    def before_step(self): self.check('gradient norm', float(self.learn.grad_norm))
+    def after_loss(self): # with fp16 a step with an infinite gradient is skipped, whatever the loss
+        if getattr(self.learn, 'precision', '') == 'fp16': self.check('loss', self.loss.item())
+    def before_step(self): # one wait for the device, after the backward pass is queued
+        if is_probing(self.learn): return
+        loss = self.loss.detach().float()
+        values = torch.stack([loss, torch.as_tensor(self.learn.grad_norm, dtype=loss.dtype, device=loss.device)])
+        for what, value in zip(('loss', 'gradient norm'), values.tolist()): self.check(what, value)
 
     def check(self, what, value):
         if is_probing(self.learn) or math.isfinite(value): return

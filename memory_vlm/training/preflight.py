@@ -182,7 +182,9 @@ class _RankMemory(NamedTuple):
 
     @property
     def total(self)->float: # the larger of a step and an evaluation
-        step = self.gradients + self.activations + self.gathered
+        step = self.gradients + self.activations
+        # the largest unit, the token embedding, is gathered when most activations are freed
+        if self.gathered: step = self.gathered + max(self.gradients, self.activations)
         return self.weights + self.optimizer + max(step, self.whole)
 
     def __str__(self):
