@@ -11,7 +11,7 @@ import json
 import torch
 from datetime import date
 from importlib.metadata import version
-from ..ablation import Ablation, _FirstImages, _paired_difference, _recall_values
+from ..ablation import _FEW_IMAGES, Ablation, _FirstImages, _paired_difference, _recall_values
 from ..attention import capture
 from ..core import UserError, _counted
 from ..evaluation.retrieval import hits_per_image
@@ -174,6 +174,8 @@ def _lead(loaded:LoadedModel, folder:Path, use:Ablation|None, twin:Path|None, nu
     if not find_tower(loaded.model).layout.num_memory: said = 'This model has no memory.'
     elif use: said = f'Does memory matter? {use.headline}'
     elif num_images: said = 'Does memory matter? This was not measured; the reason stands below.'
+    elif (num := len(loaded.valid_dl.source)) < _FEW_IMAGES:
+        said = f'Does memory matter? {num} validation images are too few to decide; {_FEW_IMAGES} are needed.'
     else: said = f'Does memory matter? This is not measured yet: memory_vlm report {folder}'
     if twin is None: return said
     try: return f'{said} {_twin_sentence(loaded, twin, num_images)}'
