@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fastai.callback.core import Callback
 from io import BytesIO
 from math import ceil
+from .ablation import _FEW_IMAGES
 from .clip import MemoryCLIP
 from .core import UserError, _counted, _fork_random
 from .distributed import LostRankError, broadcast_from_main, is_main, process_group, world_size
@@ -165,7 +166,8 @@ def _write_bad_samples(folder:Path, learn:MemoryLearner):
 
 def _write_report(folder:Path, learn:MemoryLearner):
     "Write the report; memory is measured after a complete fit of one process. If it cannot be written, warn."
-    num = 0 if learn.interrupted or world_size() > 1 else 512
+    few = len(learn.dls.valid.source) < _FEW_IMAGES # an ablation of so few decides nothing
+    num = 0 if learn.interrupted or world_size() > 1 or few else 512
     try:
         with _fork_random(learn.dls.device): page = write_report_page(folder, learn, num_images=num)
     except (OSError, RuntimeError, ValueError) as e: return warnings.warn(f'The report could not be written: {e}')

@@ -301,13 +301,14 @@ def report(tmp_path_factory):
     "The page of a run with memory that has a twin."
     from memory_vlm.config import compose
     from memory_vlm.run import fit
+    from memory_vlm.viz.page import write_report_page
     folder = tmp_path_factory.mktemp('report')/'runs'
     for name, more in (('plain', ['model/memory=off']), ('memory', [])):
-        fit(compose(['training.max_steps=4', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
-                     'training.data.val_path=scenes:tiny', 'training.preflight=false', 'model.depth=2',
-                     'model.text.depth=1', 'training.logging.tensorboard=false', f'training.run_dir={folder}/{name}', *more],
-                    config_name='quickstart'))
-    return folder/'memory'/'report.html'
+        run = fit(compose(['training.max_steps=4', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
+                           'training.data.val_path=scenes:tiny', 'training.preflight=false', 'model.depth=2',
+                           'model.text.depth=1', 'training.logging.tensorboard=false', f'training.run_dir={folder}/{name}', *more],
+                          config_name='quickstart'))
+    return write_report_page(folder/'memory', run)
 
 
 def test_report_of_a_run(offline_page, report):

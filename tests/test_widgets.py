@@ -153,6 +153,7 @@ def test_explorer_of_64_tokens_is_legible_and_is_kept(lab, page, chromium):
     live, twin = nb.cell(1), nb.cell(3)
     expect(live).to_contain_text('times uniform')
     expect(live.locator('.tokens').get_by_role('option')).to_have_count(65)
+    expect(live.locator('.words label')).to_be_hidden() # there is no text tower
     size = lambda where: where.bounding_box()
     assert size(photo(live))['width'] >= 480
     assert all(b['width'] >= 56 <= b['height'] for b in map(size, live.locator('.tokens canvas').all()[:3]))

@@ -11,9 +11,9 @@ import json
 import torch
 from datetime import date
 from importlib.metadata import version
-from ..ablation import Ablation, _FirstImages, _paired_difference, _recall_values
+from ..ablation import _FEW_IMAGES, Ablation, _FirstImages, _paired_difference, _recall_values
 from ..attention import capture
-from ..core import UserError, _counted
+from ..core import _counted
 from ..evaluation.retrieval import hits_per_image
 from ..evaluation.validation import encode, evaluation_mode
 from ..interp.features import _make_encoder, map_layer
@@ -41,9 +41,10 @@ def _find_twin(folder:Path, most:int=50)->Path|None:
     if folder.parent.parent.name == 'runs': found = list(folder.parent.parent.glob('*/*/DONE')) # of other names too
     found = sorted((p.parent for p in found if p.parent != folder), key=lambda p: -p.stat().st_mtime)[:most]
     for other in found:
-        theirs = OmegaConf.load(other/'config.yaml') if (other/'config.yaml').exists() else mine
-        if _has_memory(theirs) == _has_memory(mine): continue
-        if all(k.startswith('model.memory.') for k in config_differences(mine, other)): return other
+        try:
+            if _has_memory(OmegaConf.load(other/'config.yaml')) == _has_memory(mine): continue
+            if all(k.startswith('model.memory.') for k in config_differences(mine, other)): return other
+        except Exception: continue # a neighbor that cannot be read must not end a fit
     return None
 
 def _hits(model, dl, num_images:int)->tuple: # hits (n, 6), index and number of each caption
@@ -174,7 +175,9 @@ def _lead(loaded:LoadedModel, folder:Path, use:Ablation|None, twin:Path|None, nu
     if not find_tower(loaded.model).layout.num_memory: said = 'This model has no memory.'
     elif use: said = f'Does memory matter? {use.headline}'
     elif num_images: said = 'Does memory matter? This was not measured; the reason stands below.'
+    elif (num := len(loaded.valid_dl.source)) < _FEW_IMAGES:
+        said = f'Does memory matter? {num} validation images are too few to decide; {_FEW_IMAGES} are needed.'
     else: said = f'Does memory matter? This is not measured yet: memory_vlm report {folder}'
     if twin is None: return said
     try: return f'{said} {_twin_sentence(loaded, twin, num_images)}'
-    except UserError as e: return f'{said} Its twin {twin.name} could not be opened: {e}'
+    except (OSError, RuntimeError, ValueError) as e: return f'{said} Its twin {twin.name} could not be opened: {e}'

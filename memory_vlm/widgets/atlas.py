@@ -217,7 +217,7 @@ class MemoryAtlas(_LinkedPanel):
         cards = _sorted_cards(self.cards, self.order)[:16]
         left = f' {len(cards)} of {len(self.cards)} tokens.' if len(cards) < len(self.cards) else ''
         rows = [[self.crops[i, p] for i, p, _ in c.patches] for c in cards]
-        return patch_gallery(rows, [f'token {c.token}\n{c.usage / c.even:.2f} × even' for c in cards],
+        return patch_gallery(rows, [f'token {c.token}\n{c.usage / c.even:.2f} × uniform' for c in cards],
                              title='Memory tokens and their patches', note=self.note + left)
 
     def export_html(
@@ -235,7 +235,7 @@ class MemoryAtlas(_LinkedPanel):
 
 def _card_facts(card:_Card)->dict:
     "Return the texts of a card."
-    usage = f'usage {card.usage / card.even:.2f} × even ({_format_number(card.usage)})'
+    usage = f'usage {card.usage / card.even:.2f} × uniform ({_format_number(card.usage)})'
     return dict(title=f'token {card.token}', usage=usage,
                 words='nearest words (probe): ' + ', '.join(f'{w} ({c:.2f})' for w, c in card.words) if card.words
                 else '',

@@ -67,7 +67,7 @@ def scale_html(
         side = f'left:{at:.1%}' if at < 0.5 else f'right:{max(1 - at, 0.16):.1%}'
         mark = (f'<div style="position:absolute;left:{at:.1%};top:0;height:12px;width:2px;background:#fff;box-shadow:0 '
                 '0 0 1px #000"></div>'
-                f'<div style="position:absolute;{side};top:13px">even {_format_number(even)}</div>')
+                f'<div style="position:absolute;{side};top:13px">uniform {_format_number(even)}</div>')
     return (f'<div style="position:relative;max-width:{width}px;height:32px;font-size:11px;line-height:16px" '
             f'title="{escape(label)}">'
             f'<div style="height:12px;border-radius:2px;background:linear-gradient(to right,{colors})"></div>{mark}'

@@ -81,7 +81,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     message = T.Unicode('').tag(sync=True) # Message that is shown; empty: none
     problem_shown = T.Bool(False).tag(sync=True) # Whether the message is an error
     count = T.Int(0).tag(sync=True)     # Number of images
-    models = T.List().tag(sync=True)    # Name, layers and heads of each model
+    models = T.List().tag(sync=True)    # Name, layers, heads, and whether there is a text tower, of each model
     width = T.Int(520).tag(sync=True)   # Largest width of an image (pixels)
 
     def __init__(
@@ -106,7 +106,8 @@ class AttentionExplorer(anywidget.AnyWidget):
         start = dict(layer=layer, direction=way, show=way, caption=self._first_caption(0),
                      token=0 if all(s.layout.num_memory or not s.layout.num_cls for s in self.sides) else 'cls')
         super().__init__(**start, width=width, count=len(self.images),
-                         models=[dict(name=s.name, layers=s.layers, heads=s.heads) for s in self.sides])
+                         models=[dict(name=s.name, layers=s.layers, heads=s.heads, text=s.encode_text is not None)
+                                 for s in self.sides])
         self.observe(self._changed, _STATE)
         self.on_msg(self._heard)
         _close_panels_of_earlier_runs(self)

@@ -11,7 +11,7 @@ function render({ model, el }) {
     order: (by) => model.send({ want: "order", by }),
     add: async (file) => model.send({ want: "add" }, undefined, [await file.arrayBuffer()]),
     effect: () => model.send({ want: "effect" }),
-    score: true, width: model.get("width"),
+    score: model.get("models").some((m) => m.text), width: model.get("width"),
     save: () => model.send({ want: "page" }),
     set: (changes) => { mine = true; for (const [n, v] of Object.entries(changes)) model.set(n, v); model.save_changes(); mine = false; },
   };
