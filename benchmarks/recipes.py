@@ -32,10 +32,12 @@ def row(recipe, seed, folder):
     run = fit(compose(words))
     if run.interrupted: raise KeyboardInterrupt
     seconds, source = time.process_time() - begin, run.learn.dls.valid.source
-    owners = torch.tensor([i for i in range(len(source)) for _ in source.captions(i)])
+    texts = [(i, text) for i in range(len(source)) for text in source.captions(i)]
+    owners, numbers = torch.tensor([i for i, _ in texts]), {text: n for n, (_, text) in enumerate(texts)}
+    captions = torch.tensor([numbers[text] for _, text in texts]) # equal texts are one caption
     return dict(recipe=recipe, seed=seed, train=len(run.learn.dls.train.source), valid=len(source),
                 steps=run.learn.train_iter,
-                **{m: round(run.metrics[m], 4) for m in METRICS}, chance=round(chance_recall(owners)['i2t/R@1'], 4),
+                **{m: round(run.metrics[m], 4) for m in METRICS}, chance=round(chance_recall(owners, captions=captions)['i2t/R@1'], 4),
                 cpu_seconds=round(seconds), threads=torch.get_num_threads())
 
 
