@@ -47,9 +47,10 @@ TARGETS = 80, 90
 RECIPES = {'quickstart': []}
 # The quickstart without each of its choices
 ABLATION = {'images of 64 pixels': ['model.image_size=64'], 'batches of 128': ['training.batch_size=128'],
-            'learning rate 2e-3': ['training.learning_rate=2e-3'], 'longer warm-up': ['training.scheduler_kwargs.warmup_epochs=1.6'],
+            'learning rate 2e-3': ['training.learning_rate=2e-3'],
+            'longer warm-up': ['training.scheduler_kwargs.warmup_epochs=1.6'],
             'betas of the defaults': ['training.optimizer_kwargs.betas=[0.9,0.999]'],
-            'open memory': ['model.memory.key_bias=null'], 'no memory': ['model/memory=off']}
+            'closed memory': ['model.memory.key_bias=-4'], 'no memory': ['model/memory=off']}
 # The peer's arguments by name
 PEERS = {'peer': dict(lr=1e-3, batch=64, epochs=10)}
 

@@ -145,9 +145,9 @@ def _extend_run(learn:MemoryLearner, folder:Path, resume:ResumeCallback|None)->s
     t, steps, ended = learn.cfg.training, learn.steps_of(learn.cfg.training.epochs), _last_step(folder)
     step = resume.state['step'] if resume else 0
     if not step or step < ended:
-        raise UserError(f"training.resume='{folder}': the run ended at step {ended:,}, and its newest intact "
-                        f'checkpoint is of step {step:,}, so it cannot be extended; to start a new run from its '
-                        f'weights: model.pretrained={folder} training.resume=null')
+        found = (f'its newest intact checkpoint is of step {step:,}, so it cannot be extended; to start a new run from '
+                 f'its weights: model.pretrained={folder} training.resume=null') if step else 'no checkpoint is intact'
+        raise UserError(f"training.resume='{folder}': the run ended at step {ended:,}, and {found}")
     _record_schedule(folder, step, t) # before DONE is removed: after a kill in between, the same command works
     (folder/'DONE').unlink()
     lr_at = make_schedule(t.scheduler, t.learning_rate, steps / len(learn.dls.train), notice=lambda _: None,

@@ -136,7 +136,7 @@ def features_of_rank(rank, store):
     dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=RANKS)
     try:
         learn = make_learner(compose([*SHORT, 'model.drop_rate=0.5'], config_name='quickstart'))
-        images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=learn.dls.device)
+        images = torch.zeros(2, 3, 48, 48, dtype=torch.uint8, device=learn.dls.device)
         for training in (False, True):
             x = learn.model.train(training).encode_image(images).detach()
             every = [torch.empty_like(x) for _ in range(RANKS)]

@@ -202,15 +202,18 @@ def test_extension_keeps_the_run_and_can_be_interrupted(tmp_path, capsys):
 def test_killed_extension_starts_again(tmp_path, monkeypatch):
     "Between the new config.yaml and the removal of DONE, and with a checkpoint that is damaged."
     folder = tmp_path/'run'
-    fit_run(folder)
-    with mock.patch.object(Path, 'unlink', side_effect=SystemExit), pytest.raises(SystemExit): extend_run(folder, 4)
+    fit_run(folder, kept := 'training.checkpoint.save_top_k=3')
+    with mock.patch.object(Path, 'unlink', side_effect=SystemExit), pytest.raises(SystemExit): extend_run(folder, 4, kept)
     assert (folder/'DONE').exists() and 'max_steps: 4' in (folder/'config.yaml').read_text()
-    extend_run(folder, 4)
+    extend_run(folder, 4, kept)
     assert (folder/'DONE').exists() and 'max_steps: 3' in (folder/'config-until-step-3.yaml').read_text()
     before = (folder/'config.yaml').read_text(), (folder/'metrics.csv').read_text()
     with (list_checkpoints(folder/'checkpoints')[-1]/'state.pt').open('ab') as f: f.write(b'damage')
     with pytest.raises(ValueError, match='the run ended at step 4, and its newest intact checkpoint is of step [123],'):
-        extend_run(folder, 5)
+        extend_run(folder, 5, kept)
+    for path in list_checkpoints(folder/'checkpoints'):
+        with (path/'state.pt').open('ab') as f: f.write(b'damage')
+    with pytest.raises(ValueError, match='ended at step 4, and no checkpoint is intact'): extend_run(folder, 5, kept)
     assert (folder/'DONE').exists() and before == ((folder/'config.yaml').read_text(), (folder/'metrics.csv').read_text())
 
 
@@ -220,7 +223,7 @@ t2i/R@10 memory/least_usage memory/resets memory/reset_tokens memory/reset_usage
 
 def test_run_records_its_environment(tmp_path):
     run = fit(compose([*SMALL, 'training.preflight=false', f'training.run_dir={tmp_path}/run',
-                       'training.logging.tensorboard=true'], config_name='quickstart'))
+                       'model.memory.mem_reset=all', 'training.logging.tensorboard=true'], config_name='quickstart'))
     table = pd.read_csv(run.folder/'metrics.csv')
     assert set(table) == set(COLUMNS.split()) and table.notna().any().all()
     assert table.data_wait.dropna().between(0, 1).all() and table.temperature.dropna().between(0.01, 1).all()
