@@ -3,11 +3,14 @@ import ast
 import csv
 import pytest
 import sys
+import yaml
 from fastcore.nbio import read_nb
+from memory_vlm.config import compose
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parents[1]/'benchmarks'
 sys.path.insert(0, str(BENCHMARKS))
+import readout
 import results
 import study
 import suite
@@ -70,6 +73,14 @@ def test_tutorial_shows_all_study_results():
     quoted = call[call.index('base=['):call.index("'],\n          folder")].split("'")[1::2]
     assert sorted(quoted) == sorted(study.base(1760))
     for name, words in study.HEADLINE.items(): assert all(f"'{w}'" in call for w in (name, *words)), name
+
+
+def test_readout_spec_has_the_settings_of_the_benchmark():
+    spec = yaml.safe_load((BENCHMARKS/'readout.yaml').read_text(encoding='utf-8'))
+    for name, words in spec['variants'].items():
+        own = compose([*readout.BASE, *readout.ARMS[name][0]])
+        assert compose([*spec['base'], *words], config_name=spec['config_name']) == own, name
+    assert own.training.max_steps == 1100 and len(spec['variants']) == 5
 
 
 @pytest.mark.parametrize('part', suite.PARTS, ids=lambda p: p.name)
