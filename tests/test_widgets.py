@@ -79,7 +79,7 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     expect(one).to_contain_text('token 3, layer 1, head 1')
     assert photo(one).evaluate('c => c.toDataURL()') != drawn
 
-    click_cell(photo(one), 2, 5, 8, 8)
+    click_cell(photo(one), 2, 5, 6, 6)
     expect(one).to_contain_text('Attention of memory tokens to the patch at row 2, column 5')
     expect(one.locator('.figure .value')).to_contain_text('row 2, column 5')
     expect(one.locator('.figure .value')).to_contain_text('times uniform')
