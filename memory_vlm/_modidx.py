@@ -1066,6 +1066,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'memory_vlm/evaluation/retrieval.py')},
             'memory_vlm.evaluation.validation': { 'memory_vlm.evaluation.validation._caption_number': ( 'evaluation/validation.html#_caption_number',
                                                                                                         'memory_vlm/evaluation/validation.py'),
+                                                  'memory_vlm.evaluation.validation._chance_of': ( 'evaluation/validation.html#_chance_of',
+                                                                                                   'memory_vlm/evaluation/validation.py'),
                                                   'memory_vlm.evaluation.validation._encode_images': ( 'evaluation/validation.html#_encode_images',
                                                                                                        'memory_vlm/evaluation/validation.py'),
                                                   'memory_vlm.evaluation.validation._in_file_order': ( 'evaluation/validation.html#_in_file_order',

@@ -144,10 +144,11 @@ class Ablation:
 
     @property
     def headline(self)->str:
-        "The verdict, and what masking all tokens changes, with its 95 % CI."
+        "The verdict, and what masking all tokens, or else replacing them by their mean, changes, with its 95 % CI."
         rows = self.changes[self.decisive].xs('all', level='token')
-        kind = 'mask' if 'mask' in rows.index else rows.index[0]
-        did = 'Masking it' if kind == 'mask' else f'Ablating it ({kind})'
+        read = 'mask' not in rows.index or self.hurts('mean') and not self.hurts('mask')
+        kind = next(k for k in (('mean', *rows.index) if read else ('mask',)) if k in rows.index)
+        did = {'mask': 'Masking it', 'mean': 'Replacing it by its mean'}.get(kind, f'Ablating it ({kind})')
         name = 'R@1 (mean of both directions)' if self.decisive == _DECISIVE else self.decisive
         change, low, high = (f'{100 * v:+.1f}' for v in rows.loc[kind])
         return (f'{self.summary} {did} changes {name} from {self.scores[self.decisive]:.1%} by {change} points '
@@ -168,7 +169,7 @@ class Ablation:
 
     def _caveat(self)->str:
         "Return a warning if memory is used but not needed, or not used but spoiled by what replaces it."
-        if self.verdict == 'content used' and not self.hurts('mask'):
+        if self.verdict == 'content used' and 'mask' not in self.notes and not self.hurts('mask'):
             return (' Yet masking it does not lower the score significantly: the model reads memory, but does not '
                     'need it.')
         spoiling = [k for k in ('zero', 'noise', 'reinit') if self.hurts(k)]
@@ -269,6 +270,9 @@ def _inapplicable_kinds(tower, states:MemoryStates, layers:list, part:str='memor
         notes['reinit'] = 'stored tokens reach all layers through the first'
     if part != 'memory' and (not tower.layout.in_sequence or tower.layout.num_new_cls):
         notes['mask'] = 'memory is outside the sequence'
+    if part == 'memory' and getattr(tower.vit, 'readout', 'none') != 'none':
+        notes['mask'] = (f'readout={tower.vit.readout} reads memory after the last block, and a mask only hides it '
+                         'from other tokens')
     if not states.varies(layers):
         notes['mean'] = notes['shuffle'] = f'{what} is the same for every image here'
     return notes

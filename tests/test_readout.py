@@ -82,6 +82,7 @@ def test_ablation_compares_all_vectors(model, valid):
     metrics = evaluate(model, valid)
     assert found.scores['i2t/R@1'] == pytest.approx(metrics['i2t/R@1'])
     assert len(found.changes) == 4
+    assert 'only hides it from other tokens' in ablate(model, valid, kinds=['mask', 'zero']).notes['mask']
 
 
 def test_refusals_are_one_line(model):

@@ -33,12 +33,15 @@ def caption_groups(
     owner:Tensor,         # Image of each text, int64 (C,), 0..N-1
     captions:Tensor=None, # Number of each text's caption, int64 (C,); None: all are different
 )->Tensor:                # Group of each image, int64 (N,)
-    "Put images into one group that share a caption, directly or through other images."
+    """Put images into one group that share a caption, directly or through other images. Each image is a group of its
+    own if captions would link more than half of at least 30 images, and none of them belongs to so many."""
     owner, num = owner.cpu(), int(owner.max()) + 1
     if captions is None: return torch.arange(num)
     caption = captions.cpu().unique(return_inverse=True)[1]
     links = coo_array((torch.ones(len(owner)), (owner, caption + num)), shape=(num + len(owner),) * 2)
     group = torch.from_numpy(connected_components(links, directed=False)[1][:num])
+    most_owned = torch.stack([caption, owner]).unique(dim=1)[0].bincount().max()
+    if num >= 30 and group.bincount().max() > num / 2 >= most_owned: return torch.arange(num)
     return group.unique(return_inverse=True)[1]
 
 def group_sums(

@@ -16,8 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
 from ..core import UserError, _fork_random, pick
+from ..data.base import Source
+from ..data.loaders import _caption_numbers
 from ..distributed import gather_objects
-from .retrieval import _have_several_captions, ranking_metrics, retrieval_metrics
+from .retrieval import _have_several_captions, chance_recall, ranking_metrics, retrieval_metrics
 from ..loss import LOSSES
 from torch import Tensor, nn
 
@@ -194,3 +196,10 @@ def evaluate(
 )->dict[str, float]:             # `val_loss`, and `i2t/R@k` and `t2i/R@k`, 0..1
     "Compute the validation loss and retrieval metrics, without side effects on the model or the random states."
     return score(model, *encode(model, dl, precision), ks=ks)
+
+# %% ../../nbs/evaluation/04_validation.ipynb #c40072a6
+def _chance_of(source:Source, ks:Sequence[int]=(1, 5, 10))->dict[str, float]: # `i2t/R@k` and `t2i/R@k`, 0..1
+    "Return the expected recall over the images of a source in random order, equal captions as one."
+    texts = [(i, caption) for i in range(len(source)) for caption in source.captions(i)]
+    owner = torch.tensor([i for i, _ in texts])
+    return chance_recall(owner, ks, _caption_numbers([caption for _, caption in texts]))

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from ..core import UserError, pick, require
 from ..data.sources import COLUMN_KEYS, join_paths
+from ..evaluation.validation import _chance_of
 from .onnx import FORMATS, export_encoders
 from .open_clip import save_open_clip
 from ..overrides import command_line
@@ -38,8 +39,8 @@ def _card_facts(loaded:LoadedModel, folder:Path, look:bool=True)->dict:
 
 def _memory_facts(loaded:LoadedModel, folder:Path)->dict:
     "Return what needs the validation data: chance, sentences and a figure. Raises `UserError` if it cannot be used."
-    gallery, figure = len(loaded.valid_dl.source), memory_figures(loaded)
-    found = dict(chance={name: min(int(name.split('@')[1]) / gallery, 1) for name in loaded.metrics if '/R@' in name})
+    figure, chance = memory_figures(loaded), _chance_of(loaded.valid_dl.source)
+    found = dict(chance={name: chance[name] for name in loaded.metrics if name in chance})
     if figure is None: return found
     sentences = memory_report(loaded).sentences
     (folder/'images').mkdir(parents=True, exist_ok=True)

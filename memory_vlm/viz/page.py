@@ -15,7 +15,7 @@ from ..ablation import _FEW_IMAGES, Ablation, _FirstImages, _paired_difference, 
 from ..attention import capture
 from ..core import _counted
 from ..evaluation.retrieval import hits_per_image
-from ..evaluation.validation import encode, evaluation_mode
+from ..evaluation.validation import _chance_of, encode, evaluation_mode
 from ..interp.features import _make_encoder, map_layer
 from ..models.towers import find_tower
 from ..overrides import changed_keys, command_line
@@ -65,19 +65,18 @@ def _twin_sentence(loaded:LoadedModel, twin:Path, num_images:int=512)->str:
             'runs).')
 
 # %% ../../nbs/viz/06_page.ipynb #8650ac80
-def _run_summary(metrics:dict, gallery:int, epochs:float)->str:
+def _run_summary(metrics:dict, num:int, epochs:float, chance:dict)->str:
     "Return one sentence with the result of a run."
     if not metrics: return f'The run ended after {epochs:.3g} epochs, before the first evaluation.'
     return (f'After {epochs:.3g} epochs, image-to-caption R@1 is {metrics["i2t/R@1"]:.1%} '
-            f'on {gallery:,} validation images; chance is {1 / gallery:.1%}.')
+            f'on {num:,} validation images; chance is {chance["i2t/R@1"]:.1%}.')
 
 # %% ../../nbs/viz/06_page.ipynb #b19d4bb2
-def _metric_cards(metrics:dict, gallery:int)->str:
+def _metric_cards(metrics:dict, chance:dict)->str:
     "Return the metrics of a run as cards, recall with chance level."
     cards = []
     for name, v in metrics.items():
-        if '/R@' in name:
-            cards.append((f'{v:.1%}', f'{name}, chance {min(int(name.split("@")[1]) / gallery, 1):.1%}'))
+        if name in chance: cards.append((f'{v:.1%}', f'{name}, chance {chance[name]:.1%}'))
         else: cards.append((f'{v:.4g}', name))
     return ''.join(f'<div class="card"><b>{v}</b><span>{html.escape(label)}</span></div>' for v, label in cards)
 
@@ -138,7 +137,8 @@ def write_report_page(
     metrics = {k: v for k, v in loaded.metrics.items() if k not in ('step', 'epoch')}
     table, twin = read_metrics(folder), _find_twin(folder) if num_images else None
     figure = lambda fig: '' if fig is None else f'<figure>{to_svg(fig)}</figure>'
-    curves = training_curves(table, gallery=len(source), title='') if len(table) else None
+    chance = _chance_of(source) if metrics else {}
+    curves = training_curves(table, gallery=chance, title='') if len(table) else None
     if memory is None and num_images: memory = memory_report(loaded, num_images=num_images)
     use = memory and memory.ablation
     code = lambda v: f'<td><code>{html.escape(v if isinstance(v, str) else json.dumps(v))}</code></td>'
@@ -147,8 +147,8 @@ def write_report_page(
     metric_names = ('i2t: image-to-caption retrieval. t2i: caption-to-image retrieval. '
                     'R@k: share of queries with a correct result among the first k.')
     has_memory = bool(find_tower(loaded.model).layout.num_memory)
-    body = (f'<p>{html.escape(_run_summary(metrics, len(source), loaded.epochs or 0))}</p>'
-            f'<div class="cards">{_metric_cards(metrics, len(source))}</div><p class="soft">{metric_names} '
+    body = (f'<p>{html.escape(_run_summary(metrics, len(source), loaded.epochs or 0, chance))}</p>'
+            f'<div class="cards">{_metric_cards(metrics, chance)}</div><p class="soft">{metric_names} '
             f'{html.escape(_facts(loaded, table))}</p>'
             + section('Training curves', figure(curves))
             + section('What memory does' if has_memory else 'Patches', _memory_html(memory) if memory else '')

@@ -328,7 +328,7 @@ _PANELS = {'Loss': 'loss', 'Recall': r'R@\d+', 'Temperature': 'temperature|logit
 @sizable
 def training_curves(
     history:Mapping,    # Columns of metrics.csv: 'step' and names that match `_PANELS`; NaN where not measured
-    gallery:int=None,   # Number of images that are searched; draws chance level, k / gallery
+    gallery:int|Mapping=None, # Number of images that are searched (chance is k / gallery), or chance by name (0..1)
     title:str='Training', # Name of the run
     note:str='',        # Text below the figure
 )->Plot:
@@ -368,11 +368,12 @@ def _plot_column(ax, step, y, name, look):
             **look)
 
 def _plot_chance(ax, names, gallery):
-    "Plot lines at k / gallery."
-    ks = sorted({int(re.search(r'R@(\d+)', n)[1]) for n in names})
-    for i, k in enumerate(ks):
-        label = f'chance, {gallery} images' if i == 0 else None
-        ax.axhline(min(k / gallery, 1), color=INK, linestyle=(0, (1, 3)), linewidth=1.4, label=label)
+    "Plot lines at the chance levels of columns."
+    known = isinstance(gallery, Mapping)
+    levels = {gallery.get(n) if known else min(int(re.search(r'R@(\d+)', n)[1]) / gallery, 1) for n in names}
+    for i, level in enumerate(sorted(levels - {None})):
+        label = None if i else 'chance' if known else f'chance, {gallery} images'
+        ax.axhline(level, color=INK, linestyle=(0, (1, 3)), linewidth=1.4, label=label)
 
 # %% ../../nbs/viz/02_plots.ipynb #657f2340
 def show_norm_maps(

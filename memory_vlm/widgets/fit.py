@@ -19,6 +19,7 @@ from IPython import get_ipython
 from IPython.display import display
 from ..attention import capture, checked_index, find_vit
 from ..core import UserError
+from ..evaluation.validation import _chance_of
 from ..interp.features import map_layer
 from ..training.callbacks import CheckpointCallback, is_probing, save_checkpoint
 from ..training.checkpoint import training_state
@@ -137,7 +138,8 @@ class FitDashboard(Panel):
         self.running = self.fitting = self.stopping = self.placed = False
         self.history, self.redraws, self.spent, self.progress, self.checkpoint = History(), 0, 0., 'No fit yet.', None
         self._first, self._released = 0, 0.
-        self.watch, self.gallery = _FixedImageMaps(learn, images, tokens, layer), len(learn.dls.valid.source)
+        self.watch = _FixedImageMaps(learn, images, tokens, layer)
+        self.chance = _chance_of(learn.dls.valid.source, (1,))
         # only the latest dashboard is connected
         learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, DashboardCallback)])
         learn.add_cb(DashboardCallback(self))
@@ -282,7 +284,7 @@ def data(self:FitDashboard)->dict: # (steps, values) by column
     return curves | {k: tuple(zip(*[(e['step'], e[k]) for e in evaluations if k in e])) for k in names}
 
 @patch
-def _chance(self:FitDashboard, name): return 1 / self.gallery if name == 'Recall at 1' else None
+def _chance(self:FitDashboard, name): return max(self.chance.values()) if name == 'Recall at 1' else None
 
 @patch
 def _panel(self:FitDashboard, name, curves):
