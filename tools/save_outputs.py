@@ -31,7 +31,7 @@ def worth_keeping(output):
 
 def shrink(data):
     "Store a large image with 256 colors."
-    if len(data.get('image/png', '')) < 60_000: return
+    if len(data.get('image/png', '')) < 30_000: return
     small = io.BytesIO()
     Image.open(io.BytesIO(base64.b64decode(data['image/png']))).quantize(256,
             method=Image.Quantize.FASTOCTREE).save(small, 'PNG', optimize=True)
