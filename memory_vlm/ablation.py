@@ -228,7 +228,7 @@ def _summarize(hits:dict, index:Tensor, notes:dict, is_all:bool=True, chance:dic
     before, num = hits[None], len(hits[None])
     texts, group = index.cpu().bincount(minlength=num), caption_groups(index, captions)
     values = {run: _recall_values(h - before, texts, group) for run, h in hits.items() if run is not None}
-    own, chance = _recall_values(before, texts, group), chance or chance_recall(index, ks=(1,))
+    own, chance = _recall_values(before, texts, group), chance or chance_recall(index, (1,), captions)
     found = _compare(values, own, (chance['i2t/R@1'] + chance['t2i/R@1']) / 2, notes, is_all)
     return replace(found, num_images=num, num_groups=int(group.max()) + 1)
 
