@@ -64,7 +64,7 @@ _VERDICTS = {
     'presence used':
         'Only the presence of memory is used: masking it hurts, replacing it by noise or new tokens does not.',
     'used, content unclear':
-        'Memory is used, for masking it hurts. Mean and shuffle disagree on whether its content is; try more images.',
+        'Memory is used. Mean and shuffle disagree on whether its content is; try more images.',
     'unused':
         'Memory is not used: neither masking it, nor mean and shuffle together, lower the score significantly.',
     'undecided':
@@ -81,7 +81,8 @@ def _verdict(hurts:dict, is_all:bool=True)->str:
     if set(KINDS) - set(hurts): return 'incomplete'
     mean, shuffle = hurts['mean'], hurts['shuffle']
     if mean and shuffle: return 'content used'
-    if not hurts['mask']: return 'unused' if is_all else 'undecided'
+    used = mean or shuffle if hurts['mask'] is None else hurts['mask']
+    if not used: return 'unused' if is_all else 'undecided'
     if mean or shuffle: return 'used, content unclear'
     return 'constant used' if hurts['noise'] or hurts['reinit'] else 'presence used'
 
