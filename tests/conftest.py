@@ -3,6 +3,9 @@ import lab as labs
 import os
 import pytest
 
+# Kernels that nobody uses any more take half a gigabyte each
+END_KERNEL = 'async () => { await window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown(); }'
+
 
 @pytest.fixture(scope='session')
 def chromium():
@@ -26,6 +29,7 @@ def page(chromium):
     page.on('pageerror', lambda e: failures.append(str(e)))
     page.set_default_timeout(15_000)
     yield page
+    page.evaluate(END_KERNEL)
     page.close()
     assert not failures, failures
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_ranks import SERVER, SHORT, finish, same, saved, start, wait_until
+from test_ranks import SERVER, SHORT, resumed_after_a_kill
 
 SHARDED = [*SHORT, 'training.fsdp=true', 'model.drop_rate=0.1']
 COMBINATIONS = {
@@ -111,16 +111,7 @@ def test_every_combination_equals_ddp(tmp_path):
 
 @pytest.mark.slow
 def test_sharded_run_resumes_bit_identically_and_opens_everywhere(tmp_path):
-    straight, _ = finish(tmp_path/'straight', *SHARDED)
-    stopped = tmp_path/'stopped'
-    stopped.mkdir()
-    ranks = start(stopped, *SHARDED, 'training.resume=auto')
-    wait_until(lambda: saved(stopped/'run'), *ranks)
-    for p in ranks: p.kill()
-    for p in ranks: p.join()
-    again, said = finish(stopped, *SHARDED, 'training.resume=auto')
-    assert 'resumed after step' in said[0]
-    same(again, straight)
+    _, straight = resumed_after_a_kill(tmp_path, *SHARDED)
     place = list_checkpoints(straight/'checkpoints')[-1]
     held, loss = load_file(place/'model.safetensors'), read_manifest(place)['metrics']['val_loss']
     opened = open_trained(place).model

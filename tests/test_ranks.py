@@ -162,10 +162,10 @@ def test_a_run_of_two_ranks_equals_one(tmp_path):
     pd.testing.assert_frame_equal(table(run), table(one.folder), rtol=1e-3)
 
 
-def test_two_ranks_resume_bit_identically_with_dropout(tmp_path):
-    words = [*SHORT, 'model.drop_rate=0.1']
-    straight, _ = finish(tmp_path/'straight', *words)
-    stopped = tmp_path/'stopped'
+def resumed_after_a_kill(folder, *words):
+    "Compare a run whose ranks are killed after a checkpoint, and which is resumed, with a straight one; return both."
+    straight, _ = finish(folder/'straight', *words)
+    stopped = folder/'stopped'
     stopped.mkdir()
     ranks = start(stopped, *words, 'training.resume=auto')
     wait_until(lambda: saved(stopped/'run'), *ranks)
@@ -174,6 +174,11 @@ def test_two_ranks_resume_bit_identically_with_dropout(tmp_path):
     again, said = finish(stopped, *words, 'training.resume=auto')
     assert 'resumed after step' in said[0]
     same(again, straight)
+    return again, straight
+
+
+def test_two_ranks_resume_bit_identically_with_dropout(tmp_path):
+    resumed_after_a_kill(tmp_path, *SHORT, 'model.drop_rate=0.1')
 
 
 @pytest.mark.parametrize('lost', [1, 0])
