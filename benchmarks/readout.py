@@ -1,12 +1,12 @@
 """Does memory that is read answer more captions of one image than CLS?
 
-    python benchmarks/readout.py                           # six arms, 1100 steps, 5 seeds
+    python benchmarks/readout.py                           # eight arms, 1100 steps, 5 seeds
     python benchmarks/readout.py --arms CLS "memory, maxsim" --steps 2200 --tokens 8
 
 Scenes of 3 to 5 objects (`scenes:pairs`), each caption names one object or one relation. Combinations that were never
 trained are evaluated, with every caption of every scene; the rows without a value in the column `val` were evaluated on
-`scenes`, two objects and one caption for both. Captions true of another image of the batch are left out of the loss. All
-arms have the same common weights, batches, steps and schedule; memory starts with closed keys
+`scenes`, two objects and one caption for both. Captions true of another image of the batch are left out of the loss.
+All arms have the same common weights, batches, steps and schedule; memory starts with closed keys
 (`model.memory.key_bias=-4`). Arms without memory whose images also have K vectors are the controls: K projections of
 CLS, and the K quarters of the grid of patches, pooled; captions are compared with the nearest vector (MaxSim), or with
 a mixture of them by the caption (`caption`).
@@ -108,7 +108,8 @@ def finished(path, args):
     if not path.exists(): return pd.DataFrame(columns=['variant', 'seed'])
     rows = pd.read_csv(path)
     rows = rows.assign(val=rows.val.fillna('scenes') if 'val' in rows else 'scenes')
-    return rows[(rows.val == args.val) & (rows.steps == args.steps) & (rows.tokens == args.tokens) & (rows.dim == args.dim)]
+    settings = [(rows[name] == getattr(args, name)) for name in ('val', 'steps', 'tokens', 'dim')]
+    return rows[pd.concat(settings, axis=1).all(axis=1)]
 
 
 def main():

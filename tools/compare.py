@@ -19,7 +19,8 @@ def run_folder(path):
 
 def final(folder):
     "Return the last row of metrics.csv with an evaluation, as numbers."
-    with open(folder/'metrics.csv', encoding='utf-8', newline='') as file: rows = [r for r in csv.DictReader(file) if r.get(METRICS[0])]
+    with open(folder/'metrics.csv', encoding='utf-8', newline='') as file:
+        rows = [r for r in csv.DictReader(file) if r.get(METRICS[0])]
     if not rows: sys.exit(f'{folder}/metrics.csv contains no evaluation ({METRICS[0]})')
     return {name: float(rows[-1][name]) for name in METRICS if rows[-1].get(name)}
 
