@@ -92,8 +92,8 @@ class MemoryBlock(Block):
             x = self.feed_forward(x) # with memory, so that hooks on the MLP get all tokens
         else:
             x = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+            if not self.update.writes: return x
             written = x[:, at]
-        if not self.update.writes: return x
         return torch.slice_scatter(x, self.update.post_block(memory, written), 1, at.start, at.stop)
 
     def feed_forward(self, x:Tensor)->Tensor: return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

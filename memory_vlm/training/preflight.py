@@ -114,7 +114,7 @@ def _size_problem(source:Source, name:str)->list[str]:
     "Return a line if too few images are held out to measure recall."
     if (n := len(source)) >= _ENOUGH: return []
     line = (f'{name}: only {n:,} image{"s" * (n != 1)} for evaluation. R@1 by guessing is {_chance(source):.1%}, one '
-            f'image is {100 / n:.2g} points of it, and its 95 % CI is up to {100 * _widest_interval(n):.0f} points '
+            f'image is {100 / n:.3g} points of it, and its 95 % CI is up to {100 * _widest_interval(n):.0f} points '
             'wide; ')
     whole = len(source.source) if isinstance(source, Subset) else 0
     fraction = ceil(100 * _ENOUGH / whole) / 100 if whole else 1

@@ -67,9 +67,9 @@ def _twin_sentence(loaded:LoadedModel, twin:Path, num_images:int=512)->str:
 # %% ../../nbs/viz/06_page.ipynb #8650ac80
 def _run_summary(metrics:dict, num:int, epochs:float, chance:dict)->str:
     "Return one sentence with the result of a run."
-    if not metrics: return f'The run ended after {epochs:.3g} epochs, before the first evaluation.'
-    return (f'After {epochs:.3g} epochs, image-to-caption R@1 is {metrics["i2t/R@1"]:.1%} '
-            f'on {num:,} validation images; chance is {chance["i2t/R@1"]:.1%}.')
+    if not metrics: return f'The run ended after {_counted(epochs, "epoch")}, before the first evaluation.'
+    return (f'After {_counted(epochs, "epoch")}, image-to-caption R@1 is {metrics["i2t/R@1"]:.1%} '
+            f'on {_counted(num, "validation image")}; chance is {chance["i2t/R@1"]:.1%}.')
 
 # %% ../../nbs/viz/06_page.ipynb #b19d4bb2
 def _metric_cards(metrics:dict, chance:dict)->str:
@@ -176,7 +176,7 @@ def _lead(loaded:LoadedModel, folder:Path, use:Ablation|None, twin:Path|None, nu
     elif use: said = f'Does memory matter? {use.headline}'
     elif num_images: said = 'Does memory matter? This was not measured; the reason stands below.'
     elif (num := len(loaded.valid_dl.source)) < _FEW_IMAGES:
-        said = f'Does memory matter? {num} validation images are too few to decide; {_FEW_IMAGES} are needed.'
+        said = f'Does memory matter? {_FEW_IMAGES} validation images are needed to decide; this run has {num}.'
     else: said = f'Does memory matter? This is not measured yet: memory_vlm report {folder}'
     if twin is None: return said
     try: return f'{said} {_twin_sentence(loaded, twin, num_images)}'
