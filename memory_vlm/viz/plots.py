@@ -297,7 +297,7 @@ def token_evolution(
 @sizable
 def ablation_bars(
     names:list,        # Kind of each ablation
-    delta:np.ndarray,  # Change of the score, same length as `names`, in the unit of the score
+    delta:np.ndarray,  # Change of the score, same length as `names`, as a share of 1; drawn in percentage points
     low:np.ndarray,    # Lower bounds of the 95 % CIs
     high:np.ndarray,   # Upper bounds of the 95 % CIs
     score:str='R@1',   # Name of the score
@@ -305,16 +305,16 @@ def ablation_bars(
     note:str='Bars: change from the original model. Whiskers: 95 % CI. Hollow: the CI includes 0.', # Explanation
 )->Plot:
     "Draw a bar per ablation with its confidence interval, in the given order."
-    delta, low, high = (np.asarray(v, float) for v in (delta, low, high))
+    delta, low, high = (100 * np.asarray(v, float) for v in (delta, low, high))
     fig = make_figure(title, note, (6.8, 0.34 * len(names) + 1.5))
-    ax = style(fig.subplots(), xlabel=f'change of {score}', grid='x')
+    ax = style(fig.subplots(), xlabel=f'change of {score} (points)', grid='x')
     y = np.arange(len(names))
     for i in y:
         excludes_0 = low[i] > 0 or high[i] < 0
         color = SERIES[1] if delta[i] < 0 else SERIES[2]
         ax.barh(i, delta[i], height=0.62, facecolor=color if excludes_0 else 'none', edgecolor=color, linewidth=1.3)
         ax.plot([low[i], high[i]], [i, i], color=INK, linewidth=1.6, solid_capstyle='butt', zorder=3)
-        ax.annotate(f'{delta[i]:+.3f}', (max(high[i], 0, delta[i]), i), (5, 0), textcoords='offset points', va='center',
+        ax.annotate(f'{delta[i]:+.1f}', (max(high[i], 0, delta[i]), i), (5, 0), textcoords='offset points', va='center',
                     fontsize=_points(8), color=INK)
     ax.axvline(0, color=INK, linewidth=1)
     ax.set(yticks=y, yticklabels=list(names))

@@ -276,7 +276,7 @@ class AblationPanel(Panel):
     def snapshot(self):
         "Return a figure of all kinds with 95 % CIs after `measure`, else of the attention of CLS."
         if self.result is not None:
-            return ablation_bars(*self.result.bars(),
+            return ablation_bars(*self.result.bars(), score=self.result.decisive,
                                  note=f'{self.result.num_images} images. Whiskers: 95 % CI. Hollow: the CI includes 0. '
                                       f"Verdict, after Holm's correction: {self.result.verdict}.")
         off = ', '.join(map(str, self.off)) or 'none'
