@@ -52,7 +52,10 @@ ABLATION = {'images of 64 pixels': ['model.image_size=64'], 'batches of 128': ['
             'betas of the defaults': ['training.optimizer_kwargs.betas=[0.9,0.999]'],
             'closed memory': ['model.memory.key_bias=-4'], 'no memory': ['model/memory=off']}
 # The peer's arguments by name
-PEERS = {'peer': dict(lr=1e-3, batch=64, epochs=10)}
+PEERS = {'peer': dict(lr=1e-3, batch=64, epochs=10, pixels=48)}
+# Learning rate, batch, epochs and pixels of the sweep of the peer
+SWEEP = [*((lr, batch, 7, 48) for lr in (5e-4, 1e-3, 2e-3) for batch in (64, 128)),
+         (1e-3, 64, 10, 48), (1e-3, 64, 7, 64)]
 
 
 @dataclass
@@ -93,8 +96,9 @@ class Turn:
     def wait(self, k): self.locks[k].acquire()
     def pass_on(self, k, finished=False):
         self.alive[k] = not finished
-        following = [j % len(self.locks) for j in range(k + 1, k + 1 + len(self.locks)) if self.alive[j % len(self.locks)]]
-        if following: self.locks[following[0]].release()
+        size = len(self.locks)
+        following = next((j % size for j in range(k + 1, k + 1 + size) if self.alive[j % size]), None)
+        if following is not None: self.locks[following].release()
         if not finished: self.wait(k)
 
 
@@ -117,13 +121,14 @@ class Watch(Callback):
         self.start = time.process_time()
 
 
-def train_ours(run, words, valid, pass_on):
+def train_ours(run, words, pass_on):
     "Fit a recipe of ours."
     cfg = compose([*words, f'training.seed={run.seed}', 'training.logging.eval_interval=1000000',
                    'training.data.train_path=scenes:easy', 'training.data.val_path=scenes:easy'],
                   config_name='quickstart')
     learn = make_learner(cfg)
-    learn.dls.valid = valid = make_loader(valid.source, image_size=cfg.model.image_size, batch_size=256, train=False)
+    learn.dls.valid = valid = make_loader(SceneSource('valid', 'easy'), image_size=cfg.model.image_size, batch_size=256,
+                                          train=False)
     with learn.no_bar(), learn.no_logging():
         learn.fit_schedule(cfg.training.scheduler, cbs=Watch(run, valid, pass_on), **cfg.training.scheduler_kwargs)
 
@@ -140,17 +145,19 @@ class Peer(torch.nn.Module):
         torch.nn.functional.pad(ids, (0, self.length - ids.shape[1])))
 
 
-def train_peer(run, options, valid, pass_on, folder):
+def train_peer(run, options, pass_on, folder):
     "Train open_clip's model by a loop of its own."
     m, o = compose([], config_name='quickstart').model, dict(betas=(.9, .98), decay=.1, warmup=.1) | options
     sizes = dict(vision_cfg=dict(layers=m.depth, width=m.embed_dim, head_width=m.embed_dim//m.num_heads,
-                                 patch_size=m.patch_size, image_size=m.image_size),
+                                 patch_size=m.patch_size, image_size=o['pixels']),
                  text_cfg=dict(context_length=m.text.max_len, vocab_size=49408, width=m.text.embed_dim,
                                heads=m.text.num_heads, layers=m.text.depth))
     seed_everything(run.seed)
-    model, loss, tokenizer = Peer(sizes, m.embed_dim), ClipLoss(), open_clip.SimpleTokenizer(context_length=m.text.max_len)
-    data = CsvDataset(str(folder/'train.csv'), image_transform(64, is_train=True), 'filepath', 'title', '\t', tokenizer)
+    model, loss = Peer(sizes, m.embed_dim), ClipLoss()
+    tokenizer, transform = open_clip.SimpleTokenizer(context_length=m.text.max_len), image_transform(o['pixels'], True)
+    data = CsvDataset(str(folder/'train.csv'), transform, 'filepath', 'title', '\t', tokenizer)
     loader = torch.utils.data.DataLoader(data, o['batch'], shuffle=True, drop_last=True)
+    valid = make_loader(SceneSource('valid', 'easy'), image_size=o['pixels'], batch_size=256, train=False)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     opt = torch.optim.AdamW([dict(params=matrices, weight_decay=o['decay']), dict(params=rest, weight_decay=0.)],
@@ -186,7 +193,6 @@ def write_files(folder):
 
 def train(names, seed, every, csv):
     "Train recipes in turn, and store the result of each."
-    valid = make_loader(SceneSource('valid', 'easy'), image_size=64, batch_size=256, train=False)
     turn, failed = Turn(len(names)), []
     with tempfile.TemporaryDirectory() as folder:
         if any(name in PEERS for name in names): write_files(Path(folder))
@@ -195,8 +201,8 @@ def train(names, seed, every, csv):
             try:
                 run = Run(name, seed, every)
                 pass_on = lambda: turn.pass_on(k)
-                if name in PEERS: train_peer(run, PEERS[name], valid, pass_on, Path(folder))
-                else: train_ours(run, RECIPES[name], valid, pass_on)
+                if name in PEERS: train_peer(run, PEERS[name], pass_on, Path(folder))
+                else: train_ours(run, RECIPES[name], pass_on)
                 store(csv, [run.summary()], threads=torch.get_num_threads(),
                       settings=' '.join(RECIPES.get(name) or map(str, PEERS.get(name, {}).items())))
             except BaseException as e: failed.append(e)
@@ -220,7 +226,8 @@ def table(rows):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--recipes', nargs='+', default=['quickstart', 'peer'],
-                   help="names, or 'NAME: WORDS' with words of train.py, or 'peer NAME: lr=1e-3 batch=64 epochs=10'")
+                   help="names, or 'NAME: WORDS' with words of train.py, or 'peer NAME: lr=1e-3 batch=64 epochs=10 "
+                        "pixels=48'")
     p.add_argument('--ablation', action='store_true', help='leave out each choice of the quickstart')
     p.add_argument('--sweep', action='store_true', help="run the peer's sweep")
     p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
@@ -234,12 +241,12 @@ def main():
         RECIPES.update(ABLATION)
         args.recipes = list(RECIPES)
     if args.sweep:
-        args.recipes = [f'peer {lr} {batch} {epochs}: lr={lr} batch={batch} epochs={epochs}'
-                        for lr in (5e-4, 1e-3, 2e-3) for batch in (64, 128) for epochs in (7, 10)]
+        args.recipes = [f'peer {lr} {batch} {epochs} {pixels}: lr={lr} batch={batch} epochs={epochs} pixels={pixels}'
+                        for lr, batch, epochs, pixels in SWEEP]
     names = [r.partition(': ')[0] for r in args.recipes]
     for name, _, words in (r.partition(': ') for r in args.recipes):
         if name.startswith('peer') and words:
-            PEERS[name] = {k: (int if k in ('batch', 'epochs') else float)(v) for k, v in
+            PEERS[name] = {k: (float if k == 'lr' else int)(v) for k, v in
                            (w.split('=') for w in words.split())}
         elif words: RECIPES[name] = words.split()
     path = RESULTS if args.show else Path(args.csv)
