@@ -103,7 +103,7 @@ class CellImage(anywidget.AnyWidget):
         return np.asarray(Image.open(io.BytesIO(self.png)).convert('RGB'))
 
 # %% ../../nbs/widgets/01_base.ipynb #c2cb933d
-_LOCKS = weakref.WeakKeyDictionary()
+_LOCKS, _READ = weakref.WeakKeyDictionary(), weakref.WeakSet() # `_READ`: towers that a panel uses now
 _MAKING = threading.Lock()
 
 def model_lock(
@@ -114,16 +114,20 @@ def model_lock(
 
 @contextmanager
 def training_paused(
-    model:nn.Module,  # A model that may be training in another thread
-    wait:float=1.5,   # Maximum time to wait for the lock (seconds)
+    model:nn.Module,  # A model that may be training, or in use by another panel, in another thread
+    wait:float=1.5,   # Maximum time to wait for a fit (seconds); another panel is waited for until it ends
 ):                    # Context manager; its value is `model`
-    "Use a model between two training steps, in eval mode and without gradients. Raises `UserError` if it stays locked."
-    lock = model_lock(model)
-    if not lock.acquire(timeout=wait):
-        raise UserError('This model is training; try again when the fit pauses or ends.')
+    "Use a model between two training steps, in eval mode and without gradients. Raises `UserError` if a fit keeps it."
+    lock, vit = model_lock(model), find_tower(model).vit
+    while not lock.acquire(timeout=wait):
+        if vit not in _READ: raise UserError('This model is training; try again when the fit pauses or ends.')
+    outermost = vit not in _READ
+    _READ.add(vit)
     try:
         with evaluation_mode(model): yield model
-    finally: lock.release()
+    finally:
+        if outermost: _READ.discard(vit)
+        lock.release()
 
 def weights_version(
     model:nn.Module, # A model
