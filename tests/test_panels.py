@@ -255,6 +255,17 @@ def test_an_outlier_hides_neither_the_maps_nor_the_image(offline_page, tmp_path)
     assert robust < 60 < top # and the photo shows through them
 
 
+def test_no_image_without_content(lab, chromium):
+    page = chromium.new_page()
+    nb = lab.open(page, lab.write('twin.ipynb', SETUP + "twin = make_learner(compose([*words, 'model/memory=off'], "
+                                  "config_name='quickstart'))\nFitDashboard(twin)"))
+    nb.run(60)
+    expect(nb.cell(0)).to_contain_text('No maps: the model has no memory tokens')
+    expect(nb.cell(0).locator('.mvlm-image')).to_be_attached()
+    expect(nb.cell(0).locator('.mvlm-image')).to_be_hidden()
+    page.close()
+
+
 def test_kv_memory_offers_only_what_it_has(offline_page, tmp_path):
     x = explorer_page(offline_page, tmp_path, tiny_vit(num_memory_tokens=3, memory_position='kv'))
     shown = x.locator('.choice.show select option').all_inner_texts()
