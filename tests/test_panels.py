@@ -258,11 +258,12 @@ def test_an_outlier_hides_neither_the_maps_nor_the_image(offline_page, tmp_path)
 def test_no_image_without_content(lab, chromium):
     page = chromium.new_page()
     nb = lab.open(page, lab.write('twin.ipynb', SETUP + "twin = make_learner(compose([*words, 'model/memory=off'], "
-                                  "config_name='quickstart'))\nFitDashboard(twin)"))
+                                  "config_name='quickstart'))\nFitDashboard(twin)",
+                                  'from memory_vlm.widgets.base import CellImage\nCellImage()'))
     nb.run(60)
     expect(nb.cell(0)).to_contain_text('No maps: the model has no memory tokens')
-    expect(nb.cell(0).locator('.mvlm-image')).to_be_attached()
-    expect(nb.cell(0).locator('.mvlm-image')).to_be_hidden()
+    expect(nb.cell(1).locator('.mvlm-image')).to_be_attached()
+    assert not page.locator('.jp-OutputArea img:visible').count()
     page.close()
 
 
