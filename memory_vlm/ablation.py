@@ -315,7 +315,7 @@ def ablate(
     elif not callable(score): pick(('recall', 'nearest', 'zero_shot'), score, 'score')
     is_recall = score == 'recall'
     if is_recall and not has_text: raise UserError("score='recall' needs a text tower; this model has none")
-    model = find_clip(loaded.model) if is_recall else _Images(loaded.model, num_images)
+    model = find_clip(loaded.model) if is_recall else _Images(loaded.model, num_images, score == 'zero_shot')
     if loaded.loader is None and loaded.cfg is None: raise UserError('got a model without data; call ablate(model, dl)')
     dl = _FirstImages(loaded.valid_dl, num_images, model) if is_recall and num_images is not None else loaded.valid_dl
     layers = checked_tokens(layers, len(tower.blocks), 'layer')
