@@ -24,7 +24,7 @@ def _has_text(model)->bool: return any(hasattr(m, 'encode_text') for m in model.
 
 class _Images(nn.Module):
     "A model of images alone. `is_all` tells after a pass whether the first `num` images of a loader were all."
-    def __init__(self, model:nn.Module, num:int=None, all_vectors:bool=False): # `all_vectors`: (B,K,D) where there are K
+    def __init__(self, model:nn.Module, num:int=None, all_vectors:bool=False): # Features (B,K,D) if there are K
         super().__init__()
         self.model, self.encode_image, self.num, self.is_all = model, _make_encoder(model), num, True
         if all_vectors and isinstance(model, MemoryCLIP): self.encode_image = partial(image_vectors, model)
