@@ -219,8 +219,9 @@ def memory_features(
             if tower.grid_of: found['grid'] = torch.tensor(maps.layout.grid).expand(len(images), -1)
             if stored is not None:
                 found |= _attention_features(maps) | _state_features(maps, stored)
-                with intervene(model, 'mask'): blind = encode(images)
-                found['hidden'] = 1 - F.cosine_similarity(seen.float(), blind.float(), dim=-1)
+                if getattr(tower.vit, 'readout', 'none') == 'none': # else a mask does not remove memory
+                    with intervene(model, 'mask'): blind = encode(images)
+                    found['hidden'] = 1 - F.cosine_similarity(seen.float(), blind.float(), dim=-1)
             if hasattr(source, 'objects') and not tower.layout.num_new_cls:
                 found |= _localization_features(maps, *_object_masks(source, index, images.shape[-2:]))
             if masked: found |= masked.add(model, _model_input(model, images), index, maps)
