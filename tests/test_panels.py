@@ -142,6 +142,19 @@ def test_search_hits_and_pairs_open_the_explorer(panels):
     expect(cell(panels, 'map').locator('.mvlm-x').nth(1)).to_have_count(0) # no second explorer
 
 
+def test_images_fill_the_map(panels):
+    "Captions, which are far from the images, take no room while they are hidden."
+    shares = """c => { const { width, height } = c, rgba = c.getContext('2d').getImageData(0, 0, width, height).data;
+        const xs = [], ys = [];
+        for (let i = 0; i < width * height; i++) if (rgba[4 * i + 3]) { xs.push(i % width); ys.push(Math.floor(i / width)); }
+        return [[xs, width], [ys, height]].map(([v, n]) => (v.reduce((a, b) => Math.max(a, b)) - v.reduce((a, b) => Math.min(a, b))) / n); }"""
+    plot = cell(panels, 'map')
+    assert min(plot.locator('canvas').evaluate(shares)) > 0.85
+    plot.get_by_label('captions').check()
+    assert min(plot.locator('canvas').evaluate(shares)) > 0.85
+    plot.get_by_label('captions').uncheck()
+
+
 def test_panels_compute_in_the_background(panels):
     assert panels.ask('background') == []
 
@@ -240,6 +253,18 @@ def test_an_outlier_hides_neither_the_maps_nor_the_image(offline_page, tmp_path)
     linear, _ = painted(x)
     assert robust >= 3 > linear, (robust, linear) # the others show, and only on the robust scale
     assert robust < 60 < top # and the photo shows through them
+
+
+def test_no_image_without_content(lab, chromium):
+    page = chromium.new_page()
+    nb = lab.open(page, lab.write('twin.ipynb', SETUP + "twin = make_learner(compose([*words, 'model/memory=off'], "
+                                  "config_name='quickstart'))\nFitDashboard(twin)",
+                                  'from memory_vlm.widgets.base import CellImage\nCellImage()'))
+    nb.run(60)
+    expect(nb.cell(0)).to_contain_text('No maps: the model has no memory tokens')
+    expect(nb.cell(1).locator('.mvlm-image')).to_be_attached()
+    assert not page.locator('.jp-OutputArea img:visible').count()
+    page.close()
 
 
 def test_kv_memory_offers_only_what_it_has(offline_page, tmp_path):

@@ -13,6 +13,7 @@ import ipywidgets as W
 import numpy as np
 import open_clip
 import threading
+import time
 import torch
 import traitlets as T
 import weakref
@@ -132,6 +133,7 @@ def training_paused(
     finally:
         if outermost: _READ.discard(vit)
         lock.release()
+        if outermost: time.sleep(1e-3) # a waiting panel comes before the next batch of this one
 
 def weights_version(
     model:nn.Module, # A model

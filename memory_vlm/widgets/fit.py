@@ -167,6 +167,7 @@ class FitDashboard(Panel):
         self.when.observe(self.guarded(lambda _: self._draw_maps()), 'value')
         self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='100%')), W.HTML()
         if self.watch.images is None:
+            self.maps.layout.display = 'none'
             self.scale.value = 'No maps: the model has no memory tokens, or no image was chosen.'
         row = W.Layout(flex_flow='row wrap', align_items='center', grid_gap='2px 10px')
         self.children = [W.Box([self.button, self.text], layout=row), self.status,

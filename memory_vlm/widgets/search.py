@@ -48,12 +48,17 @@ class _IndexView:
                             'AttentionExplorer(model, data).')
 
     def features(self, batch:int=32, step=lambda done, total: None)->Tensor: # (n, D)
-        if self.version != weights_version(self.model):
-            version = weights_version(self.model)
+        def encode(i):
+            step(i // batch, -(-self.n // batch))
             with training_paused(self.model):
-                parts = [image_features(self.model, self.images.batch(range(i, min(i + batch, self.n))))
-                         for i in range(0, self.n, batch) if not step(i // batch, -(-self.n // batch))]
-            self.cached, self.version = torch.cat(parts).float().cpu(), version
+                return image_features(self.model, self.images.batch(range(i, min(i + batch, self.n))))
+        def encode_all(): return torch.cat([*map(encode, range(0, self.n, batch))]).float().cpu()
+        version = weights_version(self.model)
+        if self.version != version:
+            self.cached, self.version = encode_all(), version # other panels may use the model between batches
+            if weights_version(self.model) != version: # a fit goes on: all images with the same weights
+                with training_paused(self.model):
+                    self.version, self.cached = weights_version(self.model), encode_all()
         return self.cached
 
     def search(

@@ -35,6 +35,7 @@ function render({ model, el }) {
   let url = null;
   function draw() {
     const old = url;
+    frame.style.display = model.get("png").byteLength ? "" : "none";
     url = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
     img.onload = () => old && URL.revokeObjectURL(old);
     img.src = url;

@@ -35,16 +35,18 @@ function makeMap(root, host) {
   const bar = make(root, "div", "", "controls"), label = make(bar, "label", "color ", "choice"), select = make(label, "select"), shown = make(bar, "label", "", "choice"), box = make(shown, "input"), scale = make(bar, "span", "", "note");
   for (const name of names) make(select, "option", name.replace("_", " "));
   select.setAttribute("aria-label", "color");
-  Object.assign(box, { type: "checkbox", checked: false, onchange: draw });
+  Object.assign(box, { type: "checkbox", checked: false, onchange: () => { fit(); draw(); } });
   shown.append(" captions");
   const canvas = make(root, "canvas", "", "plot"), tip = make(root, "div", "Click a point to open it; draw around points to select them.", "value"), title = make(root, "h4"), list = make(root, "div", "", "pairs");
   tip.setAttribute("role", "status");
   Object.assign(canvas, { tabIndex: 0 });
   canvas.setAttribute("role", "application");
   canvas.style.cssText = `width:100%;height:${H}px;display:block;cursor:crosshair;border:1px solid var(--line);border-radius:4px;touch-action:none`;
-  const range = (key) => { const v = data.points.map((p) => p[key]); return [Math.min(...v), Math.max(...v)]; }, [x0, x1] = range("x"), [y0, y1] = range("y");
+  let x0, x1, y0, y1; // of the points that are shown
+  const fit = () => { const span = (key) => { const v = (box.checked ? data.points : images).map((p) => p[key]); return [Math.min(...v), Math.max(...v)]; }; [x0, x1] = span("x"); [y0, y1] = span("y"); };
   const place = (p) => [pad + (p.x - x0) / (x1 - x0 || 1) * (canvas.clientWidth - 2 * pad), pad + (1 - (p.y - y0) / (y1 - y0 || 1)) * (H - 2 * pad)];
   const images = data.points.filter((p) => !p.caption), imageOf = new Map(images.map((p) => [p.id, p]));
+  fit();
 
   function draw() {
     const wide = canvas.clientWidth || 600, pen = canvas.getContext("2d"), name = names[select.selectedIndex] ?? "", log = name.includes("rank"), ink = getComputedStyle(root).color;
