@@ -72,7 +72,7 @@ _VERDICTS = {
     'incomplete':
         'No verdict: run every ablation that applies to this model.',
     'too few images':
-        f'No verdict: fewer than {_FEW_IMAGES} images (or groups that share a caption) decide nothing; ablate more.',
+        f'No verdict: fewer than {_FEW_IMAGES} images (or groups that share a caption) decide nothing; use more.',
     'at chance':
         'No verdict: the model without ablation is not better than chance, so an ablation cannot hurt.'}
 

@@ -7,14 +7,13 @@ __all__ = ['COMMANDS', 'fit_task', 'fit_main', 'main']
 
 # %% ../nbs/50_cli.ipynb #217febf2
 import os
-import re
 import select
 import shlex
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from fastcore.script import anno_parser
@@ -23,7 +22,15 @@ from io import TextIOWrapper
 from .config import compose, config_dir, explain_arguments, hydra_overrides, register_schema
 from .core import Progress, UserError, _to_json, pick
 from .imports import import_code
-from .overrides import explain_keys, find_keys, split_imports, with_imports, with_resumed
+from memory_vlm.overrides import (
+    _as_options,
+    _name_flags,
+    explain_keys,
+    find_keys,
+    split_imports,
+    with_imports,
+    with_resumed,
+)
 from .schema import schema_fields
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
@@ -125,8 +132,8 @@ def _config_command(
     cfg = compose([w for w in words if w not in keys], config_name=config_name)
     facts = explain_keys(cfg, dict.fromkeys(k for w in keys for k in find_keys(w)))
     if not keys: return OmegaConf.to_container(cfg, resolve=True), OmegaConf.to_yaml(cfg, resolve=True).rstrip(), 0
-    return facts, '\n'.join(f"{k}={_to_json(f['value'])}\n    {f['help']}\n    {f['allowed']}; default "
-                            f"{_to_json(f['default'])}" for k, f in facts.items()), 0
+    return facts, '\n'.join(f"{k}={_to_json(f['value'], indent=None)}\n    {f['help']}\n    {f['allowed']}; default "
+                            f"{_to_json(f['default'], indent=None)}" for k, f in facts.items()), 0
 
 # %% ../nbs/50_cli.ipynb #3f7a5fef
 @_answers
@@ -163,7 +170,8 @@ def _make_shards_command(
     "Write images and captions into webdataset shards"
     from memory_vlm.data.shards import make_shards
     from memory_vlm.data.sources import open_source
-    pairs = open_source(source, split, image_key=image_key, caption_key=caption_key, image_dir=image_dir)
+    pairs = open_source(source, split, image_key=image_key, caption_key=caption_key, image_dir=image_dir,
+                        key='data')
     with Progress('shards') as bar: shards = make_shards(pairs, folder, per_shard, bar.update_to)
     print('To train on them, with a part held out for validation: '
           f"memory_vlm fit \"training.data.train_path='{shards}'\" training.data.val_path=")
@@ -200,7 +208,7 @@ def _eval_command(
 @_answers
 def _report_command(
     model:Annotated[str, dict(nargs='+')], # Runs, or with --data models such as vit_small_patch14_reg4_dinov2
-    data:str=None,          # Images, as for eval; None: the validation data of the run
+    data:str=None,          # Images, as for eval; by default the validation data of the run
     images:int=512,         # Images on which memory is measured
     masks:str=None,         # For LOST and a dense probe: a COCO JSON file, a folder of PNG masks, or 'objects' (scenes)
     split:str='valid',      # 'valid', 'test' or 'train', where the data has splits
@@ -223,9 +231,10 @@ def _report_command(
 @_answers
 def _ablate_command(
     model:str,                # As for report
-    data:str=None,            # Images with captions or classes, as for eval; None: the validation data of the run
+    data:str=None,            # Images with captions or classes, as for eval; by default the validation data of the run
     part:str='memory',        # 'memory' (tokens or registers), 'cls' or 'patches'
-    score:str=None,           # 'recall', 'nearest', or 'zero_shot' (data with classes); None: recall or nearest
+    images:int=None,          # Images on which it is measured, the first ones; by default all
+    score:str=None,           # 'recall', 'nearest', or 'zero_shot' (data with classes); by default recall or nearest
     leave_one_out:bool=False, # Also ablate each token alone; the time is multiplied by the number of tokens
     seed:int=0,               # Seed of interventions and intervals
     split:str='valid',        # 'valid', 'test' or 'train', where the data has splits
@@ -235,15 +244,15 @@ def _ablate_command(
     from memory_vlm.ablation import ablate
     from memory_vlm.evaluation.models import _open_with_data
     found = ablate(_open_with_data(model, data, split), leave_one_out=leave_one_out, seed=seed, part=part,
-                   score=score)
+                   score=score, num_images=images)
     return found.to_dict(), found, 0
 
 # %% ../nbs/50_cli.ipynb #f3ac51d4
 @_answers
 def _study_command(
     source:str,             # YAML file that lists variants and seeds, or a folder with finished runs
-    folder:str=None,        # Folder of the runs; None: runs/ and the name of the file
-    baseline:str=None,      # Variant that the others are compared with; None: that of the file
+    folder:str=None,        # Folder of the runs; by default runs/ and the name of the file
+    baseline:str=None,      # Variant that the others are compared with; by default that of the file
     out:str=None,           # Output file of the table, .md, .tex or .csv
     json:bool=False,        # Print JSON
     **own,                  # `imports`: code of the user for all runs
@@ -306,13 +315,12 @@ class _Command:
     function:Callable
     help:str       # One line
     example:str    # Arguments after `memory_vlm`
-    failed:int=1   # Exit status of a `UserError`
 
 COMMANDS = {
-    'fit': _Command(fit_main, 'Train a model', 'fit --config-name=quickstart', 2),
+    'fit': _Command(fit_main, 'Train a model', 'fit --config-name=quickstart'),
     'config': _Command(_config_command, 'Print a configuration, or explain keys',
-                       'config --config-name=quickstart training.epochs=3', 2),
-    'check': _Command(_check_command, 'Report what is in a data set and what is wrong with it', 'check my/images', 2),
+                       'config --config-name=quickstart training.epochs=3'),
+    'check': _Command(_check_command, 'Report what is in a data set and what is wrong with it', 'check my/images'),
     'make-shards': _Command(_make_shards_command, 'Write images and captions into webdataset shards',
                             'make-shards my/images my/shards'),
     'eval': _Command(_eval_command, 'Evaluate models on the same data, side by side',
@@ -335,6 +343,7 @@ def _run_command(command:_Command, words:Sequence[str])->int:
     parser.add_argument('--import', metavar='FILE', help='Python file or module to import first; repeatable')
     parser.epilog = f'Example: memory_vlm {command.example}'
     words, files = split_imports(words)
+    words = _as_options(words, parser)
     options = {k: v for k, v in vars(parser.parse_intermixed_args(words)).items() if k not in ('pdb', 'xtra', 'import')}
     import_code(files)
     if command.function is _config_command: options['words'] = with_imports(options['words'], files)
@@ -343,13 +352,6 @@ def _run_command(command:_Command, words:Sequence[str])->int:
     except UserError as e:
         if command.function is _config_command: raise
         raise UserError(_name_flags(str(e), options)) from e
-
-def _name_flags(message:str, options:Mapping)->str:
-    "Return a message with flags of a command, such as `--image-key`, in place of keys and parameters."
-    message = re.sub('^training[.]data[.]train_path: ', '', message, flags=re.M) # the data has no flag
-    names = '|'.join(k for k in options if '_' in k)
-    if not names: return message
-    return re.sub(rf'(?<![\w.-])(?:training\.data\.)?({names})\b', lambda m: '--' + m[1].replace('_', '-'), message)
 
 def _is_stdout_closed()->bool:
     "Return whether the reader of standard output, such as `head`, has closed the pipe."
@@ -387,12 +389,8 @@ def _run(words:Sequence[str]|None)->int:
               *(f'  {n:12} {c.help}' for n, c in COMMANDS.items()),
               '\nExample: memory_vlm fit --config-name=quickstart', sep='\n')
         return 0
-    status = 2
     with _short_warnings():
-        try:
-            command = pick(COMMANDS, name, 'command')
-            status = command.failed
-            return _run_command(command, rest)
+        try: return _run_command(pick(COMMANDS, name, 'command'), rest)
         except UserError as e: print(e, file=sys.stderr)
-        except KeyboardInterrupt: status = 130
-    return status
+        except KeyboardInterrupt: return 130
+    return 2

@@ -20,7 +20,7 @@ from .data.tokenizer import text_tokenizer
 from .loss import similarity
 from .memory import check_memory
 from .models.card import model_card
-from .models.pretrained import build_pretrained, find_pretrained, open_pretrained
+from .models.pretrained import build_pretrained, find_pretrained, hub_errors, open_pretrained
 from .models.text import make_text
 from .schema import MemoryConfig, ModelConfig
 from .vision import make_vit, memory_arguments
@@ -47,6 +47,8 @@ MEMORY_NAMES = ('visual.memory.*', 'visual.blocks.*.memory.*', 'visual.blocks.*.
 
 _QUERY_TEMPERATURE = 0.1 # of the softmax over the vectors of an image
 _NO_MEMORY = dict(memory=dict(enabled=False, readout='none')) # of the tower, to which memory is added
+
+def _form(x)->str: return f'shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
 
 class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tags=['clip', 'memory-tokens']):
     "A CLIP whose vision tower has memory tokens."
@@ -94,7 +96,10 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         normalize:bool=False,  # Whether to scale features to unit length
         vectors:bool=False,    # Whether to return all K vectors of `readout=maxsim` and `caption`, of unit length
     )->Tensor:                 # (B, dim), for these readouts the normalized mean; with `vectors` (B, K, dim)
-        "Compute image features. A model with one vector per image has K = 1."
+        "Compute image features. A model with one vector per image has K = 1. Raises `UserError` for other input."
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
+            raise UserError('images must be a tensor (B, 3, height, width), uint8 or normalized float; got '
+                            f'{_form(images)}')
         images = normalize_images(images, self.mean, self.std)
         if vectors and self.visual.many_vectors: return self.visual.vectors(images)
         x = self.visual(images)
@@ -106,7 +111,10 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         ids:Tensor,            # Token ids (B, T), T at most `text.max_len`
         normalize:bool=False,  # Whether to scale features to unit length
     )->Tensor:                 # (B, dim)
-        "Compute text features."
+        "Compute text features. Raises `UserError` for other input."
+        if not isinstance(ids, Tensor):
+            raise UserError('ids must be a tensor of token ids (B, T), as from model.tokenize(captions); got '
+                            f'{_form(ids)}')
         x = self.text(ids)
         return F.normalize(x, dim=-1) if normalize else x
 
@@ -272,7 +280,8 @@ def from_pretrained(
     if memory is None and kwargs.keys() <= _HUB_OPTIONS and ':' not in str(name) and not Path(name).is_file():
         if not Path(name).is_dir() or (Path(name)/'config.json').exists():
             options = dict(cache_dir=os.environ.get('TRANSFORMERS_CACHE')) | kwargs
-            return super(MemoryCLIP, cls).from_pretrained(name, **options)
+            with nullcontext() if Path(name).is_dir() else hub_errors(str(name), str(name)):
+                return super(MemoryCLIP, cls).from_pretrained(name, **options)
     return open_pretrained(cls, str(name), memory, **kwargs)
 
 # %% ../nbs/12_clip.ipynb #c4fa3111

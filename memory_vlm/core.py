@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from math import isfinite
+from pathlib import Path
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #0392a3a3
@@ -32,11 +33,29 @@ def suggest(
     name:str,            # A mistyped name
     names:Iterable[str], # The allowed names
     limit:int=1,         # Largest number of suggestions (count)
+    prefix:str='',       # Text before each suggestion, such as a folder
 )->str:                  # Such as " (did you mean 'adamw'?)"; empty if no name is similar
-    "Return the part of an error message that suggests similar names, ignoring case."
+    "Return the part of an error message that suggests similar names, ignoring case; of equally similar ones the first."
     lower = {n.lower(): n for n in reversed(list(names))}
-    found = difflib.get_close_matches(str(name).lower(), lower, n=limit, cutoff=0.5)
-    return f" (did you mean {' or '.join(repr(lower[n]) for n in found)}?)" if found else ''
+    first = {n: i for i, n in enumerate(reversed(lower))}
+    close = difflib.SequenceMatcher(b=(wanted := str(name).lower()))
+    def rank(n):
+        close.set_seq1(n)
+        return -close.ratio(), first[n]
+    found = sorted(difflib.get_close_matches(wanted, lower, n=len(lower) or 1, cutoff=0.5), key=rank)[:limit]
+    return f" (did you mean {' or '.join(repr(prefix + lower[n]) for n in found)}?)" if found else ''
+
+def _near_path(path:str|Path, limit:int=1, pattern:str='*')->str:
+    "Return the part of an error message that suggests paths beside one that does not exist, as `suggest` does."
+    name, folder = Path(path).name, Path(path).parent
+    try: beside = sorted(p.name for p in folder.glob(pattern))
+    except OSError: return ''
+    return suggest(name, beside, limit, str(Path(path))[:-len(name)]) if name else ''
+
+def _unreadable(path:str|Path, what:str, error:Exception)->UserError:
+    "Return the error of a file that does not exist or cannot be read as `what`."
+    if isinstance(error, FileNotFoundError): return UserError(f"'{path}' does not exist{_near_path(path)}")
+    return UserError(f"'{path}' cannot be read as {what}: {getattr(error, 'strerror', None) or error}")
 
 # %% ../nbs/00_core.ipynb #f8b440cd
 def pick(

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from json import dumps, loads
-from .core import UserError, suggest
+from .core import UserError, _near_path
 from pathlib import Path
 
 # %% ../nbs/06_imports.ipynb #4350acf0
@@ -38,9 +38,8 @@ def _locate(name:str)->tuple[str, Path]:
         raise UserError(f"training.imports: '{name}' must be a Python file whose name has one dot, such as "
                         'my_mechanism.py')
     if path.suffix == '.py' or len(path.parts) > 1:
-        near = suggest(path.name, [p.name for p in path.parent.glob('*.py')]) if path.parent.is_dir() else ''
-        raise UserError(f"training.imports: '{name}' does not exist{near}; give a Python file, or a module such as "
-                        'my_package.my_module')
+        raise UserError(f"training.imports: '{name}' does not exist{_near_path(path, pattern='*.py')}; give a Python "
+                        'file, or a module such as my_package.my_module')
     with _search_first(Path.cwd()):
         try: found = importlib.util.find_spec(name)
         except (ImportError, ValueError): found = None

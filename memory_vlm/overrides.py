@@ -7,13 +7,15 @@ __all__ = ['help_texts', 'allowed_values', 'written_values', 'base_values', 'res
            'explain_keys', 'command_words', 'command_line', 'split_imports', 'with_imports', 'with_resumed']
 
 # %% ../nbs/04_overrides.ipynb #0a74b2b0
+import re
 import shlex
-from collections.abc import Iterable
+from argparse import ArgumentParser
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from fastcore.docments import docments
 from functools import lru_cache
 from .config import compose, config_dir
-from .core import UserError, suggest
+from .core import UserError, _near_path, suggest
 from .schema import Config, choice_values, schema_fields
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -195,6 +197,30 @@ def with_imports(
         raise UserError('give --import or training.imports, not both')
     return words + [f'training.imports={_to_hydra(files)}'] * bool(files)
 
+# %% ../nbs/04_overrides.ipynb #54803349
+_DATA = 'training.data.'
+def _as_options(words:Iterable[str], parser:ArgumentParser)->list[str]:
+    """Return the arguments of a command, with settings of the data as `fit` takes them, such as
+    `training.data.image_key=photo`, as its options. Raises `UserError` for an unknown option."""
+    known = [o for a in parser._actions for o in a.option_strings]
+    takes_data = {'data', 'source'} & {a.dest for a in parser._actions if not a.option_strings}
+    def translate(word):
+        key, equals, value = word.partition('=')
+        option = f"--{key.removeprefix(_DATA).replace('_', '-')}"
+        if equals and key.startswith(_DATA) and option in known: return f'{option}={value}'
+        if takes_data and key in (f'{_DATA}train_path', f'{_DATA}val_path') and value: return value
+        if key.startswith('--') and not any(o.startswith(key) for o in known):
+            raise UserError(f"'{key}' is not an option{suggest(key, known)}; {parser.prog} --help lists them")
+        return word
+    return [translate(w) for w in words]
+
+def _name_flags(message:str, options:Mapping)->str:
+    "Return a message with flags of a command, such as `--image-key`, in place of keys and parameters."
+    message = re.sub('^(training[.]data[.]train_path|data): ', '', message, flags=re.M) # the data has no flag
+    names = '|'.join(k for k in options if '_' in k)
+    if not names: return message
+    return re.sub(rf'(?<![\w.-])(?:training\.data\.)?({names})\b', lambda m: '--' + m[1].replace('_', '-'), message)
+
 # %% ../nbs/04_overrides.ipynb #4a66a4fa
 _RESUME = 'training.resume='
 
@@ -206,13 +232,20 @@ def _run_config(place:str)->DictConfig|None: # A run folder, a checkpoint of one
     try: return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(found[0]/'config.yaml')) if found else None
     except (OmegaConfBaseException, YAMLError, ValueError): return None
 
+def _no_run(place:str|Path)->UserError:
+    "Return the error of a `training.resume` that does not exist."
+    return UserError(f"training.resume='{place}' does not exist{_near_path(place)}; give the folder of a run, or auto")
+
 def with_resumed(
     words:Iterable[str], # Arguments of `memory_vlm fit`
 )->list[str]:
-    "Put the arguments of the run that `training.resume=FOLDER` names before those that are given."
+    """Put the arguments of the run that `training.resume=FOLDER` names before those that are given. Raises `UserError`
+    if there is no such folder."""
     words = list(words)
     place = next((w.removeprefix(_RESUME).strip('\'"') for w in words[::-1] if w.startswith(_RESUME)), 'auto')
     cfg = None if place in ('auto', 'null', '') else _run_config(place)
+    if not cfg and place not in ('auto', 'null', '') and '${' not in place and not Path(place).exists():
+        raise _no_run(place)
     if cfg is None or {'-m', '--multirun'} & {*words}: return words
     start = next((w.partition('=')[2] for w in words if w.startswith('--config-name=')), None)
     values = restore_references(cfg)

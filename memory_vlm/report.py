@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from .ablation import _FEW_IMAGES, Ablation, ablate
 from .clip import MemoryCLIP
-from .core import UserError, pick
+from .core import UserError, _counted, pick
 from .evaluation.intervals import ALPHA, holm
 from .interp.features import map_layer, memory_features
 from .interp.image_scores import _has_text
@@ -70,15 +70,15 @@ def _patches_summary(rows:dict, num:int=_FEW_IMAGES)->str:
     kind = ('hardly adds anything (a no-op)' if value <= 0.2 else
             'is read by others (it broadcasts)' if value >= 0.5 else 'is small, but not a no-op')
     said = f'; its value, {value:.2f} of the median, {kind}' if sink.value >= 3 and num >= _FEW_IMAGES else ''
-    return (f'{_too_few(num) + " On these: o" if num < _FEW_IMAGES else "O"}utliers, patches with a norm above three '
+    return (f'{_on_few(num) + "o" if num < _FEW_IMAGES else "O"}utliers, patches with a norm above three '
             f'medians: {where}; the largest norm is {largest.value:.1f} medians. The most attended patch gets '
             f'{sink.value:.1f} times as much as under uniform attention{said}.')
 
 def _ends(row:_Row)->str: return 'unknown' if row.low is None else f'{row.low:.1%} to {row.high:.1%}'
 
-def _too_few(num:int)->str:
-    "Return why there is no verdict on images."
-    return f"No verdict: {num} image{'s' * (num != 1)} are too few, {_FEW_IMAGES} are needed (`num_images`)."
+def _on_few(num:int)->str:
+    "Return the start of a sentence about too few images."
+    return f"On {_counted(num, 'image')}, too few for a verdict ({_FEW_IMAGES} are needed): "
 
 def _difference_summary(rows:dict, num_memory:int, num:int=_FEW_IMAGES)->str:
     "Return whether the states of the tokens differ, and how evenly the tokens are used."
@@ -93,8 +93,10 @@ def _difference_summary(rows:dict, num_memory:int, num:int=_FEW_IMAGES)->str:
     used = 'is spread over most of them' if number.value >= middle else 'goes mostly to few of them'
     facts = (f'the effective rank of their states is {rank:.1f} of {num_memory}, and the most similar pair has a '
              f'cosine of {pair:.2f}')
-    usage = f'the effective number of tokens is {number.value:.1f} of {num_memory}, and {dead:.0f} of {every} are dead'
-    if num < _FEW_IMAGES: return f'{_too_few(num)} On these, {facts}; {usage}.'
+    usage = (f'the effective number of tokens is {number.value:.1f} of {num_memory}, and {dead:.0f} of {every} '
+             f'{"is" if dead == 1 else "are"} dead')
+    if num < _FEW_IMAGES: return f'{_on_few(num)}{facts}; {usage}.'
+    if dead == every: return f'{states}: {facts}. All {every} are dead: each gets below 5 % of uniform attention.'
     return f'{states}: {facts}. Attention {used}: {usage}.'
 
 def _images_summary(rows:dict, num:int=_FEW_IMAGES, little:float=0.01, much:float=0.05)->str:
@@ -105,7 +107,7 @@ def _images_summary(rows:dict, num:int=_FEW_IMAGES, little:float=0.01, much:floa
         return ('They are the same for every image, a learned constant of this mechanism; only their usage can depend '
                 f'on the image ({usage:.2g} nats of information).')
     share = f'{variance.value:.1%} of their mean square is variance over images'
-    if num < _FEW_IMAGES: return f'{_too_few(num)} On these, {share}, and {information}.'
+    if num < _FEW_IMAGES: return f'{_on_few(num)}{share}, and {information}.'
     low, high = (variance.value if end is None else end for end in (variance.low, variance.high))
     verdict = ('depend' if low > much else 'hardly depend' if high < little else
                'depend a little' if low >= little and high <= much else 'depend at most a little' if high <= much else
@@ -223,10 +225,10 @@ class _ReportComparison:
     def sentences(self)->list:
         "What differs, and what such a difference means."
         def part(name):
-            mine = [k for k in self.differences if k[0] == name]
+            mine = [k for k, d in self.differences.items() if k[0] == name and d['p'] is not None]
             rows = [k[1] for k in mine if self._has_changed(k)]
             return (f"{name} differs from {self.baseline} in {len(rows)} of {len(mine)} measures"
-                    f"{': ' * bool(rows)}{', '.join(rows)}.")
+                    f"{': ' * bool(rows)}{'; '.join(rows)}.")
         tests = sum(d['p'] is not None for d in self.differences.values())
         return [*map(part, [n for n in self.reports if n != self.baseline]),
                 f"Differences are paired by image; * significant at 5 % after Holm's correction over {tests} "

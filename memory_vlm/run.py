@@ -15,6 +15,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fastai.callback.core import Callback
+from functools import partial
 from io import BytesIO
 from math import ceil
 from .ablation import _FEW_IMAGES
@@ -36,6 +37,7 @@ from .viz.style import to_png
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from PIL import Image
+from threading import Timer
 
 # %% ../nbs/40_run.ipynb #b15a49d9
 @dataclass
@@ -116,9 +118,10 @@ def _check_longer(learn:MemoryLearner, folder:Path):
     "Raise `UserError` unless the configuration has more steps than a finished run."
     t, steps, ended = learn.cfg.training, learn.steps_of(learn.cfg.training.epochs), _last_step(folder)
     if steps > ended: return
-    limit = f' and training.max_steps={t.max_steps}' if t.max_steps else ''
-    done = f"training.resume='{folder}': this run has finished after {_counted(ended, 'step')}, and a fit with "
-    raise UserError(f'{done}training.epochs={t.epochs}{limit} ends after {steps:,}; to extend the run, set more')
+    key = 'training.max_steps' if t.max_steps == steps else 'training.epochs' # what ends the fit
+    raise UserError(f"training.resume='{folder}': this run has finished after {_counted(ended, 'step')}, and with "
+                    f'{key}={OmegaConf.select(learn.cfg, key)} the fit ends after {steps:,}; to extend the run, set a '
+                    f'larger {key}')
 
 def _last_step(folder:Path)->int:
     "Return the last step that a run has logged; 0 without a log."
@@ -164,13 +167,18 @@ def _write_bad_samples(folder:Path, learn:MemoryLearner):
     except OSError as e: warnings.warn(f'The list of bad samples could not be written: {e}')
     print(f'{bad[0].splitlines()[0]}: see {folder}/bad_samples.txt')
 
+_REPORT_SECONDS = 10 # after which a line says what the fit waits for
 def _write_report(folder:Path, learn:MemoryLearner):
     "Write the report; memory is measured after a complete fit of one process. If it cannot be written, warn."
     few = len(learn.dls.valid.source) < _FEW_IMAGES # an ablation of so few decides nothing
     num = 0 if learn.interrupted or world_size() > 1 or few else 512
+    wait = f'Measuring what memory does on {min(num, len(learn.dls.valid.source))} images, for the report'
+    slow = Timer(_REPORT_SECONDS, partial(print, wait, flush=True))
+    if num and learn.cfg.model.memory.enabled: slow.start()
     try:
         with _fork_random(learn.dls.device): page = write_report_page(folder, learn, num_images=num)
     except (OSError, RuntimeError, ValueError) as e: return warnings.warn(f'The report could not be written: {e}')
+    finally: slow.cancel()
     print(f'Report: {page}')
 
 # %% ../nbs/40_run.ipynb #ed360c76

@@ -215,7 +215,7 @@ def open_images(
     found = walk_files(data) if os.path.isdir(data) else ()
     files = [os.path.join(os.path.relpath(folder, data), f) for folder, names in found for f in names if is_image(f)]
     if not files:
-        source = open_source(data, 'valid')
+        source = open_source(data, 'valid', key='data')
         return source, [source.label(i) for i in range(len(source))], ''
     source, names = FileSource(), sorted(f.removeprefix('./') for f in files)
     source.name, source.images = str(data), PathList(names, data)

@@ -15,7 +15,7 @@ import time
 import yaml
 from collections.abc import Mapping, Sequence
 from .config import compose
-from .core import UserError, format_duration, pick
+from .core import UserError, _unreadable, format_duration, pick
 from .evaluation.compare import check_table_path
 from .evaluation.intervals import holm
 from .imports import import_run
@@ -229,7 +229,7 @@ def read_spec(
 )->dict:           # The same keys
     "Read the description of a study. Raises `UserError` for a file that is none."
     try: spec = yaml.load(Path(path).read_text(encoding='utf-8'), yaml.BaseLoader) # texts only: `off` stays a name
-    except (OSError, UnicodeError, yaml.YAMLError) as e: raise UserError(f"'{path}' cannot be read as YAML: {e}") from e
+    except (OSError, UnicodeError, yaml.YAMLError) as e: raise _unreadable(path, 'YAML', e) from e
     if not isinstance(spec, dict) or not isinstance(spec.get('variants'), dict):
         raise UserError(f"'{path}' describes no study; it needs `variants:` with a line `name: [key=value, ...]` each")
     for key in spec: pick(_SPEC_KEYS, key, f"'{path}': key")

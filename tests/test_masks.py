@@ -64,7 +64,7 @@ def test_report_and_eval_take_masks(photos, capsys):
     scores = json.loads(capsys.readouterr().out)['models'][0]['scores']
     for score, row in (('dense/mIoU', 'dense probe, mIoU'), ('lost/CorLoc', 'LOST, CorLoc')):
         for k in ('value', 'low', 'high'): assert scores[score][k] == pytest.approx(rows[row][k], abs=1e-5)
-    assert main(['report', *words[:3], '--masks', str(photos/'nowhere')]) == 1
+    assert main(['report', *words[:3], '--masks', str(photos/'nowhere')]) == 2
     assert "nowhere' does not exist; give a folder of PNG files" in capsys.readouterr().err
-    assert main(['report', *words[:3], '--masks', 'objects']) == 1
+    assert main(['report', *words[:3], '--masks', 'objects']) == 2
     assert 'needs data that knows its objects' in capsys.readouterr().err

@@ -5,7 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+import torch
+from memory_vlm import run
+from memory_vlm.config import compose
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).parent.parent
 TINY = ['--config-name=quickstart', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
@@ -102,3 +106,14 @@ def test_the_commands_of_the_guide_take_two_steps(command, tmp_path):
                  f'training.run_dir={tmp_path}/run')
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(tmp_path/'run'/'metrics.csv').step.max() == 2
+
+
+def test_slow_report_says_what_the_fit_waits_for(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(run, '_REPORT_SECONDS', .01)
+    monkeypatch.setattr(run, 'write_report_page', lambda *args, **kwargs: time.sleep(.3))
+    source = SimpleNamespace(source=range(40))
+    for memory, lines in ((True, 1), (False, 0)):
+        cfg = compose([f'model.memory.enabled={memory}'], config_name='quickstart')
+        learn = SimpleNamespace(interrupted=False, cfg=cfg, dls=SimpleNamespace(valid=source, device=torch.device('cpu')))
+        run._write_report(tmp_path, learn)
+        assert capsys.readouterr().out.count('Measuring what memory does on 40 images, for the report\n') == lines

@@ -152,7 +152,8 @@ def _read_pixels(data:str|Path|bytes, label:str=None, side:int=None, alpha:bool=
             return np.asarray(_to_rgb(image if method is None else image.transpose(method), alpha))
     except Exception as e:
         reason = 'empty file' if content == b'' else _error_reason(e)
-        detail = '' if isinstance(e, UnidentifiedImageError) else f': {e}' # that error contains a memory address
+        said = isinstance(e, (UnidentifiedImageError, FileNotFoundError)) # that error contains a memory address
+        detail = '' if said else f': {e}'
         raise BadSample(f'{label or data} cannot be read as an image ({reason}){detail}', reason) from e
 
 # Orientation in EXIF to the operation that turns the image upright, as in `ImageOps.exif_transpose`

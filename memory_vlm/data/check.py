@@ -13,7 +13,7 @@ import time
 import torch
 from collections import Counter
 from dataclasses import dataclass, field
-from ..core import UserError
+from ..core import UserError, _counted
 from .base import Source
 from .loaders import BadSamples, draw_image_grid
 from .mixture import hash_image
@@ -69,7 +69,8 @@ class DataReport:
                     **{k: np.quantile(v, [0, .5, 1]).tolist() if len(v) else None for k, v in ranges.items()})
 
     def __str__(self):
-        lines = [f'{self.name}: {self.total:,} images, {self.bad.seen:,} of them checked in {self.seconds:.1f} s']
+        total, often = _counted(self.total, 'image'), self.captions.most_common(1)
+        lines = [f'{self.name}: {total}, {self.bad.seen:,} of them checked in {self.seconds:.1f} s']
         if self.lines is not None:
             apart = ('; a row has several lines if a quoted cell holds line breaks or a quote is not closed'
                      if self.rows < self.lines else '')
@@ -83,15 +84,15 @@ class DataReport:
             lines += [f'pixels    {_format_span(shape[:, 0])} wide, {_format_span(shape[:, 1])} high',
                       f'captions  {_format_span(self.counts)} per image, of {_format_span(self.tokens)} tokens']
             if self.cut:
-                equal = f', and {self.lost:,} of them become equal to another' if self.lost else ''
-                lines.append(f'cut       {self.cut:,} captions are longer than the {self.limit} tokens that the model '
-                             f'reads{equal}')
-        often = self.captions.most_common(1)
+                equal = f', and {self.lost:,} of them equal to another when cut' if self.lost else ''
+                lines.append(f'cut       {_counted(self.cut, "caption")} longer than the {self.limit} tokens that the '
+                             f'model reads{equal}')
         if often and often[0][1] > 1:
-            lines.append(f'repeated  {self.captions.total() - len(self.captions):,} captions occur more than once, '
-                         f"'{often[0][0][:60]}' {often[0][1]:,} times")
+            equal = _counted(self.captions.total() - len(self.captions), 'caption')
+            lines.append(f"repeated  {equal} equal to another; "
+                         f"'{often[0][0][:60]}' occurs {often[0][1]:,} times")
         if self.copies:
-            lines.append(f'copies    {len(self.copies):,} files are identical to another, such as '
+            lines.append(f'copies    {_counted(len(self.copies), "file")} identical to another, such as '
                          + ' and '.join(self.copies[0]))
         if len(self.bad):
             lines += ['cannot be used', *(f'{n:9,}  {reason}' for reason, n in self.bad.reasons.most_common()),
@@ -130,7 +131,7 @@ def check(
     **options,               # Options of `open_source`, such as `caption_key`
 )->DataReport:
     "Check as many images, in random order, as time allows. Raises `UserError` if the data cannot be opened."
-    source = data if isinstance(data, Source) else open_source(data, split, **options)
+    source = data if isinstance(data, Source) else open_source(data, split, key='data', **options)
     report = DataReport(source.name, len(source), BadSamples(source.name, len(source), max_bad_fraction),
                         attribution=source.attribution, limit=tokenizer.length)
     if isinstance(source, TableSource) and source.num_rows is not None:

@@ -13,7 +13,7 @@ import re
 import torch
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from ..core import UserError
+from ..core import UserError, _near_path
 from memory_vlm.data.base import (
     IMAGE_SUFFIXES,
     BadSample,
@@ -188,6 +188,7 @@ class LabeledSource(FileSource):
         names:dict=None,   # Class name of each folder; None: from the folder name
     ):
         self.name, files = str(path), _class_folders(path)
+        if not Path(path).exists(): raise UserError(f"'{path}' does not exist{_near_path(path)}")
         if len(files) < 2:
             raise UserError(f"'{path}' holds {len(files)} folders with images ({', '.join(IMAGE_SUFFIXES)}); "
                             'classification needs at least 2')

@@ -252,9 +252,14 @@ class PairLoader(DataLoader):
         return self
 
     def new(self,
-        **changes, # Changed arguments of `make_loader`
+        dataset=None, # Not used: fastai's `dls.test_dl` passes one
+        **changes,    # Changed arguments of `make_loader`
     )->'PairLoader':
         "Return a copy of this loader with changed arguments."
+        if dataset is not None:
+            raise UserError("a loader of other images: make_loader(open_source('my/images', 'valid'), "
+                            "**learn.dls.valid.settings), with `make_loader` of `memory_vlm.data.loaders` and "
+                            "`open_source` of `memory_vlm.data.sources`")
         return make_loader(self.source, **{**self.settings, **changes})
 
 # %% ../../nbs/data/11_loaders.ipynb #0d976cd9

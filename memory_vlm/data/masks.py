@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from collections.abc import Sequence
 from functools import partial
-from ..core import UserError
+from ..core import UserError, _unreadable
 from .base import Source
 from .scenes import _DRAWINGS, SceneSource, _drawing_name
 from .transforms import _RESIZE_MODES
@@ -95,7 +95,7 @@ class _CocoMasks(_Masks):
     def __init__(self, path:Path, source:Source):
         self.path, self.source = path, source
         try: found = json.loads(path.read_text(encoding='utf-8'))
-        except (OSError, ValueError) as e: raise UserError(f"'{path}' cannot be read as JSON: {e}") from e
+        except (OSError, ValueError) as e: raise _unreadable(path, 'JSON', e) from e
         need = {'images', 'annotations', 'categories'}
         if not isinstance(found, dict) or need - set(found):
             raise UserError(f"'{path}' is no file of instances as COCO writes it; it needs {', '.join(sorted(need))}")

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ..core import UserError, pick, suggest
+from ..core import UserError, _near_path, pick, suggest
 from .base import Source
 from .folders import ClassSource, FolderSource, find_pairs, has_class_folders
 from .formats import is_flickr_tokens, open_flickr_tokens, open_json_annotations, open_saved_dataset
@@ -190,11 +190,11 @@ def open_source(
     allowed = ('a folder of x.jpg + x.txt, a table (.csv, .jsonl, .parquet), shards (.tar), or the built-in data set '
                "'scenes'")
     if data_format is None:
-        hint = suggest(path.split(':')[0], BUILT_IN)
+        hint = suggest(path.split(':')[0], BUILT_IN) or (path and not os.path.exists(path) and _near_path(path) or '')
         problem = 'has an unknown data format' if os.path.exists(path) else 'does not exist' if path else 'is empty'
         part = (', or nothing (training.data.val_path=) to hold out a part of the training data'
                 if key == COLUMN_KEYS['valid'] else '')
-        start = ', or try --config-name=quickstart, which needs no data' if key.startswith('training.') else ''
+        start = ', or try --config-name=quickstart, which needs no data' if path in ('data/train', 'data/val') else ''
         raise UserError(f"{key}='{path}' {problem}{hint}; give {allowed}{part}{start}")
     o = _OpenOptions(split, image_size, image_key, caption_key, image_dir, tuple(templates), key)
     unused = [f'training.data.{k}' for k in (*_COLUMNS, 'templates') if getattr(o, k) not in (None, _TEMPLATES)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from ..core import UserError, pick
+from ..core import UserError, _unreadable, pick
 from .retrieval import rank_of_best
 from .validation import with_queries
 from ..loss import similarity
@@ -56,7 +56,7 @@ def _templates_of(given:str|Path)->Sequence:
     "Return the templates of a set of `TEMPLATES`, or of a file with one per line."
     if Path(given).suffix != '.txt': return pick(TEMPLATES, str(given), 'templates')
     try: lines = Path(given).read_text(encoding='utf-8-sig').splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise UserError(f"'{given}' cannot be read as text: {e}") from e
+    except (OSError, UnicodeDecodeError) as e: raise _unreadable(given, 'text', e) from e
     return _read_templates([line.strip() for line in lines if line.strip()], f"'{given}'")
 
 def read_prompts(
@@ -77,7 +77,7 @@ def read_prompts(
         names = [c for line in text.splitlines() if (c := line.strip())]
         content = dict(classes=names) if is_list else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UserError(f"'{path}' cannot be read as {'text' if is_list else 'YAML'}: {str(e).splitlines()[0]}") from e
+        raise _unreadable(path, 'text' if is_list else 'YAML', e) from e
     if not isinstance(content, dict) or not content.get('classes'):
         raise UserError(f"'{path}' needs `classes`: a list of names, or folder: name")
     for key in content: pick(('classes', 'templates'), key, f'{path}: the key')

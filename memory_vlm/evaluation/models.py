@@ -107,7 +107,7 @@ def _open_with_data(name:str, data:str|None, split:str)->LoadedModel:
         raise UserError(f"'{name}' is not part of a run, so its evaluation data is unknown; add --data, such as a "
                         'folder of images')
     if data is None: return loaded
-    source = open_source(data, split)
+    source = open_source(data, split, key='data')
     if isinstance(loaded.model, MemoryCLIP): loader = memory_clip_eval_model(loaded.model).make_batches(source, 32)
     else: loader = _transformed_loader(source, loaded.transform, loaded.tokenize or _caption_ids, 32)
     return replace(loaded, loader=loader)

@@ -16,7 +16,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable
-from ..core import require
+from ..core import pick, require
 from omegaconf import OmegaConf
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -91,7 +91,9 @@ def _wandb_mode(timeout:float=3.)->tuple[str, str]:
     "Return the mode and its reason. `WANDB_DISABLED` and `WANDB_MODE` decide if they are set."
     off = os.environ.get('WANDB_DISABLED', '')
     if off.lower() in ('true', '1', 'yes', 'on'): return 'disabled', f'WANDB_DISABLED={off}'
-    if mode := os.environ.get('WANDB_MODE'): return mode, '' if mode == 'online' else f'WANDB_MODE={mode}'
+    if mode := os.environ.get('WANDB_MODE'):
+        pick(('online', 'offline', 'disabled', 'shared', 'dryrun', 'run'), mode, 'WANDB_MODE')
+        return mode, '' if mode == 'online' else f'WANDB_MODE={mode}'
     server = urlsplit(os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai'))
     if not _has_wandb_key(server.hostname): return 'offline', 'there is no API key'
     port = server.port or (80 if server.scheme == 'http' else 443)

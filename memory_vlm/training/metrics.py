@@ -11,6 +11,7 @@ import re
 import torch
 from collections.abc import Callable, Sequence
 from fastai.learner import Metric, ValueMetric
+from inspect import Parameter, signature
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ..core import UserError, pick, suggest
@@ -239,6 +240,18 @@ class PatchMetrics:
         return {n: found[n.removeprefix(f'{self.name}/')] for n in self.names}
 
 # %% ../../nbs/training/08_metrics.ipynb #ea942fba
+def _num_required(f:Callable)->int:
+    "Return the number of arguments that a call has to give; 0 if it is unknown."
+    try: given = signature(f).parameters.values()
+    except ValueError: return 0
+    by_place = Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD
+    return sum(p.kind in by_place and p.default is Parameter.empty for p in given)
+
+def _needs_labels(name:str, known:Sequence[str])->UserError:
+    "Return the error of a metric of predictions and targets."
+    return UserError(f"metrics={name} compares predictions with labels, and there are none; give names of metrics "
+                     f"({', '.join(known)}), a ValueMetric, or a function of the model: make_learner(cfg, metrics=[f])")
+
 class _FunctionMetric:
     "A function of the model that returns a number."
     def __init__(self, f:Callable):
@@ -246,6 +259,8 @@ class _FunctionMetric:
         if not callable(f) or not name.isidentifier():
             raise UserError(f'metrics={f!r} is no ClassMetrics, no PatchMetrics and no function with a name; give def '
                             'NAME(model)')
+        if isinstance(f, type): raise UserError(f'metrics={name} is a class; give {name}()')
+        if _num_required(f) > 1: raise _needs_labels(name, retrieval_names())
         self.f, self.names = f, [f'custom/{name}']
         self.main_names = self.names
     def bind(self, dls, cfg): return True
@@ -261,12 +276,13 @@ def retrieval_names()->list[str]:
     return [n for n in known if not n.startswith(('zero-shot/', 'knn/', 'dense/', 'lost/', 'cls/'))]
 
 def make_metrics(
-    given:Sequence, # `ClassMetrics`, `PatchMetrics`, or functions of the model that return a number
+    given:Sequence, # `ClassMetrics`, `PatchMetrics`, or functions of the model that return a number; or one of them
     dls,            # Loaders
     cfg:DictConfig, # The configuration
 )->list:            # Objects with `names`, `main_names` and `scores`
     "Prepare the metrics of a fit. Raises `UserError` if `monitor` is none of them, or if two have one name."
-    made = [m if hasattr(m, 'bind') else _FunctionMetric(m) for m in given]
+    given = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    made = [m if hasattr(m, 'bind') and not isinstance(m, type) else _FunctionMetric(m) for m in given]
     if not any(hasattr(m, 'prompts') and m.data is None for m in made): made.insert(0, ClassMetrics())
     asked = re.fullmatch('dense/mIoU|lost/CorLoc|cls/pointing', cfg.training.checkpoint.monitor)
     if asked and not any(hasattr(m, 'masks') and not m.name for m in made): made.append(PatchMetrics())
@@ -305,5 +321,4 @@ def as_metric(
     if isinstance(m, (_EvaluatedMetric, ValueMetric)): return m
     if isinstance(m, str): return _EvaluatedMetric(pick(known, m, 'metrics'))
     name = getattr(m, 'name', None) or getattr(m, '__name__', type(m).__name__)
-    raise UserError(f"metrics={name} compares predictions with labels, and there are none; give names of metrics "
-                    f"({', '.join(known)}), a ValueMetric, or a function of the model: make_learner(cfg, metrics=[f])")
+    raise _needs_labels(name, known)

@@ -13,20 +13,20 @@ import os
 import time
 import timm
 import torch
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ..clip import MemoryCLIP
 from ..config import config_dir
-from ..core import UserError, suggest
+from ..core import UserError, _near_path, suggest
 from ..data.loaders import PairLoader, make_loader
 from ..data.sources import has_own_validation, open_source, open_sources, source_options
 from ..data.tokenizer import text_tokenizer
 from ..data.transforms import Preprocessing
 from ..imports import import_run, save_imports
 from ..models.pretrained import hub_cache_dir, hub_errors
-from ..overrides import command_words, restore_references
+from ..overrides import _no_run, command_words, restore_references
 from ..schema import Config, schema_fields
 from memory_vlm.training.checkpoint import (
     best_checkpoints,
@@ -137,15 +137,16 @@ def _describe_differences(found:dict, most:int=3)->str:
     shown = [f'{k}={there} there and {here} here' for k, (there, here) in list(found.items())[:most]]
     return ', '.join(shown) + (f', and {len(found) - most} more' if len(found) > most else '')
 
-def _raise_config_mismatch(cfg:DictConfig, folder:Path):
-    "Raise `UserError` with the differences and the command that started the run."
+def _raise_config_mismatch(cfg:DictConfig, folder:Path, may_differ:Collection[str]=()):
+    "Raise `UserError` with the differences that are not allowed and the command that started the run."
     found = config_differences(cfg, folder)
+    wrong = {k: v for k, v in found.items() if k not in may_differ}
     why = ('epochs and steps determine the learning rate of the whole run'
-           if set(found) <= _SCHEDULE_KEYS else 'a run can be resumed only with its own configuration')
+           if set(wrong) <= _SCHEDULE_KEYS else 'a run can be resumed only with its own configuration')
     was = cfg.copy()
     for k, (there, _) in found.items(): OmegaConf.update(was, k, there, merge=False)
     words = [w for w in command_words(was) if not w.startswith(('training.resume', 'training.run_dir'))]
-    raise UserError(f"'{folder}' cannot be resumed: {_describe_differences(found)}; {why}. It was started with: "
+    raise UserError(f"'{folder}' cannot be resumed: {_describe_differences(wrong)}; {why}. It was started with: "
                     f"{' '.join(['python train.py', *words])}. "
                     'For a new run: training.resume=null training.run_dir=null')
 
@@ -163,7 +164,7 @@ def _read_run_dir(path:Path)->Path:
     given = f"training.resume='{path}'"
     if path.is_file(): raise UserError(f'{given} is a file; give the folder of a run, or auto')
     if not (path/'config.yaml').exists() and (of := sorted(path.glob('*/config.yaml'))): return of[-1].parent # newest
-    if not path.exists(): raise UserError(f'{given} does not exist; give the folder of a run, or auto')
+    if not path.exists(): raise _no_run(path)
     run = next((p for p in (path, *path.parents) if (p/'config.yaml').exists()), None)
     if run is None: raise UserError(f'{given} is not a run folder: neither it nor a folder above it has a config.yaml')
     newest = list_checkpoints(path.parent)[-1:]
@@ -190,7 +191,7 @@ def choose_run(
     if asked != 'auto' or place and _is_unfinished(place):
         run = place if asked == 'auto' else _read_run_dir(Path(asked))
         may_differ = set() if asked == 'auto' else _RATE_KEYS | (_SCHEDULE_KEYS if (run/'DONE').exists() else set())
-        if config_differences(cfg, run).keys() - may_differ: _raise_config_mismatch(cfg, run)
+        if config_differences(cfg, run).keys() - may_differ: _raise_config_mismatch(cfg, run, may_differ)
         return run # `run_lock` raises if another process trains it
     runs = [] if place else _unfinished_runs(cfg)
     same = [r for r in runs if not config_differences(cfg, r)]
@@ -297,7 +298,7 @@ def _read_config(run:Path)->DictConfig:
 def _check_local_path(name:str):
     "Raise `UserError` for a name that is not found and cannot be in the hub, or is a typo of a local path."
     if '/' in name and Path(name).parent.is_dir():
-        if near := suggest(Path(name).name, [p.name for p in Path(name).parent.iterdir()], limit=3):
+        if near := _near_path(name, limit=3):
             raise UserError(f"'{name}' does not exist{near}")
     if _is_run_path(name):
         places = ' or '.join(f"'{p}'" for p in dict.fromkeys((os.getcwd(), str(config_dir().parent))))
@@ -320,14 +321,13 @@ def with_run_weights(
 def open_trained(
     name:str|Path, # A run folder, `runs/NAME`, a checkpoint, or anything that `MemoryCLIP.from_pretrained` opens
 )->LoadedModel:
-    """Open a model with what its run recorded about it, and execute the code in `imports/` of a run folder. Raises
-    `UserError` for a name that cannot be opened."""
+    "Open a model with what its run recorded, and execute the code in `imports/` of a run folder. Raises `UserError`."
     name = _from_root(name)
     run = find_run(Path(name))
     if run is None and not Path(name).exists(): _check_local_path(str(name))
-    if run is None:
-        online = nullcontext() if Path(name).exists() else hub_errors(str(name), str(name))
-        with online: return LoadedModel(MemoryCLIP.from_pretrained(name), Path(str(name)))
+    if run is None and (runs := sorted(Path(name).glob('*/*/config.yaml'))):
+        raise UserError(f"'{name}' is a folder of runs; name one of them, such as '{runs[-1].parent.parent}'")
+    if run is None: return LoadedModel(MemoryCLIP.from_pretrained(name), Path(str(name)))
     import_run(run)
     cfg = _read_config(run)
     checkpoint = Path(name) if (Path(name)/'manifest.json').exists() else best_checkpoint(run, cfg)

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
+from ..core import pick
 from pathlib import Path
 
 # %% ../../nbs/viz/01_style.ipynb #da5cb10f
@@ -62,7 +63,7 @@ class Plot(Figure):
 
 def _restyle(fig:Figure, theme:str='light')->Figure:
     "Replace ink and background by those of `theme`."
-    old, (ink, page) = getattr(fig, 'ink', INK), _THEMES[theme]
+    old, (ink, page) = getattr(fig, 'ink', INK), pick(_THEMES, theme, 'theme')
     for x in fig.findobj(lambda a: isinstance(a, (Text, Line2D, Patch))):
         if isinstance(x, Patch):
             if same_color(x.get_edgecolor()[:3], old): x.set_edgecolor(ink)
@@ -87,7 +88,7 @@ def to_png(
     theme:str=None, # 'auto' (transparent), 'light' or 'dark'; None: the theme that the figure has
     dpi:int=110,    # Resolution (pixels per inch)
 )->bytes:           # A PNG file
-    "Return the figure as a PNG file. Raises KeyError for an unknown theme."
+    "Return the figure as a PNG file. Raises `UserError` for an unknown theme."
     return _save(fig, theme, format='png', dpi=dpi)
 
 def to_svg(

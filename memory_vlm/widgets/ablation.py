@@ -127,7 +127,7 @@ class AblationPanel(Panel):
     def __init__(
         self,
         model,          # A run folder, a Learner, a CLIP with memory or registers, or anything that `as_model` takes
-        data=None,      # Pairs: a loader, a source, or a list of (image, caption); None: the Learner's validation data
+        data=None,      # Pairs: a loader, a source, a folder, or a list of (image, caption); None: validation data
         num:int=128,    # Number of images, from the first
         width:int=240,  # Width of an image (pixels)
     ):

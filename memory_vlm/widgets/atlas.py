@@ -118,7 +118,7 @@ class MemoryAtlas(_LinkedPanel):
     def __init__(
         self,
         model,            # A run folder, a Learner, a model with memory tokens, or anything that `as_model` takes
-        data=None,        # A loader, a source, a list of images or (image, caption); None: the validation data
+        data=None,        # A loader, a source, a folder, a list of images or (image, caption); None: validation data
         num:int=256,      # Number of images, from the first
         top:int=6,        # Number of patches per token
         resets:dict=None, # Step of the last reset by token; None: resets recorded by the Learner

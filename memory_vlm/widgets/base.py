@@ -24,11 +24,15 @@ from IPython import get_ipython
 from matplotlib.colors import Normalize, to_hex
 from ..clip import MemoryCLIP
 from ..core import UserError
+from ..data.base import Source
+from ..data.mixture import Subset
+from ..data.sources import open_source
 from ..data.transforms import Preprocessing, center_crop
 from ..evaluation.validation import evaluation_mode, image_vectors
 from ..interp.features import _make_encoder, _model_input
 from ..models.towers import find_tower
-from ..training.run_dir import LoadedModel, as_model
+from ..search import open_images
+from ..training.run_dir import LoadedModel, as_model, find_run
 from ..viz.plots import mixed_cmap, to_image
 from .html import asset
 from pathlib import Path
@@ -171,15 +175,30 @@ def _text_encoder(loaded:LoadedModel):
     return encode
 
 # %% ../../nbs/widgets/01_base.ipynb #a809d647
+class _Uncaptioned(Subset):
+    "Images of a source, without captions."
+    def captions(self, i)->list[str]: return []
+
+def _open_path(place:str|Path)->Source:
+    "Open data as training takes it, or a folder of images without captions. Raises `UserError` if it is neither."
+    try: return open_source(str(place), 'valid', key='data')
+    except UserError:
+        if not Path(place).is_dir(): raise
+        images = open_images(place)[0]
+        return _Uncaptioned(images, np.arange(len(images)))
+
 class ImageSet:
     "The images and captions of a Learner, a loader, a source, or a list, at the image size of a model."
     def __init__(
         self,
-        data,           # A Learner, a loader with `.source`, a source, or a list of images or (image, caption)
+        # A Learner, a loader with `.source`, a source, a list of images or (image, caption), a run, or the path of a
+        # folder of images or of any data that training takes
+        data,
         model:nn.Module, # The model that will encode them
     ):
+        if isinstance(data, (str, Path)) and find_run(Path(data)) is None: data = _open_path(data)
         if isinstance(data, (str, Path, LoadedModel)) or hasattr(data, 'dls'): data = as_model(data).valid_dl
-        self.source = getattr(data, 'source', data)
+        self.source = data if isinstance(data, Source) else getattr(data, 'source', data) # a part has a `source` too
         if data is None or not hasattr(self.source, '__len__'):
             raise UserError('There are no images: give `data` as a Learner, a loader, or a list of images.')
         if not len(self.source): raise UserError('There are no images: the data set is empty.')

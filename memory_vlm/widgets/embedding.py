@@ -42,7 +42,7 @@ class EmbeddingMap(_LinkedPanel):
     def __init__(
         self,
         model,           # A run folder, a Learner, a model, or anything that `as_model` takes
-        data=None,       # A loader, a source, a list of images or (image, caption); None: the validation data
+        data=None,       # A loader, a source, a folder, a list of images or (image, caption); None: validation data
         other=None,      # A second model, such as the twin without memory: anything that `as_model` takes
         num:int=512,     # Number of images, from the first
         explorer=None,   # The AttentionExplorer that a click moves; None: one that appears below the map

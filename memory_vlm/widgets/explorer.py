@@ -89,7 +89,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     def __init__(
         self,
         model,                # A run folder, a Learner, a model, or anything that `as_model` takes
-        data=None,            # A loader, a source, a list of images or (image, caption); None: the validation data
+        data=None,            # A loader, source, folder, list of images or (image, caption); None: validation data
         other=None,           # A second model, such as the twin without memory: anything that `as_model` takes
         names:tuple=('model', 'other'), # Names of the two models
         width:int=520,        # Largest width of an image (pixels)

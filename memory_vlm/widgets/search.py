@@ -88,7 +88,7 @@ class ImageSearch(_LinkedPanel):
     def __init__(
         self,
         model,           # A run folder, a Learner, a CLIP with or without memory, or anything that `as_model` takes
-        data=None,       # A loader, a source, a list of images or (image, caption); None: the validation data
+        data=None,       # A loader, a source, a folder, a list of images or (image, caption); None: validation data
         num:int=512,     # Number of images to search, from the first
         top:int=6,       # Number of results
         width:int=150,   # Width of an image (pixels)
