@@ -2541,8 +2541,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'memory_vlm/training/preflight.py'),
                                                'memory_vlm.training.preflight._caption_problems': ( 'training/preflight.html#_caption_problems',
                                                                                                     'memory_vlm/training/preflight.py'),
-                                               'memory_vlm.training.preflight._chance': ( 'training/preflight.html#_chance',
-                                                                                          'memory_vlm/training/preflight.py'),
                                                'memory_vlm.training.preflight._data_problems': ( 'training/preflight.html#_data_problems',
                                                                                                  'memory_vlm/training/preflight.py'),
                                                'memory_vlm.training.preflight._false_negatives': ( 'training/preflight.html#_false_negatives',

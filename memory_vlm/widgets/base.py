@@ -236,7 +236,9 @@ class ImageSet:
         "Return the captions of image `i`; an empty list if it has none."
         self.check(i)
         if i >= len(self.source): return [c for _, c in self.added[i - len(self.source):][:1] if c]
-        if hasattr(self.source, 'captions'): return list(self.source.captions(i))
+        if hasattr(self.source, 'captions'):
+            try: return list(self.source.captions(i))
+            except UserError: return [] # a bad sample, which a loader leaves out
         item = self.source[i]
         return [str(item[1])] if isinstance(item, tuple) else []
 
