@@ -2042,6 +2042,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'memory_vlm.study._tune_key': ('study.html#_tune_key', 'memory_vlm/study.py'),
                                   'memory_vlm.study._tuned_words': ('study.html#_tuned_words', 'memory_vlm/study.py'),
                                   'memory_vlm.study._variant_names': ('study.html#_variant_names', 'memory_vlm/study.py'),
+                                  'memory_vlm.study._words': ('study.html#_words', 'memory_vlm/study.py'),
                                   'memory_vlm.study.collect': ('study.html#collect', 'memory_vlm/study.py'),
                                   'memory_vlm.study.paired_differences': ('study.html#paired_differences', 'memory_vlm/study.py'),
                                   'memory_vlm.study.read_spec': ('study.html#read_spec', 'memory_vlm/study.py'),
