@@ -1761,6 +1761,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'memory_vlm.models.freeze.freeze': ('models/freeze.html#freeze', 'memory_vlm/models/freeze.py')},
             'memory_vlm.models.pretrained': { 'memory_vlm.models.pretrained.PretrainedSpec': ( 'models/pretrained.html#pretrainedspec',
                                                                                                'memory_vlm/models/pretrained.py'),
+                                              'memory_vlm.models.pretrained._check_is_no_run': ( 'models/pretrained.html#_check_is_no_run',
+                                                                                                 'memory_vlm/models/pretrained.py'),
                                               'memory_vlm.models.pretrained._clip_weights': ( 'models/pretrained.html#_clip_weights',
                                                                                               'memory_vlm/models/pretrained.py'),
                                               'memory_vlm.models.pretrained._exported_spec': ( 'models/pretrained.html#_exported_spec',
