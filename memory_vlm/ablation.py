@@ -263,6 +263,12 @@ def _encode_intervened(model:nn.Module, batches, runs:list, layers:list, states:
     return {run: torch.cat(f) for run, f in features.items()}
 
 # %% ../nbs/32_ablation.ipynb #3b794a99
+def _why_no_mask(tower)->str:
+    "Return why a mask does not remove memory; empty if it does."
+    kind = getattr(tower.vit, 'readout', 'none')
+    if kind == 'none': return ''
+    return f'readout={kind} reads memory after the last block, and a mask only hides it from other tokens'
+
 def _inapplicable_kinds(tower, states:MemoryStates, layers:list, part:str='memory')->dict:
     "Return the kinds that would change nothing, with the reason."
     notes, what = {}, _SUBJECTS[part]
@@ -271,9 +277,7 @@ def _inapplicable_kinds(tower, states:MemoryStates, layers:list, part:str='memor
         notes['reinit'] = 'stored tokens reach all layers through the first'
     if part != 'memory' and (not tower.layout.in_sequence or tower.layout.num_new_cls):
         notes['mask'] = 'memory is outside the sequence'
-    if part == 'memory' and getattr(tower.vit, 'readout', 'none') != 'none':
-        notes['mask'] = (f'readout={tower.vit.readout} reads memory after the last block, and a mask only hides it '
-                         'from other tokens')
+    if part == 'memory' and (why := _why_no_mask(tower)): notes['mask'] = why
     if not states.varies(layers):
         notes['mean'] = notes['shuffle'] = f'{what} is the same for every image here'
     return notes
@@ -315,7 +319,7 @@ def ablate(
     elif not callable(score): pick(('recall', 'nearest', 'zero_shot'), score, 'score')
     is_recall = score == 'recall'
     if is_recall and not has_text: raise UserError("score='recall' needs a text tower; this model has none")
-    model = find_clip(loaded.model) if is_recall else _Images(loaded.model, num_images)
+    model = find_clip(loaded.model) if is_recall else _Images(loaded.model, num_images, score == 'zero_shot')
     if loaded.loader is None and loaded.cfg is None: raise UserError('got a model without data; call ablate(model, dl)')
     dl = _FirstImages(loaded.valid_dl, num_images, model) if is_recall and num_images is not None else loaded.valid_dl
     layers = checked_tokens(layers, len(tower.blocks), 'layer')

@@ -49,15 +49,16 @@ def _stored_rows(model, twin=None, is_start:bool=False)->list:
 # %% ../nbs/31_report.ipynb #39b08718
 def _usage_summary(rows:dict, use:Ablation|str)->str:
     "Return the verdict of the ablation, or the reason why there is none, and what masking does to the output."
-    effect = rows['effect of masking memory']
+    effect = rows.get('effect of masking memory') # None for memory that is read after the last block
     reader, attention = next((who, rows[f'{who} to memory, lift']) for who in ('CLS', 'patches')
                              if f'{who} to memory, lift' in rows)
     attends = 'CLS attends' if reader == 'CLS' else 'patches attend'
     untrained = '' if attention.untrained is None else f' ({attention.untrained:.2f} without training)'
     verdict = f'Use was not measured: {use}.' if isinstance(use, str) else use.summary
-    return (f'{verdict} Masking the tokens changes the output by {effect.value:.2g} (1 - cosine), and {attends} to '
-            f'them {attention.value:.2f} times as much as under uniform attention{untrained}. Use is not help: only '
-            'training without memory shows whether it helps.')
+    does = f'Masking the tokens changes the output by {effect.value:.2g} (1 - cosine), and {attends}' if effect else (
+        f'The output reads the tokens after the last block, and {attends}')
+    return (f'{verdict} {does} to them {attention.value:.2f} times as much as under uniform attention{untrained}. '
+            'Use is not help: only training without memory shows whether it helps.')
 
 def _patches_summary(rows:dict, num:int=_FEW_IMAGES)->str:
     "Return what the norms of the patches and the attention to them are like."

@@ -218,6 +218,12 @@ def study_plot(
 _METRICS = 'i2t/R@1', 't2i/R@1'
 _SPEC_KEYS = 'variants', 'seeds', 'base', 'config_name', 'baseline', 'metrics', 'tune', 'tuned'
 
+def _check_metrics(metrics:Sequence[str], where:str):
+    "Raise `UserError` for a metric that no evaluation has."
+    known = schema_fields()['training.checkpoint.monitor'].metadata['choices']
+    ranked = [f'{way}/{name}' for way in ('i2t', 't2i') for name in ('mAP', 'nDCG@10')] # of several captions per image
+    for m in metrics: pick((*known, *ranked), m, where)
+
 def _words(value:str|Sequence)->list[str]: return value.split() if isinstance(value, str) else [str(v) for v in value]
 
 def read_spec(
@@ -237,8 +243,7 @@ def read_spec(
         raise UserError(f"seeds={seeds} in '{path}' must be a number of seeds, or a list such as [0, 1, 2]") from None
     if (baseline := spec.get('baseline')) is not None: pick(spec['variants'], baseline, f"'{path}': baseline")
     metrics = _words(spec.get('metrics', _METRICS))
-    known = schema_fields()['training.checkpoint.monitor'].metadata['choices']
-    for m in metrics: pick(known, m, f"'{path}': metrics")
+    _check_metrics(metrics, f"'{path}': metrics")
     lists = {key: {name: _words(v) for name, v in (spec.get(key) or {}).items()} for key in ('tune', 'tuned')}
     return dict(variants={name: _words(v) for name, v in spec['variants'].items()}, seeds=seeds,
                 base=_words(spec.get('base', [])), config_name=spec.get('config_name', 'quickstart'), baseline=baseline,
@@ -323,6 +328,7 @@ def _tune(variants:Mapping, seeds:Sequence, base:Sequence, config_name:str, fold
     runs = study({shown: [*own(variants[name]), *words, _VALIDATION] for shown, (name, words) in tries.items()},
                  [max(map(int, seeds)) + 1], own(base), config_name, f'{folder}-tuning', metrics=metrics)
     signs = {m: -1 if better_values(m) == 'min' else 1 for m in metrics}
+    for m in metrics: pick(runs.columns, m, 'tune: the metric of its fits')
     score = {shown: sum(sign * s[m] for m, sign in signs.items()) for shown, s in runs.set_index('variant').iterrows()}
     best = {name: max((s for s in score if tries[s][0] == name), key=score.get, default=None) for name in variants}
     for name, chosen in best.items():
@@ -347,6 +353,7 @@ def study(
     seeds = list(range(seeds) if isinstance(seeds, int) else seeds)
     if not variants or not seeds: raise UserError('a study needs at least one variant and one seed')
     if baseline is not None: pick(variants, baseline, 'baseline')
+    _check_metrics(metrics or (), 'metrics')
     tuned = _tune(variants, seeds, base, config_name, folder, metrics or _METRICS, tune) if tune else {}
     plan = {(name, seed): compose([*base, *words, *tuned.get(name, ()), f'training.seed={seed}'],
                                   config_name=config_name) for seed in seeds for name, words in variants.items()}

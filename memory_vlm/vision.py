@@ -91,7 +91,8 @@ class MemoryViT(_MemoryReadout, VisionTransformer):
 
     def forward(self, x:Tensor, attn_mask:Tensor=None, is_causal:bool=False)->Tensor: # (B,3,height,width) -> (B,D)
         last, is_traced = self.blocks[-1], isinstance(x, torch.fx.Proxy)
-        last.query_slice = self.layout.readout if self.needs_only_cls() and not is_traced else None
+        is_short = self.needs_only_cls() and not (is_traced or is_causal or attn_mask is not None)
+        last.query_slice = self.layout.readout if is_short else None
         try: return super().forward(x, attn_mask, is_causal)
         finally: last.query_slice = None
 
@@ -100,7 +101,7 @@ class MemoryViT(_MemoryReadout, VisionTransformer):
         layout, last = self.layout, self.blocks[-1]
         cls_is_read = layout.num_memory and layout.num_cls and self.global_pool == 'token' and not layout.num_new_cls
         needs_all = (last._forward_hooks.keys() - self.passive_hooks or self.grad_checkpointing or
-                     self.readout != 'none' or last.update and list(last.update.parameters()))
+                     self.readout != 'none' or last.update and (last.update.reads or list(last.update.parameters())))
         return bool(self.training and torch.is_grad_enabled() and cls_is_read and not needs_all)
 
     def _ema_hook(self, block, args, x):

@@ -9,7 +9,7 @@ from memory_vlm.config import compose
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.data.sources import open_source
 from memory_vlm.evaluation.validation import encode
-from memory_vlm.hub.onnx import example_input, export_encoders, run_onnx
+from memory_vlm.hub.onnx import _write_card, example_input, export_encoders, run_onnx
 from memory_vlm.hub.open_clip import save_open_clip
 
 SMALL = ['model=tiny', 'model.depth=2', 'model.text.depth=1', 'model.text.max_len=16']
@@ -38,6 +38,26 @@ def test_encoders_give_the_features_of_the_model(form, preset, tmp_path, monkeyp
         logits = model.logit_scale.exp() * model.similarity(vectors, model.encode_text(ids, True))
     assert torch.allclose(torch.as_tensor(ran['logits']), logits, atol=1e-3)
     if form == 'onnx': assert run_onnx(tmp_path/'image.onnx', example_input(model, 'image', 9)).shape == vectors.shape
+
+
+@pytest.mark.parametrize('preset', ['registers', 'late_interaction', 'caption_mixed'])
+@pytest.mark.parametrize('loss', ['clip', 'siglip'])
+def test_the_example_of_the_card_computes_the_logits(loss, preset, tmp_path):
+    words = f'model.contrastive.loss_type={loss}', f'model/memory={preset}'
+    model = MemoryCLIP.from_config(compose([*SMALL, *words]).model).eval()
+    if preset == 'caption_mixed': model.query.data *= 40 # exp of the products leaves float32
+    with torch.no_grad():
+        images = model.encode_image(example_input(model, 'image', 3), True, vectors=model.visual.many_vectors)
+        texts = model.encode_text(example_input(model, 'text', 4), True)
+        expected = model.logit_scale.exp() * model.similarity(images, texts)
+        if loss == 'siglip': expected += model.logit_bias
+        texts, bias = model.with_query(texts), model.logit_bias
+    _write_card(model, tmp_path, 'torch', {})
+    code = (tmp_path/'README.md').read_text().split('```python')[1].split('```')[0].split('int64')[1].partition('\n')[2]
+    ran = dict(image_features=images, text_features=texts, facts=dict(
+        logit_scale=model.logit_scale.exp().item(), logit_bias=None if bias is None else bias.item()))
+    exec(code, ran)
+    assert torch.allclose(torch.as_tensor(ran['logits']), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize('preset', ['off', 'registers', 'gated', 'read_mean'])

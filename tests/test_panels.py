@@ -259,11 +259,11 @@ def test_no_image_without_content(lab, chromium):
     page = chromium.new_page()
     nb = lab.open(page, lab.write('twin.ipynb', SETUP + "twin = make_learner(compose([*words, 'model/memory=off'], "
                                   "config_name='quickstart'))\nFitDashboard(twin)",
-                                  'from memory_vlm.widgets.base import CellImage\nCellImage()'))
+                                  'from memory_vlm.widgets.base import CellImage\nCellImage(hint="a map")'))
     nb.run(60)
     expect(nb.cell(0)).to_contain_text('No maps: the model has no memory tokens')
     expect(nb.cell(1).locator('.mvlm-image')).to_be_attached()
-    assert not page.locator('.jp-OutputArea img:visible').count()
+    expect(page.locator('.jp-OutputArea img:visible')).to_have_count(0)
     page.close()
 
 

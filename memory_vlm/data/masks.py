@@ -155,6 +155,9 @@ def _follow(step, x:Tensor)->Tensor:
     if name not in _GEOMETRIC: raise UserError(f'masks cannot follow {name} of the transform; give masks as a tensor')
     if isinstance(step, transforms.Resize):
         return TF.resize(x, step.size, TF.InterpolationMode.NEAREST_EXACT, max_size=step.max_size, antialias=False)
+    if name == 'ResizeKeepRatio': # open_clip's knows the size of PIL images only
+        size = step.get_params(Image.new('1', x.shape[:0:-1]), step.size, step.longest)
+        return TF.resize(x, size, TF.InterpolationMode.NEAREST_EXACT, antialias=False)
     step = copy.copy(step)
     if hasattr(step, 'interpolation'): step.interpolation = TF.InterpolationMode.NEAREST_EXACT
     if hasattr(step, 'fill'): step.fill = -1

@@ -91,12 +91,11 @@ def _retrieval_scores(images:Tensor, texts:Tensor, owner:Tensor, captions:Tensor
     def score(way, k): return _make_score(ranks[way] < k, chance[f'{way}/R@{k}'], units[way])
     scores = {f'{way}/R@{k}': score(way, k) for way in units for k in ks}
     if not _have_several_captions(owner, captions): return scores
-    each = torch.arange(len(owner))
-    known, number = (each if captions is None else captions).unique(return_inverse=True)
-    first = torch.full_like(known, len(owner)).scatter_reduce_(0, number, each, 'amin')
-    units['t2i'] = units['t2i'][first] # a query for each different caption
-    ranked = _rankings(images, texts, owner, (10,), captions=captions)
-    return scores | {k: _make_score(v, None, units[k[:3]]) for k, v in ranked.items() if '/recall' not in k}
+    number = (torch.arange(len(owner)) if captions is None else captions).unique(return_inverse=True)[1]
+    share = 1 / number.bincount()[number].double() # equal captions are one query; numbers differ between tokenizers
+    def ranked(way, v): return _make_score(*((v, None) if way == 'i2t' else (v[number], None, units[way], share)))
+    found = _rankings(images, texts, owner, (10,), captions=captions)
+    return scores | {k: ranked(k[:3], v) for k, v in found.items() if '/recall' not in k}
 
 def _zero_shot_scores(model:EvalModel, prompts:Prompts, images:Tensor, labels:Tensor)->dict[str, _Score]:
     "Return the share of images for which a right class ranks among the first."

@@ -240,12 +240,16 @@ def dense_probe(
 )->pd.DataFrame:    # Rows: the probe and its controls; columns: mIoU and the ends of its 95 % CI, 0..1
     """Fit a linear classifier on frozen patch features and return its mean IoU on the other images, beside controls
     without features. Raises `UserError` for masks that do not fit. Source: arXiv:2304.07193 section 7.4."""
-    if masks.shape[:1] != images.shape[:1] or masks.dim() != 3:
-        raise UserError(f'got masks {tuple(masks.shape)} for {len(images)} images; give one class for each pixel')
-    n, num, grid = num_train or len(images) // 2, int(masks.max()) + 1, find_tower(model).layout.grid
+    if masks.shape[:1] != images.shape[:1] or masks.dim() != 3 or masks.is_floating_point():
+        raise UserError(f'got masks {masks.dtype} {tuple(masks.shape)} for {len(images)} images; give one class for '
+                        'each pixel, int64')
+    n, num, grid = num_train or len(images) // 2, max(int(masks.max()) + 1, 1), find_tower(model).layout.grid
+    if not 0 <= n < len(images):
+        raise UserError(f'num_train={num_train} leaves none of {len(images)} images to judge the probe')
     labels = _patch_classes(masks, grid, num)
     used = labels[:n].flatten() >= 0
     _check_classes(masks, labels[:n].flatten()[used])
+    if not (masks[n:] >= 0).any(): raise UserError('no pixel of the images that judge the probe counts: all are -1')
     controls = _control_features(images, grid)
     inputs = {'probe': _patch_states(model, images, layer)[0], **controls,
               'most frequent class': torch.zeros_like(controls['position'][..., :1])}

@@ -103,6 +103,7 @@ def _encode_images(model:nn.Module, dl:Iterable)->tuple[Tensor, Tensor]: # (N,[K
 def _mean_vector(features:Tensor)->Tensor: # (N,D) or (N,K,D) -> (N,D), as `encode_image` gives it
     return features if features.dim() == 2 else F.normalize(features.mean(1), dim=-1)
 
+@torch.no_grad()
 def with_queries(
     model:nn.Module, # With open_clip's interface
     texts:Tensor,    # Text features of unit length (C, D), on any device

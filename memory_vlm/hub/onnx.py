@@ -112,7 +112,8 @@ logits = facts['logit_scale'] * scores.max(1){values}"""
 _SCORE_MIXED = """from numpy import einsum, exp, linalg, asarray
 
 images, texts = asarray(image_features), asarray(text_features) # beside each caption its query, which mixes the vectors
-weights = exp(einsum('bkd,cd->bkc', images, texts[:, 1]))
+weights = einsum('bkd,cd->bkc', images, texts[:, 1])
+weights = exp(weights - weights.max(1, keepdims=True))
 mixed = einsum('bkc,bkd->bcd', weights, images)
 mixed /= linalg.norm(mixed, axis=-1, keepdims=True)
 logits = facts['logit_scale'] * einsum('bcd,cd->bc', mixed, texts[:, 0])"""
@@ -122,6 +123,7 @@ def _write_card(model:MemoryCLIP, folder:Path, form:str, facts:dict):
     shapes = {kind: f"({', '.join(map(str, _model_facts(model)[kind]['shape']))})" for kind in ('image', 'text')}
     score = dict(maxsim=_SCORE_NEAREST, caption=_SCORE_MIXED).get(model.cfg.memory.readout, _SCORE)
     score = score.replace('{values}', '.values' if form == 'torch' else '')
+    if model.logit_bias is not None: score += " + facts['logit_bias']"
     code = _CODE.get(form, '').replace('{score}', score)
     code = code.replace('{image}', shapes['image']).replace('{text}', shapes['text'])
     files = ' and '.join(f'`{kind}{FORMATS[form][0]}`' for kind in ('image', 'text'))

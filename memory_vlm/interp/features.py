@@ -203,7 +203,7 @@ def memory_features(
     are no images, if they have another size than the model, and for masks that do not fit."""
     tower, source = find_tower(model), getattr(dl, 'source', None)
     device, dtype = (getattr(next(model.parameters()), a) for a in ('device', 'dtype'))
-    encode, parts = _make_encoder(model), []
+    encode, parts, grid = _make_encoder(model), [], None
     masked = None if masks is None else _MaskFeatures(_open_masks(masks, dl))
     with evaluation_mode(model):
         stored = tower.stored()[0].float() if tower.stored else None
@@ -211,16 +211,20 @@ def memory_features(
             images = images.to(device, dtype=dtype if images.is_floating_point() else None)
             with capture(model, norms=True, states=True, values=True, patches=True, device=None) as maps:
                 seen = encode(images)
+            grid = grid or maps.layout.grid
+            if maps.layout.grid != grid:
+                raise UserError(f'got images of {maps.layout.grid} patches after images of {grid} patches; a report '
+                                'needs images of one size')
             found = _patch_features(maps, absolute_norm)
             if tower.grid_of: found['grid'] = torch.tensor(maps.layout.grid).expand(len(images), -1)
             if stored is not None:
                 found |= _attention_features(maps) | _state_features(maps, stored)
-                with intervene(model, 'mask'): blind = encode(images)
-                found['hidden'] = 1 - F.cosine_similarity(seen.float(), blind.float(), dim=-1)
+                if getattr(tower.vit, 'readout', 'none') == 'none': # else a mask does not remove memory
+                    with intervene(model, 'mask'): blind = encode(images)
+                    found['hidden'] = 1 - F.cosine_similarity(seen.float(), blind.float(), dim=-1)
             if hasattr(source, 'objects') and not tower.layout.num_new_cls:
                 found |= _localization_features(maps, *_object_masks(source, index, images.shape[-2:]))
             if masked: found |= masked.add(model, _model_input(model, images), index, maps)
             parts.append({n: x.float().cpu() for n, x in found.items()})
-        grid = maps.layout.grid
     found = {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
     return found | {n: x.float() for n, x in (masked.finish(grid) if masked else {}).items()}

@@ -9,10 +9,12 @@ __all__ = []
 import torch
 import torch.nn.functional as F
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from ..attention import find_clip
+from ..clip import MemoryCLIP
 from ..core import UserError
 from ..evaluation.classification import Prompts, class_features, class_ranks
-from ..evaluation.validation import _caption_number, evaluation_mode, triples
+from ..evaluation.validation import _caption_number, evaluation_mode, image_vectors, triples, with_queries
 from .features import _make_encoder
 from ..training.run_dir import LoadedModel
 from torch import Tensor, nn
@@ -22,9 +24,10 @@ def _has_text(model)->bool: return any(hasattr(m, 'encode_text') for m in model.
 
 class _Images(nn.Module):
     "A model of images alone. `is_all` tells after a pass whether the first `num` images of a loader were all."
-    def __init__(self, model:nn.Module, num:int=None):
+    def __init__(self, model:nn.Module, num:int=None, all_vectors:bool=False): # Features (B,K,D) if there are K
         super().__init__()
         self.model, self.encode_image, self.num, self.is_all = model, _make_encoder(model), num, True
+        if all_vectors and isinstance(model, MemoryCLIP): self.encode_image = partial(image_vectors, model)
 
     def batches(self, dl:Iterable)->Iterator[tuple]:
         """Yield images, their labels (None: there are none), and their rows in the source. A label is an integer, bool
@@ -79,7 +82,7 @@ def _zero_shot(loaded:LoadedModel, dl, classes, labels:Tensor|None, rows:Tensor)
         if not _has_text(clip): raise UserError('this model has no text tower; give text embeddings (C, D) as classes')
         clip = find_clip(clip)
         classes = class_features(clip, loaded.tokenize or clip.tokenize, Prompts(list(classes)))
-    classes = F.normalize(classes.float().cpu(), dim=-1)
+    else: classes = with_queries(clip, F.normalize(classes.float().cpu(), dim=-1))
     if labels.dim() == 1: labels = labels[:, None] == torch.arange(len(classes))
     def score(features, index): return (class_ranks(features, classes, labels[index]) < 1).double()
     return score, labels.sum(1).double().mean().item() / len(classes)

@@ -131,7 +131,8 @@ def register_neurons(
 def _places(tower:Tower, count:int)->tuple: # Slice of the registers, slice of the patches beside them
     "Return the positions in a sequence with test-time registers."
     layout = tower.layout
-    if isinstance(tower.vit, MemoryViT): return slice(layout.num_tokens, layout.num_tokens + count), layout.patches
+    if isinstance(tower.vit, MemoryViT): # behind the patches, so that appended memory stays at the end
+        return slice(layout.patches.stop, layout.patches.stop + count), layout.patches
     at = layout.num_cls + layout.num_memory
     return slice(at, at + count), slice(at + count, None)
 

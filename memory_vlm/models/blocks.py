@@ -8,7 +8,7 @@ __all__ = ['MemoryAttention', 'MemoryBlock']
 # %% ../../nbs/models/07_blocks.ipynb #d870d10f
 import torch
 import torch.nn.functional as F
-from ..core import pick, random_stream
+from ..core import UserError, pick, random_stream
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -78,7 +78,10 @@ class MemoryBlock(Block):
 
     def forward(self, x:Tensor, attn_mask:Tensor=None, is_causal:bool=False)->Tensor: # (B,N,D) -> (B,N,D)
         if self.query_slice is not None: return self.forward_query_slice(x)
-        if self.memory is not None: return self.forward_outside(x)
+        if self.memory is not None:
+            if is_causal is True or isinstance(attn_mask, Tensor): # torch.fx gives proxies of both
+                raise UserError(f'attention masks are not available with memory_position={self.layout.position}')
+            return self.forward_outside(x)
         if self.update is None: return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         at = self.layout.from_ends(self.layout.memory)
         memory = x[:, at]

@@ -89,7 +89,9 @@ def cost_lines(
 )->dict:            # Text by heading
     "Summarize the cost of a model."
     whole, memory = cost['model'], cost['memory']
-    share = f'; memory is {memory.flops / whole.flops:.0%} of it' if memory.flops else ''
+    share, without = memory.flops / whole.flops, whole.flops - memory.flops
+    share = (f'; memory is {share:.0%} of it' if share > 0 else f'; {-memory.flops / without:.0%} less than without '
+             'memory, because in training the last block computes CLS alone' if share < 0 else '')
     return {'Parameters': f"{_format_count(whole.params)}: vision {_format_count(cost['vision'].params)} "
                           f"(memory {_format_count(memory.params)}), text {_format_count(cost['text'].params)}",
             'Arithmetic': f"{_format_count(whole.flops, 'FLOPs')} for one pair, forward{share}",

@@ -12,7 +12,7 @@ import torch
 import traitlets as T
 from contextlib import nullcontext
 from html import escape
-from ..ablation import ablate
+from ..ablation import _why_no_mask, ablate
 from ..attention import AttentionMaps, capture
 from ..clip import MemoryCLIP
 from ..core import UserError, pick
@@ -218,6 +218,7 @@ class AblationPanel(Panel):
     def cls_maps(self)->np.ndarray: # (2, h, w): original and ablated
         "Return the attention of CLS in the current image, in the last block."
         self.wait()
+        if not self.tokens.num_cls: raise UserError('This model has no CLS token; measure() gives a figure of recall.')
         return np.stack([self.retrieval.look(self.kind, off, self.image).heatmap(-1, token='cls')[0].numpy()
                          for off in ((), self.off)])
 
@@ -232,12 +233,13 @@ class AblationPanel(Panel):
         finally: self.drawing = False
         self.show_message()
         self.before, self.after = self.retrieval.score(), self.retrieval.score(self.kind, self.off)
+        self.table.value = self._table()
+        if not self.tokens.num_cls: return # whose map would be shown
         maps = self.cls_maps()
         image, even = self.images[self.image].numpy(), 1 / self.tokens.num_keys
         norm = color_scale(maps, uniform=even)
         for view, values in zip(self.views, maps): view.show(overlay(enlarge(image, self.width), values, norm))
         self.scale.value = scale_html(norm, image, 'attention of CLS', even, self.width)
-        self.table.value = self._table()
 
     def _table(self):
         names = ['i2t/R@1', 't2i/R@1', 'i2t/R@5', 't2i/R@5']
@@ -252,7 +254,11 @@ class AblationPanel(Panel):
         one = 100 / self.retrieval.n
         return (f'<div style="line-height:1.4;font-size:13px"><table><tr>{head}</tr>{rows}</table>The first '
                 f'{self.retrieval.n} of {len(self.images)} images: one image more or less is '
-                f'{one:.1f} points. Small changes need a confidence interval.</div>')
+                f'{one:.1f} points. Small changes need a confidence interval.{self._mask_note()}</div>')
+
+    def _mask_note(self)->str:
+        why = _why_no_mask(find_tower(self.model)) if self.kind == 'mask' and self.off else ''
+        return f' Choose another kind: {escape(why)}.' * bool(why)
 
     def measure(self):
         "Measure every kind of ablation of all tokens, with confidence intervals."

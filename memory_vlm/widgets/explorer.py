@@ -18,12 +18,14 @@ from fastcore.basics import patch
 from html import escape
 from IPython import get_ipython
 from IPython.display import HTML, display
+from ..ablation import _why_no_mask
 from ..attention import checked_index
 from ..core import UserError, pick
 from ..evaluation.validation import with_queries
 from ..interp.features import map_layer
 from ..interp.intervene import intervene
 from ..loss import similarity
+from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from ..viz.plots import overlay, token_overlays
 from ..viz.style import color_scale
@@ -278,12 +280,14 @@ def effect(
         text = side.encode((self.caption,))
         with side.pause_training(): feature = x(side.model, self.images.batch([self.image])).float().cpu()
         return found.get('rank'), similarity(feature, with_queries(side.model, text)).item()
-    (rank, cosine), token = measure(0), self.token
+    (rank, cosine), token, why = measure(0), self.token, _why_no_mask(find_tower(side.model))
     with intervene(side.model, 'mask', [token]): changed, after = measure(1)
-    if rank is None: return f'Without token {token}, the cosine changes from {cosine:.3f} to {after:.3f}.'
-    return (f'Without token {token} (masked), the cosine of this image and caption changes from {cosine:.3f} to '
+    without = f'With token {token} hidden' if why else f'Without token {token}'
+    note = f' Note: {why}.' * bool(why)
+    if rank is None: return f'{without}, the cosine changes from {cosine:.3f} to {after:.3f}.{note}'
+    return (f'{without} (masked), the cosine of this image and caption changes from {cosine:.3f} to '
             f'{after:.3f}, and image-to-caption R@1 of the first {len(rank)} images from {np.mean(rank == 1):.1%} to '
-            f'{np.mean(changed == 1):.1%}. AblationPanel(model) with off=({token},) shows more.')
+            f'{np.mean(changed == 1):.1%}. AblationPanel(model) with off=({token},) shows more.{note}')
 
 # %% ../../nbs/widgets/04_explorer.ipynb #9dd87e4a
 def _same_grid(maps:np.ndarray, grid:tuple)->np.ndarray: # (T, h, w) -> (T, *grid)

@@ -14,6 +14,7 @@ from ..core import UserError, pick
 from ..evaluation.validation import with_queries
 from ..interp.caption_maps import caption_map
 from ..interp.features import _model_input, map_layer
+from ..interp.stats import median
 from ..loss import similarity
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
@@ -139,7 +140,7 @@ class _ModelView:
             vectors.append(x)
             parts['feature'].append(torch.nn.functional.normalize(x.mean(1), dim=-1) if x.dim() == 3 else x)
             norms = maps.norms[:, 0, maps.layout.patches] # (B,P)
-            parts['outliers'].append((norms > 3 * norms.median(1, keepdim=True).values).float().mean(1))
+            parts['outliers'].append((norms > 3 * median(norms)[:, None]).float().mean(1))
             parts['difference'].append(_map_difference(maps))
         found = {name: torch.cat(x).numpy() for name, x in parts.items()}
         captions = [self.images.captions(i)[:1] for i in range(n)]
