@@ -62,7 +62,10 @@ def _wrong_group(text:str)->str|None:
         return str(missing_package(package, f'sweep with hydra/launcher={name}', extra))
     names = sorted(p.stem for p in (config_dir()/group).glob('*.yaml'))
     if not names: return f"'{group}' is not a configuration group; groups: {', '.join(_groups())}"
-    return f"{group or '--config-name'}={name} is unknown{suggest(name, names)}. One of: {', '.join(names)}"
+    own, what = Path(name).stem, group or '--config-name'
+    is_here = not group and Path(f'{own}.yaml').is_file()
+    here = f'; for {own}.yaml in this folder: --config-dir=. --config-name={own}' * is_here
+    return f"{what}={name} is unknown{suggest(name, names)}. One of: {', '.join(names)}{here}"
 
 # %% ../nbs/02_config.ipynb #49f59181
 _TYPES = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text',

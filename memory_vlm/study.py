@@ -15,7 +15,7 @@ import time
 import yaml
 from collections.abc import Mapping, Sequence
 from .config import compose
-from .core import UserError, _unreadable, format_duration, pick
+from .core import UserError, _near_path, _unreadable, format_duration, pick
 from .evaluation.compare import check_table_path
 from .evaluation.intervals import holm
 from .imports import import_run
@@ -84,6 +84,8 @@ def collect(
     *folders:Path, # Run folders, or folders that hold some at any depth
 )->pd.DataFrame:   # A row per run
     "Collect all finished runs of some folders. Raises `UserError` if there is none."
+    for f in folders:
+        if not Path(f).exists(): raise UserError(f"'{f}' does not exist{_near_path(f)}")
     found = sorted({p.parent for f in folders for p in Path(f).rglob('DONE')}, key=lambda f: (f/'DONE').stat().st_mtime)
     if not found:
         raise UserError(f"there is no finished run (a folder with a file DONE) in: "
@@ -222,6 +224,8 @@ def _check_metrics(metrics:Sequence[str], where:str):
     ranked = [f'{way}/{name}' for way in ('i2t', 't2i') for name in ('mAP', 'nDCG@10')] # of several captions per image
     for m in metrics: pick((*known, *ranked), m, where)
 
+def _words(value:str|Sequence)->list[str]: return value.split() if isinstance(value, str) else [str(v) for v in value]
+
 def read_spec(
     # YAML file with `variants`, and any of `seeds`, `base`, `config_name`, `baseline`, `metrics` and `tune`; in a
     # folder of runs also `tuned`: the arguments that were chosen for each variant
@@ -233,17 +237,16 @@ def read_spec(
     if not isinstance(spec, dict) or not isinstance(spec.get('variants'), dict):
         raise UserError(f"'{path}' describes no study; it needs `variants:` with a line `name: [key=value, ...]` each")
     for key in spec: pick(_SPEC_KEYS, key, f"'{path}': key")
-    words = lambda value: value.split() if isinstance(value, str) else [str(v) for v in value]
     seeds = spec.get('seeds', '3')
     try: seeds = list(range(int(seeds))) if isinstance(seeds, str) else [int(s) for s in seeds]
     except ValueError:
         raise UserError(f"seeds={seeds} in '{path}' must be a number of seeds, or a list such as [0, 1, 2]") from None
     if (baseline := spec.get('baseline')) is not None: pick(spec['variants'], baseline, f"'{path}': baseline")
-    metrics = words(spec.get('metrics', _METRICS))
+    metrics = _words(spec.get('metrics', _METRICS))
     _check_metrics(metrics, f"'{path}': metrics")
-    lists = {key: {name: words(v) for name, v in (spec.get(key) or {}).items()} for key in ('tune', 'tuned')}
-    return dict(variants={name: words(v) for name, v in spec['variants'].items()}, seeds=seeds,
-                base=words(spec.get('base', [])), config_name=spec.get('config_name', 'quickstart'), baseline=baseline,
+    lists = {key: {name: _words(v) for name, v in (spec.get(key) or {}).items()} for key in ('tune', 'tuned')}
+    return dict(variants={name: _words(v) for name, v in spec['variants'].items()}, seeds=seeds,
+                base=_words(spec.get('base', [])), config_name=spec.get('config_name', 'quickstart'), baseline=baseline,
                 metrics=metrics, **lists)
 
 def _study_of(source:str, folder:Path=None, baseline:str=None, imports:Sequence=())->tuple:
@@ -335,7 +338,7 @@ def _tune(variants:Mapping, seeds:Sequence, base:Sequence, config_name:str, fold
 # %% ../nbs/41_study.ipynb #e1b7b49b
 def study(
     variants:Mapping[str, Sequence[str]], # Overrides by name, such as {'none': ['model/memory=off']}; see also `_grid`
-    seeds:Sequence[int]=(0, 1, 2),        # Each variant is fitted once with each
+    seeds:int|Sequence[int]=(0, 1, 2),    # Each variant is fitted once with each; a number n: 0 to n-1
     base:Sequence[str]=(),                # Overrides of all runs
     config_name:str='quickstart',         # YAML file in configs/
     folder:Path='runs/study',             # Folder of the runs
@@ -346,7 +349,9 @@ def study(
     tune:Mapping[str, Sequence]=None,
 )->pd.DataFrame:                          # As `collect` gives it, with the names of `variants`
     "Train every variant with every seed, except finished runs. Raises `UserError` before the first fit."
-    if not variants or not len(seeds): raise UserError('a study needs at least one variant and one seed')
+    variants, base = {name: _words(v) for name, v in variants.items()}, _words(base)
+    seeds = list(range(seeds) if isinstance(seeds, int) else seeds)
+    if not variants or not seeds: raise UserError('a study needs at least one variant and one seed')
     if baseline is not None: pick(variants, baseline, 'baseline')
     _check_metrics(metrics or (), 'metrics')
     tuned = _tune(variants, seeds, base, config_name, folder, metrics or _METRICS, tune) if tune else {}

@@ -312,7 +312,7 @@ def eval_models(
     unused = [k for k, v in options.items() if v is not None]
     if labeled and unused:
         raise UserError(f"{', '.join(unused)} is for images with captions; '{data}' has folders of images per class")
-    if train_images and not labeled: raise UserError(f"train needs folders of images per class, which '{data}' has not")
+    if train_images and not labeled: raise UserError(f"train needs folders of images per class; '{data}' has none")
     if train_images and train_images.classes != labeled.classes:
         different = sorted(set(train_images.classes) ^ set(labeled.classes))[:5]
         raise UserError(f"'{train}' and '{data}' have different classes: {different}")
@@ -330,7 +330,7 @@ def eval_models(
             one = replace(one, name=f'{one.name} ({len(found) + 1})')
         source = labeled or open_source(data, split, one.image_size, key='data', **options)
         if prompts and not labeled and not _has_object_boxes(source):
-            raise UserError(f"classes needs folders of images per class, which '{data}' has not")
+            raise UserError(f"classes needs folders of images per class; '{data}' has none")
         is_part = source.has_split or folder not in (None, str(data))
         if _was_trained_on(one.trained_on, data) and (split == 'train' or not is_part): seen.append(one.name)
         one.model.to(device)

@@ -222,6 +222,18 @@ def _exported_spec(place:str, found:dict)->PretrainedSpec|None: # `found`: of op
         return _resize_memory_clip(mine, model)
     return PretrainedSpec(place, {k: v for k, v in found['memory_vlm'].items() if k != 'pretrained'}, weights, rename)
 
+def _check_is_no_run(place:Path):
+    "Raise `UserError` for a run, for runs of one name, and for a folder of runs."
+    def newest(above): return next(iter(sorted(place.glob(f'{above}checkpoints/*/manifest.json'))[::-1]), None)
+    if newest('') or any(place.glob('*/DONE')) and newest('*/'):
+        raise UserError(f"'{place}' is a run; open it with memory_vlm.training.run_dir.open_trained('{place}')")
+    if found := newest('*/'):
+        run = found.parents[2]
+        raise UserError(f"'{place}' has no finished run; name an unfinished one, such as '{run}', or resume it: "
+                        f'training.resume={run}')
+    if found := newest('*/*/'):
+        raise UserError(f"'{place}' is a folder of runs; name one of them, such as '{found.parents[3]}'")
+
 @pretrained_source('hf-hub')
 def _repository_spec(place:str)->PretrainedSpec:
     "Return the spec of a model in a folder or a repository."
@@ -238,8 +250,7 @@ def _repository_spec(place:str)->PretrainedSpec:
     if 'cfg' in found: return _memory_clip_spec(place, found)
     if 'architecture' in found:
         return _timm_spec(f"{found['architecture']}/{_fetch_file(place, 'model.safetensors', 'pytorch_model.bin')}")
-    if any(next(Path(place).glob(f'{runs}checkpoints/*/manifest.json'), None) for runs in ('', '*/')):
-        raise UserError(f"'{place}' is a run; open it with memory_vlm.training.run_dir.open_trained('{place}')")
+    _check_is_no_run(Path(place))
     raise UserError(f"'{place}' has no open_clip_config.json, and no config.json of timm or MemoryCLIP; "
                     'give a folder or repository that has one')
 

@@ -325,8 +325,6 @@ def open_trained(
     name = _from_root(name)
     run = find_run(Path(name))
     if run is None and not Path(name).exists(): _check_local_path(str(name))
-    if run is None and (runs := sorted(Path(name).glob('*/*/config.yaml'))):
-        raise UserError(f"'{name}' is a folder of runs; name one of them, such as '{runs[-1].parent.parent}'")
     if run is None: return LoadedModel(MemoryCLIP.from_pretrained(name), Path(str(name)))
     import_run(run)
     cfg = _read_config(run)
