@@ -53,7 +53,9 @@ class _Retrieval:
         self.model, self.n, self.source, self.states = model, min(num, len(images)), images, None
         captions = [(i, c) for i in range(self.n) for c in images.captions(i)]
         if not captions: raise UserError('These images have no captions; give (image, caption) pairs.')
-        self.owner, self.texts_of = torch.tensor([i for i, _ in captions]), [c for _, c in captions]
+        # images that have captions, and the place of each caption's image among them
+        self.kept, self.owner = torch.tensor([i for i, _ in captions]).unique(return_inverse=True)
+        self.texts_of = [c for _, c in captions]
 
     def prepare(self, step=lambda done, total: None): # Called with finished and all batches
         "Encode the captions, and record memory over the images. Needed once."
@@ -90,7 +92,7 @@ class _Retrieval:
         "Return recall with ablated tokens."
         self.prepare()
         with training_paused(self.model): features = self.features(kind, off)
-        return retrieval_metrics(features, self.texts, self.owner, captions=self.captions)
+        return retrieval_metrics(features[self.kept], self.texts, self.owner, captions=self.captions)
 
     def look(
         self,
@@ -251,7 +253,7 @@ class AblationPanel(Panel):
                        (f'{self.before[n]:.1%}', f'{self.after[n]:.1%}',
                         f'{100 * (self.after[n] - self.before[n]):+.1f} points')) + '</tr>' for n in names
                         if n in self.before)
-        one = 100 / self.retrieval.n
+        one = 100 / len(self.retrieval.kept)
         return (f'<div style="line-height:1.4;font-size:13px"><table><tr>{head}</tr>{rows}</table>The first '
                 f'{self.retrieval.n} of {len(self.images)} images: one image more or less is '
                 f'{one:.1f} points. Small changes need a confidence interval.{self._mask_note()}</div>')
@@ -266,7 +268,7 @@ class AblationPanel(Panel):
         self.retrieval.prepare()
         loader = self.data
         own = hasattr(loader, 'one_batch') # a loader has the images as the model takes them
-        if not own: loader = [(self.retrieval.images, *self._pairs())]
+        if not own: loader = [(self.retrieval.images[self.retrieval.kept], *self._pairs())]
         self.show_message('Measuring every kind of ablation …')
         model = self.model if own or isinstance(self.model, MemoryCLIP) else _TakesPixels(self.model)
         with training_paused(self.model): self.result = ablate(model, loader)
