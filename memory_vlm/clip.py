@@ -132,7 +132,8 @@ class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tag
         texts:Tensor, # Normalized text features (C, dim)
     )->Tensor:        # (C, 2, dim) with `readout=caption`, else unchanged
         "Put the query of each caption beside it, by which `readout=caption` mixes the vectors of an image."
-        return texts if self.query is None else torch.stack([texts, texts @ self.query / _QUERY_TEMPERATURE], 1)
+        if self.query is None: return texts
+        return torch.stack([texts, texts @ self.query.to(texts.dtype) / _QUERY_TEMPERATURE], 1)
 
     def similarity(
         self,

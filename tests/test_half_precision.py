@@ -8,10 +8,13 @@ from memory_vlm.attention import capture
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.core import UserError
+from memory_vlm.evaluation.validation import evaluate
 from memory_vlm.interp.attribution import attribute, rollout
 from memory_vlm.interp.intervene import KINDS, intervene, record_states
+from memory_vlm.interp.text_lens import text_lens
 from memory_vlm.memory import UPDATES
 from memory_vlm.vision import tiny_vit
+from memory_vlm.widgets.atlas import _nearest_words
 
 MECHANISMS = {f'{u}-{p}': dict(memory_update=u, memory_position=p) for u in UPDATES for p in ('prepend', 'append')}
 MECHANISMS |= {p: dict(memory_update='static', memory_position=p) for p in ('kv', 'kv_protected', 'kv_head')}
@@ -148,3 +151,19 @@ def test_attribution_and_rollout(preset, dtype, half):
     with context: found = explain(low, images)
     for ours, reference in zip(found, explain(model, IMAGES)):
         assert (ours - reference).norm() <= 0.05 * reference.norm()
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize('preset', ['late_interaction', 'caption_mixed'])
+def test_weights_of_half_precision_are_read_and_scored(preset, dtype):
+    model = MemoryCLIP.from_config(compose(['model=tiny', 'model.depth=2', f'model/memory={preset}']).model).eval()
+    half, tolerance = deepcopy(model).to(DTYPES[dtype][0]), 10 * DTYPES[dtype][1]
+    words, images = ['red', 'blue', 'a cat', 'a dog'], torch.randint(0, 256, (12, 3, 64, 64), dtype=torch.uint8)
+    batches = [(images[:4], model.tokenize(words))]
+    losses = [evaluate(m, batches)['val_loss'] for m in (model, half)]
+    assert abs(losses[0] - losses[1]) <= tolerance
+    lenses = [text_lens(m, [images], words).errors for m in (model, half)]
+    assert (lenses[0] - lenses[1]).abs()['cosine, logit lens'].max() <= tolerance
+    states = torch.randn(3, 128)
+    (a, b) = ([{w: c for w, c in row} for row in _nearest_words(m, states, words, 4)] for m in (model, half))
+    assert max(abs(x[w] - y[w]) for x, y in zip(a, b) for w in x) <= tolerance

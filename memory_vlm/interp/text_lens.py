@@ -128,7 +128,7 @@ def text_lens(
         tuned, p = _errors(read.flatten(0, 1), final.flatten(0, 1), text, scale)
         tuned['explained'] = 1 - ((final - read).square().sum() / (final - mean).square().sum()).item()
         with torch.no_grad(), evaluation_mode(clip):
-            vit, own = clip.visual, seen.to(clip.mean.device)
+            vit, own = clip.visual, seen.to(next(clip.visual.parameters()))
             direct = vit.readout_head(vit.fc_norm(vit.norm(own))).float().cpu()
         plain, _ = _errors(direct.flatten(0, 1), final.flatten(0, 1), text, scale)
         rows[f'block {layer}'] = tuned | {f'{k}, logit lens': v for k, v in plain.items()}

@@ -68,10 +68,10 @@ def _vocabulary_words(images:ImageSet, num:int=256, most:int=400)->list:
 def _nearest_words(model:nn.Module, states:Tensor, words:list, num:int=3)->list:
     "Return the words whose features are nearest to the projected memory tokens."
     if not words or not isinstance(model, MemoryCLIP): return [[] for _ in states]
-    vit, device = model.visual, next(model.parameters()).device
+    vit, kind = model.visual, next(model.parameters())
     with training_paused(model):
-        x = vit.readout_head(vit.fc_norm(vit.norm(states.to(device)))) # (M,dim)
-        w = model.encode_text(model.tokenize(words).to(device), normalize=True)
+        x = vit.readout_head(vit.fc_norm(vit.norm(states.to(kind)))) # (M,dim)
+        w = model.encode_text(model.tokenize(words).to(kind.device), normalize=True)
     cosine = (nn.functional.normalize(x, dim=-1) @ w.T).float().cpu() # (M,words)
     return [[(words[j], cosine[m, j].item()) for j in row[:num]] for m,
             row in enumerate(cosine.argsort(1, descending=True).tolist())]
