@@ -305,21 +305,25 @@ def _described(self:AttentionExplorer)->str:
 @patch
 def snapshot(self:AttentionExplorer):
     "Return a figure of the image with at most 16 tokens, also the selected one; a row per model that has the layer."
-    sides = [s for s in self.sides if self.layer < s.layers]
+    sides, way = [s for s in self.sides if self.layer < s.layers], self.direction
+    left = ''.join(f' {s.name} has no layer {self.layer}.' for s in self.sides if s not in sides)
     same = len({bool(s.layout.num_memory) for s in sides}) == 1
+    def shared(sides): # CLS tokens whose maps all models have
+        return min(s.layout.num_cls for s in sides) * (way == 'reads' or not self.main.layout.num_memory)
+    if not same and not shared(sides):
+        left += ''.join(f' {s.name} has no token in common with {sides[0].name}.' for s in sides[1:])
+        sides, same = sides[:1], True
     count = min(len(s.others) for s in sides) if same else 0 # a model without memory shares only CLS with its twin
     shown = np.unique(np.linspace(0, count - 1, min(count, 16)).round().astype(int)) if count else np.zeros(0, int)
     if self.token != 'cls' and self.token < count and self.token not in shown:
         shown[np.abs(shown - self.token).argmin()] = self.token
     kind = 'token' if self.main.layout.num_memory else 'patch'
     names = [f'{kind} {m}' + ' *' * bool(m == self.token) for m in shown]
-    way = self.direction
-    cls = min(s.layout.num_cls for s in sides) * (way == 'reads' or not self.main.layout.num_memory) # else not recorded
+    cls = shared(sides)
     names = ['CLS' + ' *' * (self.token == 'cls')] * cls + names
     maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, way)[[*range(cls), *(s.layout.num_cls + shown)]]
             for s in sides]
     grid = tuple(np.max([m.shape[1:] for m in maps], axis=0))
-    left = ''.join(f' {s.name} has no layer {self.layer}.' for s in self.sides if s not in sides)
     title = dict(reads='Attention of tokens to patches', read_by='Attention of patches to tokens')[way]
     note = f'{self._described()}. {len(shown)} of {len(self.main.others)} {kind}s; *: selected.{left}'
     image, uniform = self.images[self.image].numpy(), 1 / self.main.layout.num_keys
