@@ -85,7 +85,9 @@ function usage(side, layer, head) {
 function orderOf(side, sort, maps, use) {
   const all = [...side.tokens.keys()];
   if (sort === "index" || !maps) return all;
-  const mean = meanOf(maps.filter(Boolean)), key = sort === "use" ? use : maps.map((m) => (m ? 1 - cosine(m, mean) : -1));
+  const others = maps.filter((m, i) => m && (side.tokens[i] >= 0 || side.kind !== "memory")); // without CLS, as "minus mean of tokens"
+  if (!others.length) return all;
+  const mean = meanOf(others), key = sort === "use" ? use : maps.map((m) => (m ? 1 - cosine(m, mean) : -1));
   return all.sort((a, b) => (Number.isNaN(key[b]) ? -1 : key[b]) - (Number.isNaN(key[a]) ? -1 : key[a]) || a - b);
 }
 
