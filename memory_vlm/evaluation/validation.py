@@ -201,6 +201,10 @@ def evaluate(
 # %% ../../nbs/evaluation/04_validation.ipynb #c40072a6
 def _chance_of(source:Source, ks:Sequence[int]=(1, 5, 10))->dict[str, float]: # `i2t/R@k` and `t2i/R@k`, 0..1
     "Return the expected recall over the images of a source in random order, equal captions as one."
-    texts = [(i, caption) for i in range(len(source)) for caption in source.captions(i)]
+    texts = []
+    for i in range(len(source)):
+        try: texts += [(i, caption) for caption in source.captions(i)]
+        except UserError: pass # a bad sample, which the loader leaves out, too
+    if not texts: return {}
     owner = torch.tensor([i for i, _ in texts])
     return chance_recall(owner, ks, _caption_numbers([caption for _, caption in texts]))

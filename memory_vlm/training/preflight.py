@@ -24,7 +24,7 @@ from ..data.mixture import Subset
 from ..data.tokenizer import Tokenizer, count_truncated, text_tokenizer
 from ..distributed import max_over_ranks, world_size
 from ..evaluation.intervals import share_interval
-from ..evaluation.validation import PRECISIONS
+from ..evaluation.validation import PRECISIONS, _chance_of
 from ..loss import LOSSES
 from ..models.attention_hooks import EAGER, WITHOUT_CUDNN_ATTENTION
 from ..models.cost import measure_cost
@@ -101,19 +101,11 @@ def _widest_interval(n:int)->float:
     low, high = share_interval((torch.arange(n) < n // 2).float())
     return (high - low).item()
 
-def _chance(source:Source)->float:
-    "Return R@1 by guessing, from images to captions (0..1)."
-    captions = []
-    for i in range(len(source)):
-        try: captions.append(source.captions(i))
-        except UserError: pass # a bad sample, which `_data_problems` reports
-    count = Counter(c for several in captions for c in several)
-    return np.mean([sum(count[c] for c in {*own}) for own in captions]) / count.total() if count else 0.
-
 def _size_problem(source:Source, name:str)->list[str]:
     "Return a line if too few images are held out to measure recall."
     if (n := len(source)) >= _ENOUGH: return []
-    line = (f'{name}: only {n:,} image{"s" * (n != 1)} for evaluation. R@1 by guessing is {_chance(source):.1%}, one '
+    guess = _chance_of(source, (1,)).get('i2t/R@1', 0.)
+    line = (f'{name}: only {n:,} image{"s" * (n != 1)} for evaluation. R@1 by guessing is {guess:.1%}, one '
             f'image is {100 / n:.3g} points of it, and its 95 % CI is up to {100 * _widest_interval(n):.0f} points '
             'wide; ')
     whole = len(source.source) if isinstance(source, Subset) else 0

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from ..ablation import _FEW_IMAGES, Ablation, _FirstImages, _paired_difference, _recall_values
 from ..attention import capture
 from ..core import _counted
+from ..evaluation.intervals import caption_groups
 from ..evaluation.retrieval import hits_per_image
 from ..evaluation.validation import _chance_of, encode, evaluation_mode
 from ..interp.features import _make_encoder, map_layer
@@ -47,22 +48,25 @@ def _find_twin(folder:Path, most:int=50)->Path|None:
         except Exception: continue # a neighbor that cannot be read must not end a fit
     return None
 
-def _hits(model, dl, num_images:int)->tuple: # hits (n, 6), index and number of each caption
+def _hits(model, dl, num_images:int)->tuple: # (n, 6); number of captions (n,); group of images that share captions (n,)
     "Return the hits of retrieval over the first images."
     images, texts, index, captions = encode(model, _FirstImages(dl, num_images, model))
-    return hits_per_image(images, texts, index, captions=captions), index
+    hits = hits_per_image(images, texts, index, captions=captions)
+    return hits, index.cpu().bincount(minlength=len(hits)), caption_groups(index, captions)
 
 def _twin_sentence(loaded:LoadedModel, twin:Path, num_images:int=512)->str:
     "Return the R@1 of the twin and the paired difference, with its 95 % CI."
-    (mine, index), (theirs, _) = (_hits(m, loaded.valid_dl, num_images) for m in (loaded.model, as_model(twin).model))
-    def values(hits): return _recall_values(hits, index.cpu().bincount(minlength=len(mine)))
+    models = loaded.model, as_model(twin).model
+    (mine, *counted), (theirs, *_) = (_hits(m, loaded.valid_dl, num_images) for m in models)
+    def values(hits): return _recall_values(hits, *counted)
     own = bool(find_tower(loaded.model).layout.num_memory)
     score = next(iter(values(theirs).values())).mean().item()
     change, low, high = (100 * v for v in _paired_difference(values(mine - theirs if own else theirs - mine))[:, 0])
-    what = 'without' if own else 'with'
+    what, groups = 'without' if own else 'with', int(counted[1].max()) + 1
+    shared = f' in {groups} groups that share captions' * (groups < len(mine))
     return (f'Its twin {what} memory ({twin.parent.name}/{twin.name}, the same seed) has an R@1 of {score:.1%}: memory '
-            f'changes it by {change:+.1f} points (95 % CI {low:+.1f} to {high:+.1f}; {len(mine)} images, one pair of '
-            'runs).')
+            f'changes it by {change:+.1f} points (95 % CI {low:+.1f} to {high:+.1f}; {len(mine)} images{shared}, one '
+            'pair of runs).')
 
 # %% ../../nbs/viz/06_page.ipynb #8650ac80
 def _run_summary(metrics:dict, num:int, epochs:float, chance:dict)->str:

@@ -108,14 +108,26 @@ class CellImage(anywidget.AnyWidget):
         return np.asarray(Image.open(io.BytesIO(self.png)).convert('RGB'))
 
 # %% ../../nbs/widgets/01_base.ipynb #c2cb933d
-_LOCKS, _READ = weakref.WeakKeyDictionary(), weakref.WeakSet() # `_READ`: towers that a panel uses now
+class _ModelLock:
+    "A reentrant lock. `with` is for fits, which are counted, so that a waiting panel knows whether it waits for one."
+    def __init__(self):
+        lock = threading.RLock()
+        self.acquire, self.release, self.fits = lock.acquire, lock.release, 0
+    def __enter__(self):
+        self.acquire()
+        self.fits += 1
+    def __exit__(self, *_):
+        self.fits -= 1
+        self.release()
+
+_LOCKS = weakref.WeakKeyDictionary()
 _MAKING = threading.Lock()
 
 def model_lock(
     model, # A model, or a Learner
-)->threading.RLock: # Reentrant lock
+)->_ModelLock: # Reentrant lock
     "Return the lock of a model. A fit holds it during each step: `with model_lock(learn): ...`."
-    with _MAKING: return _LOCKS.setdefault(find_tower(model).vit, threading.RLock())
+    with _MAKING: return _LOCKS.setdefault(find_tower(model).vit, _ModelLock())
 
 @contextmanager
 def training_paused(
@@ -123,17 +135,14 @@ def training_paused(
     wait:float=1.5,   # Maximum time to wait for a fit (seconds); another panel is waited for until it ends
 ):                    # Context manager; its value is `model`
     "Use a model between two training steps, in eval mode and without gradients. Raises `UserError` if a fit keeps it."
-    lock, vit = model_lock(model), find_tower(model).vit
+    lock = model_lock(model)
     while not lock.acquire(timeout=wait):
-        if vit not in _READ: raise UserError('This model is training; try again when the fit pauses or ends.')
-    outermost = vit not in _READ
-    _READ.add(vit)
+        if lock.fits: raise UserError('This model is training; try again when the fit pauses or ends.')
     try:
         with evaluation_mode(model): yield model
     finally:
-        if outermost: _READ.discard(vit)
         lock.release()
-        if outermost: time.sleep(1e-3) # a waiting panel comes before the next batch of this one
+        time.sleep(1e-3) # a waiting panel comes before the next batch of this one
 
 def weights_version(
     model:nn.Module, # A model
@@ -236,7 +245,9 @@ class ImageSet:
         "Return the captions of image `i`; an empty list if it has none."
         self.check(i)
         if i >= len(self.source): return [c for _, c in self.added[i - len(self.source):][:1] if c]
-        if hasattr(self.source, 'captions'): return list(self.source.captions(i))
+        if hasattr(self.source, 'captions'):
+            try: return list(self.source.captions(i))
+            except UserError: return [] # a bad sample, which a loader leaves out
         item = self.source[i]
         return [str(item[1])] if isinstance(item, tuple) else []
 
