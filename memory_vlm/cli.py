@@ -226,7 +226,7 @@ def _report_command(
     from memory_vlm.viz.page import write_report_page
     page = write_report_page(find_run(Path(name)), loaded, memory, images)
     about = dict(checkpoint=str(loaded.place), page=str(page), metrics=loaded.metrics)
-    return about | dict(memory=memory.to_dict()), f'{memory}\n\nReport of {loaded.place.name}: {page}', 0
+    return about | dict(memory=memory.to_dict()), f'{memory}\n\nReport of checkpoint {loaded.place.name}: {page}', 0
 
 @_answers
 def _ablate_command(

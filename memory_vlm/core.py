@@ -16,6 +16,7 @@ import torch
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from tqdm import tqdm
@@ -48,7 +49,7 @@ def suggest(
 def _near_path(path:str|Path, limit:int=1, pattern:str='*')->str:
     "Return the part of an error message that suggests paths beside one that does not exist, as `suggest` does."
     name, folder = Path(path).name, Path(path).parent
-    try: beside = sorted(p.name for p in folder.glob(pattern))
+    try: beside = sorted(p.name for p in islice(folder.glob(pattern), 10_000)) # comparing millions would take minutes
     except OSError: return ''
     return suggest(name, beside, limit, str(Path(path))[:-len(name)]) if name else ''
 

@@ -206,6 +206,7 @@ def _as_options(words:Iterable[str], parser:ArgumentParser)->list[str]:
     takes_data = {'data', 'source'} & {a.dest for a in parser._actions if not a.option_strings}
     def translate(word):
         key, equals, value = word.partition('=')
+        value = value.strip('\'"') # as Hydra reads it
         option = f"--{key.removeprefix(_DATA).replace('_', '-')}"
         if equals and key.startswith(_DATA) and option in known: return f'{option}={value}'
         if takes_data and key in (f'{_DATA}train_path', f'{_DATA}val_path') and value: return value

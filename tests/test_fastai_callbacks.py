@@ -184,7 +184,7 @@ def test_metrics_are_names_of_metrics_of_evaluate(small):
     learn.metrics = ['t2i/R@5', ValueMetric(lambda: 7, 'seven')]
     learn.fit(1, 1e-3)
     assert learn.recorder.values[-1][2:4] == [learn.evaluation['t2i/R@5'], 7]
-    with pytest.raises(UserError, match="did you mean 't2i/R@5'?"): learn.metrics = ['t2i/R@6']
+    with pytest.raises(UserError, match="did you mean 't2i/R@1'?"): learn.metrics = ['t2i/R@6']
     def accuracy(pred, targ): return 1.
     with pytest.raises(UserError, match='accuracy'): learn.metrics = [accuracy]
     with pytest.raises(UserError, match='accuracy'): learn.metrics = AvgMetric(accuracy)

@@ -53,7 +53,7 @@ def test_config_error_prints_one_line_and_status_2(mistake):
 def test_missing_data_names_the_key_and_the_fix():
     done = train('training.data.train_path=nowhere/at/all')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
-    for words in ('training.data.train_path', 'nowhere/at/all', '--config-name=quickstart'): assert words in done.stderr
+    for words in ('training.data.train_path', 'nowhere/at/all', "the built-in data set 'scenes'"): assert words in done.stderr
 
 
 def test_internal_error_keeps_its_traceback():

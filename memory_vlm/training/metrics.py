@@ -9,7 +9,7 @@ __all__ = ['ClassMetrics', 'PatchMetrics', 'retrieval_names', 'make_metrics', 'a
 import numpy as np
 import re
 import torch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fastai.learner import Metric, ValueMetric
 from inspect import Parameter, signature
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -281,7 +281,7 @@ def make_metrics(
     cfg:DictConfig, # The configuration
 )->list:            # Objects with `names`, `main_names` and `scores`
     "Prepare the metrics of a fit. Raises `UserError` if `monitor` is none of them, or if two have one name."
-    given = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    given = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     made = [m if hasattr(m, 'bind') and not isinstance(m, type) else _FunctionMetric(m) for m in given]
     if not any(hasattr(m, 'prompts') and m.data is None for m in made): made.insert(0, ClassMetrics())
     asked = re.fullmatch('dense/mIoU|lost/CorLoc|cls/pointing', cfg.training.checkpoint.monitor)
