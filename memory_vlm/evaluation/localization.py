@@ -96,7 +96,7 @@ def localization_scores(
 @torch.no_grad()
 def _patch_states(model, images:Tensor, layer:int=-1)->tuple: # -> two of fp32 (B,P,D), and (B,P), on the CPU
     """Return the output of a block at the patches, the keys of its attention, heads side by side, and the attention of
-    the first token, which is CLS if there is one, mean over heads."""
+    the first token, which is CLS if there is one (of `kv_protected` the new CLS), mean over heads."""
     tower, keys, outputs, first = find_tower(model), [], [], []
     layout, at = tower.layout, tower.layout.patches
     def attention(q, k, v, weights):
@@ -108,7 +108,7 @@ def _patch_states(model, images:Tensor, layer:int=-1)->tuple: # -> two of fp32 (
         stack.enter_context(attention_hooks(tower.attentions[layer], attention))
         stack.callback(tower.blocks[layer].register_forward_hook(output).remove)
         getattr(model, 'encode_image', tower.vit)(images.to(next(tower.vit.parameters()).device))
-    return outputs[0].cpu(), keys[0].cpu(), first[0].cpu() # `kv_protected` attends a second time, for its new CLS
+    return outputs[0].cpu(), keys[0].cpu(), first[-1].cpu() # `kv_protected` attends a second time, for its new CLS
 
 # %% ../../nbs/evaluation/03_localization.ipynb #1b7fccf4
 def _lost_boxes(keys:Tensor, grid:tuple, k:int=None)->Tensor: # (B,P,D) -> left, top, right, bottom in patches (B,4)

@@ -35,8 +35,9 @@ _USAGE = '''```python
 from memory_vlm.clip import MemoryCLIP
 
 model = MemoryCLIP.from_pretrained({place!r})            # a folder, or OWNER/NAME on the hub
-image_features = model.encode_image(images, normalize=True) # (B, 3, {size}, {size}), uint8, or normalized float
+image_features = model.encode_image(images, normalize=True{vectors}) # (B, 3, {size}, {size}): uint8, or normalized
 text_features = model.encode_text(model.tokenize(['a caption']), normalize=True)
+scores = model.similarity(image_features, text_features) # (B, 1), -1..1
 ```'''
 
 def _metric_table(metrics:Mapping, chance:Mapping={}, intervals:Mapping={})->str:
@@ -59,7 +60,7 @@ def model_card(
     cfg,                     # `cfg.model`, or a mapping of its keys
     *,
     place:str='',            # Folder, or OWNER/NAME on the hub
-    use:str=_USAGE,          # Example code; may contain `{place}` and `{size}`
+    use:str=_USAGE,          # Example code; may contain `{place}`, `{size}` and `{vectors}`
     project:Mapping={},      # `cfg.project`
     data:str='',             # Description of the training data
     start:str='',            # Name of the model or checkpoint from whose weights training started
@@ -82,8 +83,9 @@ def model_card(
                          pipeline_tag='zero-shot-image-classification', model_name=cfg['name'],
                          eval_results=results or None,
                          tags=sorted({'clip', 'memory-tokens', *project.get('tags', [])}))
+    vectors = ', vectors=True' * (cfg['memory'].get('readout') in ('maxsim', 'caption'))
     parts = [f"# {cfg['name']}", _model_summary(cfg), size, shown,
-             _section('Use', use.format(place=place or 'OWNER/NAME', size=cfg['image_size'])),
+             _section('Use', use.format(place=place or 'OWNER/NAME', size=cfg['image_size'], vectors=vectors)),
              _section('Training', data and f'Trained on {data}.',
                       start and f'Training started from the weights of `{start}`.',
                       command and f'```sh\n{command}\n```'),

@@ -98,7 +98,8 @@ def _clear_moments(opt:torch.optim.Optimizer, param:nn.Parameter, rows:Tensor):
 
 # %% ../../nbs/training/04_resets.ipynb #f818dbbc
 class MemoryResetCallback(Callback):
-    "Re-initialize dead memory tokens at the end of each window of `every` optimizer steps."
+    """Re-initialize dead memory tokens at the end of each window of `every` optimizer steps. A token that the output
+    reads after the last block (`readout`) is not dead, however little attention it gets."""
     of_this_rank = True # its state differs between ranks, because the images do
     run_valid, order = False, 60
     reason = 'after the step; before evaluation (70), log (80) and checkpoint (90), which use the new tokens'
@@ -160,6 +161,7 @@ def to_reset(
     live = [g.tokens.requires_grad or ema and g.init not in _RANDOM_INITS for g in groups]
     live = torch.tensor(live)[:, None] # (G,1)
     if self.kind == 'all': return live.expand_as(usage)
+    if self.vit.readout != 'none': return torch.zeros_like(usage, dtype=torch.bool) # the output reads every token
     newborn = self.was_reset[-1] if self.was_reset else torch.zeros_like(usage, dtype=torch.bool)
     even = even_attention(self.vit) * self.usage.layout.num_keys # 1 without a key bias
     return (usage < self.threshold * even) & ~newborn & live
