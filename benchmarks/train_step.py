@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                     # batch 16 on the CPU, or batch 256 on CUDA if there is one
     python benchmarks/train_step.py --profile           # also say where the time of each goes
     python benchmarks/train_step.py --csv benchmarks/results/train_step.csv
+    python benchmarks/train_step.py --readout           # 8 tokens that are read by MaxSim, beside 8 that are not read
 
 The peer is open_clip's `CLIP` of the same sizes with its `ClipLoss` and torch's AdamW, fed as open_clip feeds it:
 normalized float images and captions padded to 77 tokens. Ours is fed as our loader feeds it: uint8 images and captions
@@ -109,14 +110,17 @@ def main():
     p.add_argument('--batch', type=int, help='pairs; 16 on the CPU, 256 on CUDA')
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
+    p.add_argument('--readout', action='store_true', help='memory that is read beside memory that is not')
     p.add_argument('--profile', action='store_true')
     p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     args.batch = args.batch or (256 if args.device == 'cuda' else 16)
     images, ids = pairs(args)
-    steps = {'open_clip': peer_step(args, images, ids),
-             'ours, no memory': our_step(args, images, ids, 'model/memory=off'),
-             'ours, 64 tokens': our_step(args, images, ids)}
+    eight = ['model.memory.num_memory_tokens=8', 'model.memory.mem_reinit_steps=0']
+    ours = {'8 tokens': eight, '8 tokens, read': [*eight, 'model.memory.readout=maxsim']} if args.readout else {
+        'no memory': ['model/memory=off'], '64 tokens': []}
+    steps = {'open_clip': peer_step(args, images, ids)}
+    steps |= {f'ours, {name}': our_step(args, images, ids, *words) for name, words in ours.items()}
     multiply, multiplied = product(args)
     counts, rounds, rows = {name: operations(f) for name, (_, f) in steps.items()}, [], []
     for i in range(args.rounds + 1):
@@ -128,8 +132,12 @@ def main():
         rows.append(dict(step=name, seconds=round(statistics.median(r[name] for r in rounds), 4),
                          speed_vs_open_clip=round(ratio, 3),
                          tera_operations=round(counts[name] / 1e12, 3), share_of_product=round(share, 3)))
-        print(f'{name:18} {rows[-1]["seconds"]:8.3f} s   {ratio:.2f} x the speed of open_clip   {share:.0%} of the '
+        print(f'{name:20} {rows[-1]["seconds"]:8.3f} s   {ratio:.2f} x the speed of open_clip   {share:.0%} of the '
               f'speed of a matrix product')
+    if args.readout:
+        first, last = (f'ours, {name}' for name in ours)
+        print(f'read / not read: time {statistics.median(r[last] / r[first] for r in rounds):.3f}, '
+              f'operations {counts[last] / counts[first]:.3f}')
     if args.profile:
         for name, (_, f) in steps.items(): print(f'\n{name}\n{profile(f)}')
     if args.csv: store(args.csv, rows, device=args.device, batch=args.batch, precision=args.precision)

@@ -90,19 +90,27 @@ class MemoryViT(_MemoryReadout, VisionTransformer):
             self.start_new_cls()
 
     def forward(self, x:Tensor, attn_mask:Tensor=None, is_causal:bool=False)->Tensor: # (B,3,height,width) -> (B,D)
-        last, is_traced = self.blocks[-1], isinstance(x, torch.fx.Proxy)
-        is_short = self.needs_only_cls() and not (is_traced or is_causal or attn_mask is not None)
-        last.query_slice = self.layout.readout if is_short else None
-        try: return super().forward(x, attn_mask, is_causal)
+        every = isinstance(x, torch.fx.Proxy) or is_causal or attn_mask is not None
+        with nullcontext() if every else self.short_last_block(): return super().forward(x, attn_mask, is_causal)
+
+    @contextmanager
+    def short_last_block(self):
+        "During the context, the last block computes only `needed_queries`."
+        last = self.blocks[-1]
+        last.query_slice, last.keeps_memory = self.needed_queries(), self.many_vectors
+        try: yield
         finally: last.query_slice = None
 
-    def needs_only_cls(self)->bool:
-        "Return whether only CLS of the last block is needed: no hook and no gradient depends on the rest."
+    def needed_queries(self)->slice|None:
+        "Return the part of the last block that the output needs; None: all of it, as a hook or a gradient may read it."
         layout, last = self.layout, self.blocks[-1]
-        cls_is_read = layout.num_memory and layout.num_cls and self.global_pool == 'token' and not layout.num_new_cls
         needs_all = (last._forward_hooks.keys() - self.passive_hooks or self.grad_checkpointing or
-                     self.readout != 'none' or last.update and (last.update.reads or list(last.update.parameters())))
-        return bool(self.training and torch.is_grad_enabled() and cls_is_read and not needs_all)
+                     last.update and (last.update.reads or list(last.update.parameters())))
+        if needs_all or not (self.training and torch.is_grad_enabled() and layout.num_memory): return None
+        memory, prepended = layout.from_ends(layout.memory), layout.position == 'prepend'
+        if self.many_vectors: return slice(0, memory.stop) if prepended else memory
+        reads_cls = layout.num_cls and self.global_pool == 'token' and not layout.num_new_cls and self.readout == 'none'
+        return layout.readout if reads_cls else None
 
     def _ema_hook(self, block, args, x):
         if not (self.training and torch.is_grad_enabled()) or in_backward() or isinstance(x, torch.fx.Proxy): return

@@ -75,6 +75,7 @@ class MemoryBlock(Block):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.layout = self.update = self.memory = self.query_slice = self.attn.key_bias = None # set by MemoryViT
+        self.keeps_memory = False # whether `query_slice` ends with memory; set by MemoryViT
 
     def forward(self, x:Tensor, attn_mask:Tensor=None, is_causal:bool=False)->Tensor: # (B,N,D) -> (B,N,D)
         if self.query_slice is not None: return self.forward_query_slice(x)
@@ -115,10 +116,13 @@ class MemoryBlock(Block):
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), memory=self.memory_keys())))
         return self.feed_forward(x)
 
-    def forward_query_slice(self, x:Tensor)->Tensor: # (B,N,D) -> (B,1,D)
+    def forward_query_slice(self, x:Tensor)->Tensor: # (B,N,D) -> (B,Q,D), Q tokens in `query_slice`
         memory = None if self.memory is None else self.memory_keys()
         y = self.attn(self.norm1(x), memory=memory, query_slice=self.query_slice)
-        return self.feed_forward(x[:, self.query_slice] + self.drop_path1(self.ls1(y)))
+        y = self.feed_forward(x[:, self.query_slice] + self.drop_path1(self.ls1(y)))
+        if not (self.keeps_memory and self.update.writes): return y
+        num, before = self.layout.num_memory, x[:, self.layout.from_ends(self.layout.memory)]
+        return torch.cat([y[:, :-num], self.update.post_block(before, y[:, -num:])], dim=1)
 
     def forward_protected(self, x:Tensor)->Tensor: # (B,N,D) -> (B,N,D)
         new_cls = self.layout.from_ends(self.layout.new_cls)

@@ -45,7 +45,8 @@ class _MemoryReadout:
         x:Tensor, # Images (B, 3, height, width), normalized
     )->Tensor:    # (B, K, dim), of unit length
         "Compute a vector per memory token."
-        return F.normalize(self.readout_head(self.memory_outputs(self.forward_features(x))), dim=-1)
+        with self.short_last_block(): x = self.forward_features(x)
+        return F.normalize(self.readout_head(self.memory_outputs(x)), dim=-1)
 
     def forward_head(self, x:Tensor, pre_logits:bool=False)->Tensor: # (B,N,D) -> (B,D)
         if self.many_vectors:
