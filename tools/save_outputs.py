@@ -30,7 +30,8 @@ def worth_keeping(output):
 
 
 def shrink(data):
-    "Store a large image with 256 colors."
+    "Store an image once, and a large one with 256 colors."
+    if 'image/png' in data: data.pop('image/jpeg', None) # IPython shows a PIL image in both formats
     if len(data.get('image/png', '')) < 30_000: return
     small = io.BytesIO()
     Image.open(io.BytesIO(base64.b64decode(data['image/png']))).quantize(256,
