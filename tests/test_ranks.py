@@ -212,7 +212,7 @@ def torchrun(folder, *words, script='train.py', options=()):
                              str(free_port()), *options, str(script),
                              '--config-name=quickstart', *words, f'training.run_dir={folder}'], cwd=ROOT, encoding='utf-8',
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1'))
+                            env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1', TORCH_ELASTIC_SHUTDOWN_TIMEOUT='240'))
 
 
 @pytest.mark.slow
@@ -224,7 +224,9 @@ def test_torchrun_fits_stops_resumes_and_reports_errors_once(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=300)
     assert 'DataLoader worker' not in err, err
-    step = int(re.search(r'Interrupted after (\d+) steps. To resume after step \1, fit again with training.resume=auto', out)[1])
+    said = re.search(r'Interrupted after (\d+) steps. To resume after step \1, fit again with training.resume=auto', out)
+    assert said, (out, err)
+    step = int(said[1])
     assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
     process = torchrun(tmp_path/'run', *words)
     wait_until(lambda: rows(tmp_path/'run') > step + 4)
