@@ -56,7 +56,7 @@ class _IndexView:
         version = weights_version(self.model)
         if self.version != version:
             self.cached, self.version = encode_all(), version # other panels may use the model between batches
-            if weights_version(self.model) != version: # a fit goes on: all images with the same weights
+            if weights_version(self.model) != version: # trained meanwhile: encode all with the same weights
                 with training_paused(self.model):
                     self.version, self.cached = weights_version(self.model), encode_all()
         return self.cached
