@@ -3016,6 +3016,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'memory_vlm/widgets/base.py'),
                                          'memory_vlm.widgets.base._open_path': ( 'widgets/base.html#_open_path',
                                                                                  'memory_vlm/widgets/base.py'),
+                                         'memory_vlm.widgets.base._robust_scale': ( 'widgets/base.html#_robust_scale',
+                                                                                    'memory_vlm/widgets/base.py'),
                                          'memory_vlm.widgets.base._text_encoder': ( 'widgets/base.html#_text_encoder',
                                                                                     'memory_vlm/widgets/base.py'),
                                          'memory_vlm.widgets.base._widgets_within': ( 'widgets/base.html#_widgets_within',

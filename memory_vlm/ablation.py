@@ -109,7 +109,7 @@ def _next_steps(cfg:DictConfig|None, has_text:bool=True)->str:
 
 def _points(row)->str:
     "Format change, low and high (shares of 1) as points."
-    return '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100 * v for v in row))
+    return '{:+z.1f} [{:+z.1f}, {:+z.1f}]'.format(*(100 * v for v in row))
 
 _SUBJECTS = dict(memory='memory', cls='CLS', patches='patch information')
 
@@ -151,7 +151,7 @@ class Ablation:
         kind = next(k for k in (('mean', *rows.index) if read else ('mask',)) if k in rows.index)
         did = {'mask': 'Masking it', 'mean': 'Replacing it by its mean'}.get(kind, f'Ablating it ({kind})')
         name = 'R@1 (mean of both directions)' if self.decisive == _DECISIVE else self.decisive
-        change, low, high = (f'{100 * v:+.1f}' for v in rows.loc[kind])
+        change, low, high = (f'{100 * v:+z.1f}' for v in rows.loc[kind])
         return (f'{self.summary} {did} changes {name} from {self.scores[self.decisive]:.1%} by {change} points '
                 f'(95 % CI {low} to {high}; {self.num_images} images).')
 
@@ -159,6 +159,9 @@ class Ablation:
     def summary(self)->str:
         "The verdict in words, without numbers."
         text, what = f'{_VERDICTS[self.verdict]}{self._caveat()}', _SUBJECTS[self.part]
+        measured = 'neither masking it, nor mean and shuffle together, lower'
+        for kind, words in (('mean', 'masking it does not lower'), ('mask', 'neither mean nor shuffle lowers')):
+            if kind in self.notes: text = text.replace(measured, words)
         if self.part != 'memory': text = text.replace('Memory', what[0].upper() + what[1:]).replace('memory', what)
         return f'{self.verdict.capitalize()}. {text}'
 

@@ -37,6 +37,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import re
+import torch
 from memory_vlm.study import study_plot
 from memory_vlm.vision import tiny_vit
 from memory_vlm.viz.plots import training_curves
@@ -77,6 +78,7 @@ def panels(lab, chromium):
     for name, words in dict(atlas='token 7', search='Best of 22', map='Hardest pairs').items():
         expect(cell(nb, name)).to_contain_text(words, timeout=60_000)
     assert not page.locator('.jupyter-widgets-error-widget').count()
+    assert nb.ask('[str(p.problem) for p in (atlas, panel, search, plot, dash) if p.problem]') == [] # a fit ran beside them
     yield nb
     page.close()
     assert not failures, failures
@@ -255,6 +257,17 @@ def test_an_outlier_hides_neither_the_maps_nor_the_image(offline_page, tmp_path)
     assert robust < 60 < top # and the photo shows through them
 
 
+def test_explorer_says_that_it_waits_for_a_busy_kernel(lab, page):
+    nb = lab.open(page, lab.write('busy.ipynb', SETUP + 'AttentionExplorer(learn)', 'import time; time.sleep(15)'))
+    nb.start()
+    explorer = nb.cell(0).locator('.mvlm-x')
+    expect(explorer.get_by_role('status')).to_have_text('Waiting for the first maps …', timeout=60_000)
+    expect(explorer.get_by_label('head', exact=True)).to_have_value('mean')
+    nb.finish(60)
+    expect(explorer.locator('.figure p')).to_contain_text('token 0, layer 0')
+    expect(explorer.locator('.message')).to_be_empty()
+
+
 def test_no_image_without_content(lab, chromium):
     page = chromium.new_page()
     nb = lab.open(page, lab.write('twin.ipynb', SETUP + "twin = make_learner(compose([*words, 'model/memory=off'], "
@@ -322,18 +335,114 @@ def test_pdf_has_truetype_fonts(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def report(tmp_path_factory):
-    "The page of a run with memory that has a twin."
+def runs(tmp_path_factory):
+    "A run without memory and its twin, by name."
     from memory_vlm.config import compose
     from memory_vlm.run import fit
-    from memory_vlm.viz.page import write_report_page
     folder = tmp_path_factory.mktemp('report')/'runs'
-    for name, more in (('plain', ['model/memory=off']), ('memory', [])):
-        run = fit(compose(['training.max_steps=4', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
-                           'training.data.val_path=scenes:tiny', 'training.preflight=false', 'model.depth=2',
-                           'model.text.depth=1', 'training.logging.tensorboard=false', f'training.run_dir={folder}/{name}', *more],
-                          config_name='quickstart'))
-    return write_report_page(folder/'memory', run)
+    return {name: fit(compose(['training.max_steps=4', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
+                               'training.data.val_path=scenes:tiny', 'training.preflight=false', 'model.depth=2',
+                               'model.text.depth=1', 'training.logging.tensorboard=false', f'training.run_dir={folder}/{name}',
+                               *more], config_name='quickstart'))
+            for name, more in (('plain', ['model/memory=off']), ('memory', []))}
+
+
+@pytest.fixture(scope='module')
+def report(runs):
+    "The page of a run with memory that has a twin."
+    from memory_vlm.viz.page import write_report_page
+    return write_report_page(runs['memory'].folder, runs['memory'])
+
+
+@pytest.fixture(scope='module')
+def pages(runs, tmp_path_factory):
+    "The page of each panel, by name."
+    from memory_vlm import widgets as W
+    learn, twin, folder = runs['memory'].learn, runs['plain'].learn, tmp_path_factory.mktemp('pages')
+    ablation = W.AblationPanel(learn)
+    ablation.measure()
+    panels = dict(fit=W.FitDashboard(learn, steps=2), explorer=AttentionExplorer(learn), two=AttentionExplorer(learn, other=twin),
+                  plain=AttentionExplorer(twin), atlas=W.MemoryAtlas(learn), ablation=ablation, search=W.ImageSearch(learn),
+                  map=W.EmbeddingMap(learn, other=twin), config=W.ConfigEditor(learn.cfg))
+    return {name: panel.export_html(folder/f'{name}.html') for name, panel in panels.items()}
+
+
+PAGES = ['fit', 'explorer', 'two', 'plain', 'atlas', 'ablation', 'search', 'map', 'config']
+
+@pytest.mark.parametrize('name', PAGES)
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_pages_of_panels(offline_page, pages, scheme, name):
+    "Text is legible, controls have names and a visible focus, and a phone needs no sideways scrolling."
+    offline_page.emulate_media(color_scheme=scheme)
+    offline_page.goto(pages[name].as_uri())
+    offline_page.wait_for_timeout(500)
+    bad, count = access.pale(offline_page.locator('body'))
+    assert count > 3 and not bad, bad[:5]
+    missing, _ = access.nameless(offline_page, 'body')
+    assert not missing, missing
+    for _ in range(30):
+        offline_page.keyboard.press('Tab')
+        seen = offline_page.evaluate("""() => { const e = document.activeElement; return e === document.body ||
+            getComputedStyle(e).outlineStyle !== 'none' || e.outerHTML.slice(0, 200); }""")
+        assert seen is True, seen
+    offline_page.set_viewport_size(dict(width=390, height=844))
+    offline_page.wait_for_timeout(500)
+    assert offline_page.evaluate('document.documentElement.scrollWidth') == 390
+    for ticks in offline_page.locator('.ticks:visible').all(): # of the color scales
+        boxes = sorted(ticks.locator('span').evaluate_all('all => all.map((t) => t.getBoundingClientRect()).map((b) => [b.left, b.right])'))
+        assert all(a[1] <= b[0] for a, b in zip(boxes, boxes[1:])), boxes
+
+
+def test_two_models_fill_the_width(offline_page, pages):
+    "Three maps in one row, and the grids and tokens of both models in the next."
+    offline_page.set_viewport_size(dict(width=1400, height=900))
+    offline_page.goto(pages['two'].as_uri())
+    offline_page.wait_for_timeout(500)
+    for part, count in (('.stage', 3), ('.panels', 2)):
+        boxes = offline_page.locator(part).evaluate('e => [e, ...e.children].map((c) => c.getBoundingClientRect()).map((b) => [b.right, b.top])')
+        assert len(boxes) == count + 1 and len({round(top) for _, top in boxes[1:]}) == 1, boxes
+        assert boxes[-1][0] == pytest.approx(boxes[0][0], abs=2), boxes
+
+
+def test_page_of_an_ablation_of_nothing(offline_page, pages):
+    offline_page.goto(pages['ablation'].as_uri())
+    figure = offline_page.locator('.figure').nth(2)
+    expect(figure.locator('p')).to_have_text('The two maps are equal.')
+    expect(figure.locator('.scale')).to_be_hidden()
+
+
+def test_page_of_an_embedding_map_promises_no_explorer(offline_page, pages):
+    offline_page.goto(pages['map'].as_uri())
+    expect(offline_page.get_by_role('status')).to_have_text('Point at an image to read its caption; draw around points to select them.')
+    pair = offline_page.locator('.pair button').first
+    image = pair.locator('img').get_attribute('data-id')
+    assert pair.get_attribute('title') == f'Show on the map: image {image}'
+    pair.click()
+    expect(offline_page.get_by_role('status')).to_contain_text(f'image {image}: ')
+    assert 'opens' not in offline_page.locator('canvas').get_attribute('aria-label')
+
+
+def test_largest_difference_of_two_models(offline_page, tmp_path):
+    "The sentence names the patch where the difference is largest, also where it is negative."
+    vits = [tiny_vit(num_memory_tokens=3), tiny_vit(num_memory_tokens=3)]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in vits[1].parameters(): p.add_(0.3 * torch.randn_like(p))
+    explorer = AttentionExplorer(vits[0], [np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)], other=vits[1])
+    path, layer, found = explorer.export_html(tmp_path/'two.html'), explorer.layer, []
+    data = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', path.read_text(), re.S)[1])
+    for side in data['images'][0]['sides']:
+        block = side['blocks'][layer]['reads']
+        q = np.frombuffer(base64.b64decode(block['data']), np.uint8).reshape(len(block['max']), 4, -1) / 255
+        found.append(np.mean(np.array(block['max'])[:, None, None] * q ** 2, 0))
+    difference = found[0] - found[1]
+    token = int(np.argmax(np.abs(difference.min(1)) - difference.max(1))) # the most negative
+    patch = np.abs(difference[token]).argmax()
+    assert difference[token, patch] < 0
+    offline_page.goto(path.as_uri())
+    offline_page.locator('.choice.token select').first.select_option(index=token)
+    row, column = divmod(int(patch), data['images'][0]['sides'][0]['grid'][1])
+    expect(offline_page.locator('.figure').nth(2).locator('p')).to_contain_text(f'largest at row {row}, column {column}: -')
 
 
 def test_report_of_a_run(offline_page, report):

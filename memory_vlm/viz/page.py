@@ -65,8 +65,8 @@ def _twin_sentence(loaded:LoadedModel, twin:Path, num_images:int=512)->str:
     what, groups = 'without' if own else 'with', int(counted[1].max()) + 1
     shared = f' in {groups} groups that share captions' * (groups < len(mine))
     return (f'Its twin {what} memory ({twin.parent.name}/{twin.name}, the same seed) has an R@1 of {score:.1%}: memory '
-            f'changes it by {change:+.1f} points (95 % CI {low:+.1f} to {high:+.1f}; {len(mine)} images{shared}, one '
-            'pair of runs).')
+            f'changes it by {change:+z.1f} points (95 % CI {low:+z.1f} to {high:+z.1f}; {len(mine)} images{shared}, '
+            'one pair of runs).')
 
 # %% ../../nbs/viz/06_page.ipynb #8650ac80
 def _run_summary(metrics:dict, num:int, epochs:float, chance:dict)->str:

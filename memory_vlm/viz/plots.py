@@ -314,8 +314,8 @@ def ablation_bars(
         color = SERIES[1] if delta[i] < 0 else SERIES[2]
         ax.barh(i, delta[i], height=0.62, facecolor=color if excludes_0 else 'none', edgecolor=color, linewidth=1.3)
         ax.plot([low[i], high[i]], [i, i], color=INK, linewidth=1.6, solid_capstyle='butt', zorder=3)
-        ax.annotate(f'{delta[i]:+.1f}', (max(high[i], 0, delta[i]), i), (5, 0), textcoords='offset points', va='center',
-                    fontsize=_points(8), color=INK)
+        ax.annotate(f'{delta[i]:+z.1f}', (max(high[i], 0, delta[i]), i), (5, 0), textcoords='offset points',
+                    va='center', fontsize=_points(8), color=INK)
     ax.axvline(0, color=INK, linewidth=1)
     ax.set(yticks=y, yticklabels=list(names))
     ax.invert_yaxis()

@@ -22,11 +22,12 @@ from ..interp.intervene import intervene, record_states
 from ..models.towers import find_tower
 from ..training.run_dir import LoadedModel, as_model
 from ..viz.plots import ablation_bars, overlay, token_overlays
-from ..viz.style import color_scale, to_svg
+from ..viz.style import to_svg
 from memory_vlm.widgets.base import (
     CellImage,
     ImageSet,
     Panel,
+    _robust_scale,
     _text_encoder,
     enlarge,
     find_model,
@@ -243,7 +244,7 @@ class AblationPanel(Panel):
         self.table.value = self._table()
         if maps is None: return
         image, even = self.images[self.image].numpy(), 1 / self.tokens.num_keys
-        norm = color_scale(maps, uniform=even)
+        norm = _robust_scale(maps, even)
         for view, values in zip(self.views, maps): view.show(overlay(enlarge(image, self.width), values, norm))
         self.scale.value = scale_html(norm, image, 'attention of CLS', even, self.width)
 
@@ -255,7 +256,7 @@ class AblationPanel(Panel):
                        + ''.join(f'<td style="padding:2px 14px;text-align:right;font-variant-numeric:tabular-nums">'
                                  f'{v}</td>' for v in
                        (f'{self.before[n]:.1%}', f'{self.after[n]:.1%}',
-                        f'{100 * (self.after[n] - self.before[n]):+.1f} points')) + '</tr>' for n in names
+                        f'{100 * (self.after[n] - self.before[n]):+z.1f} points')) + '</tr>' for n in names
                         if n in self.before)
         one = 100 / len(self.retrieval.kept)
         return (f'<div style="line-height:1.4;font-size:13px"><table><tr>{head}</tr>{rows}</table>The first '

@@ -56,8 +56,19 @@ def _format_number(
     "Format a number with two or three digits."
     return f'{v:.3g}' if abs(v) >= 0.01 or v == 0 else f'{v:.2g}' if abs(v) >= 1e-4 else f'{v:.0e}'
 
+def _robust_scale(
+    values:np.ndarray, # Attention (..., h, w); NaN: unknown
+    uniform:float,     # Attention to one key if all keys got the same
+)->Normalize:          # With the attribute `most`: the largest value
+    "Return the scale of the explorer: without outliers, the largest patch of each map, but at least 3 times uniform."
+    known = np.sort(np.append(np.asarray(values, float)[np.isfinite(values)], 0)) # at least one
+    share = max(0.01, 1.5 / (values.shape[-2] * values.shape[-1])) # cut off at the upper end
+    norm = Normalize(0, max(known[max(int(np.ceil((1 - share) * len(known))) - 1, 0)], 3 * uniform))
+    norm.most = known[-1]
+    return norm
+
 def scale_html(
-    norm:Normalize,     # Scale
+    norm:Normalize,     # Scale; its attribute `most`, if there is one, is the largest value
     image,              # Image below the map; its brightness is mixed into the colors
     label:str,          # What is measured
     even:float=None,    # Attention to one key if all keys got the same; marked on the bar
@@ -65,7 +76,8 @@ def scale_html(
 )->str:                 # HTML
     "Return a color bar as HTML."
     colors = ','.join(map(to_hex, mixed_cmap([image])(np.linspace(0, 1, 12))))
-    mark = ''
+    mark, most = '', getattr(norm, 'most', norm.vmax)
+    cut = bool(most > 1.001 * norm.vmax)
     if even is not None and even < norm.vmax:
         at = even / norm.vmax
         # does not overlap the number at the end
@@ -73,10 +85,11 @@ def scale_html(
         mark = (f'<div style="position:absolute;left:{at:.1%};top:0;height:12px;width:2px;background:#fff;box-shadow:0 '
                 '0 0 1px #000"></div>'
                 f'<div style="position:absolute;{side};top:13px">uniform {_format_number(even)}</div>')
-    return (f'<div style="position:relative;max-width:{width}px;height:32px;font-size:11px;line-height:16px" '
-            f'title="{escape(label)}">'
+    return (f'<div style="position:relative;max-width:{width}px;height:{46 if cut else 32}px;font-size:11px;'
+            f'line-height:16px" title="{escape(label)}">'
             f'<div style="height:12px;border-radius:2px;background:linear-gradient(to right,{colors})"></div>{mark}'
-            f'<div style="position:absolute;right:0;top:13px">{_format_number(norm.vmax)}</div></div>')
+            f'<div style="position:absolute;right:0;top:13px;text-align:right">{"≥ " * cut}{_format_number(norm.vmax)}'
+            + f'<br>maximum {_format_number(most)}' * cut + '</div></div>')
 
 # %% ../../nbs/widgets/01_base.ipynb #1f45e3f7
 def png_bytes(

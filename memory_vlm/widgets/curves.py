@@ -97,7 +97,7 @@ def panel_of_metric(
     pad = max(0.06 * (high - low), 0.025 * abs(high), 1e-12)
     if log: pad = max(0.06 * (high - low), 0.02)
     bottom = max(low - pad, 0) if low >= 0 and not log else low - pad
-    return _Lines(f'{name}  {_short_number(latest, share)}', lines, (0, x.max() * 1.03), (bottom, high + pad), share,
+    return _Lines(f'{name}: {_short_number(latest, share)}', lines, (0, x.max() * 1.03), (bottom, high + pad), share,
                   log)
 
 _EARLIER = '#8a8a8a' # Color of an earlier fit

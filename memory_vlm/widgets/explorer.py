@@ -28,11 +28,11 @@ from ..loss import similarity
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from ..viz.plots import overlay, token_overlays
-from ..viz.style import color_scale
 from memory_vlm.widgets.base import (
     _WORKER,
     ImageSet,
     _close_panels_of_earlier_runs,
+    _robust_scale,
     asset,
     enlarge,
     image_features,
@@ -385,7 +385,7 @@ def keep(
     side, at = self.main, (0 if self.token == 'cls' else self.token + self.main.layout.num_cls)
     maps = _token_maps(side.look(self.image)[0], min(self.layer, side.layers - 1), self.head, self.direction)
     still = overlay(enlarge(self.images[self.image].numpy(), 320), np.nan_to_num(maps[at]),
-                    color_scale(maps[1:], uniform=1 / side.layout.num_keys))
+                    _robust_scale(maps[1:], 1 / side.layout.num_keys))
     limit = _KEPT_BYTES[len(images or [0]) > 1]
     for kb in (300, 250, 200, 150, 100, 75, 50, 25): # where frames are not allowed, as on GitHub, the still remains
         page = self._page(images=images, max_kb=kb).replace('&', '&amp;').replace("'", '&#39;')

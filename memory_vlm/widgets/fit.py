@@ -25,8 +25,16 @@ from ..training.callbacks import CheckpointCallback, is_probing, save_checkpoint
 from ..training.checkpoint import training_state
 from ..viz.html import save_html, section
 from ..viz.plots import mixed_cmap
-from ..viz.style import Plot, color_scale, colorbar, make_figure, to_svg
-from .base import ImageSet, Panel, image_features, png_bytes, scale_html, training_paused
+from ..viz.style import Plot, colorbar, make_figure, to_svg
+from memory_vlm.widgets.base import (
+    ImageSet,
+    Panel,
+    _robust_scale,
+    image_features,
+    png_bytes,
+    scale_html,
+    training_paused,
+)
 from .curves import CURVES, History, draw_panel, map_sheet, panel_of_metric, panel_svg
 from pathlib import Path
 
@@ -63,7 +71,7 @@ class _FixedImageMaps:
         if len(self.kept) > _KEPT_MAPS: del self.kept[1:-1:2] # the first and the last stay
 
     def norm(self): # one scale for all maps of this fit
-        return color_scale(np.concatenate([maps for _, maps in self.kept]))
+        return _robust_scale(np.concatenate([maps for _, maps in self.kept]), self.even)
 
     def sheet(self, at:int=-1)->np.ndarray: # uint8 (height, width, 4)
         return map_sheet(self.images, self.kept[at][1], self.norm(), [f'token {m}' for m in self.tokens])
@@ -342,7 +350,9 @@ def snapshot(self:FitDashboard)->Plot:
     ax = fig.add_subplot(grid[2, :])
     ax.imshow(sheet)
     ax.set_axis_off()
-    colorbar(fig, ax, self.watch.norm(), 'attention', self.watch.even, mixed_cmap(self.watch.images))
+    norm = self.watch.norm()
+    label = f'attention (maximum {norm.most:.2g})' if norm.most > norm.vmax else 'attention'
+    colorbar(fig, ax, norm, label, self.watch.even, mixed_cmap(self.watch.images))
     return fig
 
 @patch

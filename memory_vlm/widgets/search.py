@@ -18,9 +18,10 @@ from ..interp.features import map_layer
 from ..models.towers import find_tower
 from ..search import best_rows
 from ..training.run_dir import LoadedModel, as_model
-from ..viz.plots import color_scale, overlay, token_overlays
+from ..viz.plots import overlay, token_overlays
 from memory_vlm.widgets.base import (
     ImageSet,
+    _robust_scale,
     _text_encoder,
     _with_same_weights,
     enlarge,
@@ -158,7 +159,7 @@ class ImageSearch(_LinkedPanel):
         "Draw the results."
         if not self.found: return
         maps, even = self.token_map(), 1 / self.tokens.num_keys
-        norm, cards = color_scale(maps, uniform=even), ''
+        norm, cards = _robust_scale(maps, even), ''
         for rank, ((i, cosine), values) in enumerate(zip(self.found, maps), 1):
             large = enlarge(self.images[i].numpy(), 3 * self.width // 2)
             caption = (self.images.captions(i) or [''])[0]

@@ -45,10 +45,12 @@ function scaleBar(box, scale, uniform, opacity) {
   bar.className = "bar";
   note.className = "ticks";
   const tick = (at, text) => note.append(element("span", text, at < 0.12 ? "left:0" : at > 0.84 ? "right:0" : `left:${at * 100}%;transform:translateX(-50%)`));
-  tick(1, `${scale.cut ? "≥ " : ""}${scale.signed ? "+" : ""}${number(scale.high)}${scale.cut ? ` (maximum ${number(scale.most)})` : ""}`);
-  if (scale.signed) { tick(0, `−${number(scale.high)}`); if (box.clientWidth >= 340 || !scale.cut) tick(0.5, "0"); } else if (scale.at(uniform) < 0.999) {
-    const at = scale.at(uniform);
-    if (at < 0.5) tick(box.clientWidth < 340 ? 0 : at, `uniform ${number(uniform)}`);
+  const end = `${scale.cut ? "≥ " : ""}${scale.signed ? "+" : ""}${number(scale.high)}${scale.cut ? ` (maximum ${number(scale.most)})` : ""}`;
+  const fits = (at, text) => at * box.clientWidth + 3.6 * text.length + 7.2 * end.length < box.clientWidth; // of 12 px letters, centered
+  tick(1, end);
+  if (scale.signed) { tick(0, `−${number(scale.high)}`); if (fits(0.5, "0")) tick(0.5, "0"); } else if (scale.at(uniform) < 0.999) {
+    const at = scale.at(uniform), text = `uniform ${number(uniform)}`;
+    if (fits(at, text)) tick(at, text); else if (at < 0.5) tick(0, text);
     bar.append(element("div", "", `position:absolute;left:${at * 100}%;top:0;width:2px;height:100%;background:#fff;box-shadow:0 0 0 1px #000`));
   }
   box.replaceChildren(bar, note);

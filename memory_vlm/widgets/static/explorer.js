@@ -9,6 +9,7 @@ const SCALES = { robust: "robust, without outliers", max: "to the maximum", sqrt
 const SORTS = { index: "index", use: "use", difference: "difference" };
 const KEYS = [["j, k", "next, previous image"], ["[, ]", "previous, next layer"], ["h, H", "next, previous head"], ["t, T", "next, previous token"], ["p, shift-click", "pin a token, to subtract its map from the others"], ["m", "next view: reads, is read, minus mean, minus pinned, caption"], ["arrows", "move the selected patch or cell"], ["Esc", "clear the patch"], ["?", "this help"]];
 const GALLERIES = { index: "index", hardest: "hardest", easiest: "easiest", telling: "most telling" };
+const WAITING = "Waiting for the first maps …";
 const GALLERY = 12, NAMES = ["image", "layer", "head", "token", "pin", "direction", "show", "scale", "same_scale", "opacity", "patch", "caption", "sort", "gallery"];
 
 function makeExplorer(root, host) {
@@ -24,7 +25,7 @@ function makeExplorer(root, host) {
   const head = make(root, "header"), about = make(head, "strong", "about"), tools = make(head, "div", "tools");
   const gallery = make(root, "nav", "gallery"), controls = make(root, "div", "controls");
   const message = make(root, "div", "message"), help = make(root, "dl", "help");
-  const bar = make(root, "progress"), stage = make(root, "div", "stage"), below = make(root, "div", "below"), note = make(root, "p", "note");
+  const bar = make(root, "progress"), stage = make(root, "div", "stage"), panels = make(root, "div", "panels"), below = make(root, "div", "below"), note = make(root, "p", "note");
   gallery.setAttribute("aria-label", "images");
   message.setAttribute("role", "status");
   bar.setAttribute("aria-label", "maps received");
@@ -247,7 +248,7 @@ function makeExplorer(root, host) {
     }
     for (const view of views) drawLarge(view);
     const alike = sides[0].raw && alikeness(sides[0].raw.filter((m, t) => m && main().tokens[t] >= 0));
-    about.textContent = `${main().title || main().name}, ${main().kind === "memory" ? `${main().all} memory tokens` : "no memory"}${alike === null ? "" : `: mean cosine of the maps of two ${main().kind === "memory" ? "tokens" : "patches"} ${alike.toFixed(2)}${alike > 0.95 ? ", they look alike here" : ""}`}`;
+    about.textContent = `${main().title || main().name}, ${main().kind === "memory" ? `${main().all} memory token${main().all === 1 ? "" : "s"}` : "no memory"}${alike === null ? "" : `: mean cosine of the maps of two ${main().kind === "memory" ? "tokens" : "patches"} ${alike.toFixed(2)}${alike > 0.95 ? ", they look alike here" : ""}`}`;
     for (const update of Object.values(selects)) update();
     opacity.value = S.opacity;
     mark();
@@ -270,26 +271,28 @@ function makeExplorer(root, host) {
     canvas.style.aspectRatio = `${shown.width} / ${shown.height}`;
     if (canvas.height !== Math.round(canvas.width * ratio)) canvas.height = Math.round(canvas.width * ratio);
     drawMap(canvas, photo, values, side.grid, scale, S.opacity);
-    if (values && !view.difference) outline(canvas, largest(values), side.grid, [6, 4]);
+    if (values && !view.difference) outline(canvas, largest(S.show === "minus_pin" ? values.map(Math.abs) : values), side.grid, [6, 4]); // the patch that the sentence names
     outline(canvas, movedPatch(S.patch, main().grid, side.grid), side.grid, []);
-    if (values) scaleBar(view.scale, scale, side.uniform, S.opacity); else view.scale.replaceChildren();
-    view.scale.style.visibility = values ? "visible" : "hidden";
+    const known = values && scale.most > 1e-12; // not two equal maps
+    if (known) scaleBar(view.scale, scale, side.uniform, S.opacity); else view.scale.replaceChildren();
+    view.scale.style.visibility = known ? "visible" : "hidden";
     view.info.textContent = describe(view, t, values);
     canvas.setAttribute("aria-label", `image ${shown.index}: ${view.info.textContent} Arrows choose a patch.`);
   }
   function describe(view, t, values) {
     const side = view.side;
-    if (view.difference) return values ? `The difference is largest at ${placeName(largest(values), side)}: ${number(values[largest(values)])}.` : "There is no difference of these maps.";
+    const far = values ? largest(values.map(Math.abs)) : 0; // of a signed map
+    if (view.difference) return !values ? "There is no difference of these maps." : values[far] ? `The difference is largest at ${placeName(far, side)}: ${number(values[far])}.` : "The two maps are equal.";
     const score = scoreOf(side);
     if (S.show === "caption" && values && score && !score.exact) return `Relevance of each patch for “${S.caption}” by gradients, on an arbitrary scale: ${side.name} has no exact contributions.`;
     if (S.show === "caption" && values && word) return `The word “${score.words[word - 1]}” changes the cosine by ${number(score.word_scores[word - 1])}; the map shows by how much it changes the contribution of each patch.`;
     if (S.show === "caption") return values ? `Direct contribution of each patch to the cosine with “${S.caption}”; together ${number(total(values))}.` : answered[S.caption] || !host.score ? `${side.name} has no such decomposition.` : "Waiting for the contributions …";
-    if (t < 0) return `${side.name} has no ${tokenName(main(), S.token)}${side.kind === "memory" ? `: it has ${side.all} memory tokens` : ": it has no memory tokens"}.`;
+    if (t < 0) return `${side.name} has no ${tokenName(main(), S.token)}${side.kind === "memory" ? `: it has ${side.all} memory token${side.all === 1 ? "" : "s"}` : ": it has no memory tokens"}.`;
     if (S.layer >= side.layers) return `${side.name} has ${side.layers} layers; layer ${S.layer} does not exist.`;
     if (!values && !side.blocks[S.layer]) return "Waiting for the maps of this layer …";
     if (!values && S.show === "minus_pin" && view.raw?.[t]) return "The pinned token has no map here; pin another by shift-click or p.";
     if (!values) return side.tokens[t] < 0 ? "Attention to CLS is not recorded: choose “what the token reads”." : `${side.name}: memory outside the sequence never attends to patches; choose “who reads the token”.`;
-    if (S.show === "minus_pin" && view.pin >= 0) return `${tokenName(side, side.tokens[t])} minus ${tokenName(side, side.tokens[view.pin])}: cosine of the two maps ${cosine(view.raw[t], view.raw[view.pin]).toFixed(2)}, largest difference ${number(values[largest(values)])} at ${placeName(largest(values), side)}.`;
+    if (S.show === "minus_pin" && view.pin >= 0) return `${tokenName(side, side.tokens[t])} minus ${tokenName(side, side.tokens[view.pin])}: cosine of the two maps ${cosine(view.raw[t], view.raw[view.pin]).toFixed(2)}, largest difference ${number(values[far])} at ${placeName(far, side)}.`;
     return sentence(side, { ...S, direction: way() }, t, view.raw[t], view.raw);
   }
 
@@ -399,15 +402,18 @@ function makeExplorer(root, host) {
     if (first !== from || !strip.children.length) { from = first; page(0); }
     if (S.gallery !== "index" && !order) sortGallery();
     root.setAttribute("aria-busy", "true");
+    if (!shown) say(WAITING);
     host.want(S.image);
   }
   function show(data) { // a new image, whose layers may still come
     shown = data;
+    if (message.textContent === WAITING) say("");
     answered = {};
     if (!views.length) {
       data.sides.forEach((side, s) => views.push(makeView(side, s)));
       if (data.sides.length > 1 && String(data.sides[0].grid) === String(data.sides[1].grid)) views.push(makeView(data.sides[0], 0, true));
-      stage.append(...views.map((v) => v.figure), ...views.filter((v) => v.panel).map((v) => v.panel));
+      stage.append(...views.map((v) => v.figure));
+      (data.sides.length > 1 ? panels : stage).append(...views.filter((v) => v.panel).map((v) => v.panel)); // of two models in a row of their own
     } else for (const view of views) view.side = data.sides[view.s];
     if (!possible(S.show)) S.show = S.direction;
     photo = new Image();
@@ -454,6 +460,7 @@ function makeExplorer(root, host) {
   watch.observe(root);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-theme", "class"] }); // the grid is painted in the ink of the page, which follows
   dark.addEventListener("change", request);
+  for (const update of Object.values(selects)) update();
   ask();
   return { show, thumbs, ordered, take, progress, say, counted: (n) => { host.count = n; mark(); page(0); }, scored: (caption, found) => { answered[caption] = found; for (const side of shown?.sides ?? []) side.by_patch = found[side.name]?.by_patch ?? side.by_patch; request(); },
            stop: () => { watch.disconnect(); theme.disconnect(); dark.removeEventListener("change", request); }, state: () => ({ ...S }) };

@@ -45,7 +45,7 @@ function render({ model, el }) {
   model.on("change:count", () => explorer.counted(model.get("count")));
   const tell = () => explorer.say(model.get("message"), model.get("problem_shown"));
   model.on("change:message", tell);
-  tell();
+  if (model.get("message")) tell();
   return () => { explorer.stop(); model.off(null, null, null); };
 }
 

@@ -1,6 +1,6 @@
 // The embedding map: images and captions in two dimensions, a lasso, and a list of the hardest pairs.
 //   host.data {points: [{x, y, id, caption: whether it is a caption}], columns: {name: values by id}, captions: by id,
-//   wrong: by id, twin: name or ""}; host.open(id), host.select(ids), host.thumbs(ids): answered by thumbs({id: src})
+//   wrong: by id, twin: name or ""}; host.open(id) (if there is an explorer), host.select(ids), host.thumbs(ids): answered by thumbs({id: src})
 
 const RAMP = [[43, 123, 186], [150, 150, 156], [217, 95, 2]]; // low, middle, high; on light and dark pages
 const ramp = (x) => { const at = Math.min(Math.max(x, 0), 0.9999) * 2, i = Math.floor(at); return `rgb(${[0, 1, 2].map((k) => Math.round(RAMP[i][k] + (RAMP[i + 1][k] - RAMP[i][k]) * (at - i)))})`; };
@@ -37,11 +37,11 @@ function makeMap(root, host) {
   select.setAttribute("aria-label", "color");
   Object.assign(box, { type: "checkbox", checked: false, onchange: () => { fit(); draw(); } });
   shown.append(" captions");
-  const canvas = make(root, "canvas", "", "plot"), tip = make(root, "div", "Click a point to open it; draw around points to select them.", "value"), title = make(root, "h4"), list = make(root, "div", "", "pairs");
+  const canvas = make(root, "canvas", "", "plot"), tip = make(root, "div", `${host.open ? "Click a point to open it" : "Point at an image to read its caption"}; draw around points to select them.`, "value"), title = make(root, "h4"), list = make(root, "div", "", "pairs");
   tip.setAttribute("role", "status");
   Object.assign(canvas, { tabIndex: 0 });
   canvas.setAttribute("role", "application");
-  canvas.style.cssText = `width:100%;height:${H}px;display:block;cursor:crosshair;border:1px solid var(--line);border-radius:4px;touch-action:none`;
+  canvas.style.cssText = `width:100%;height:${H}px;display:block;cursor:crosshair;border:1px solid var(--line);border-radius:4px;touch-action:pan-y`;
   let x0, x1, y0, y1; // of the points that are shown
   const fit = () => { const span = (key) => { const v = (box.checked ? data.points : images).map((p) => p[key]); return [Math.min(...v), Math.max(...v)]; }; [x0, x1] = span("x"); [y0, y1] = span("y"); };
   const place = (p) => [pad + (p.x - x0) / (x1 - x0 || 1) * (canvas.clientWidth - 2 * pad), pad + (1 - (p.y - y0) / (y1 - y0 || 1)) * (H - 2 * pad)];
@@ -69,9 +69,10 @@ function makeMap(root, host) {
     const values = [...(data.columns[name] ?? [])].sort((a, b) => a - b);
     scale.replaceChildren();
     if (values.length) { make(scale, "span", `${number(values[0])} `); make(scale, "span", "", "ramp").style.cssText = `display:inline-block;width:90px;height:10px;margin:0 4px;background:linear-gradient(to right,${[0, 0.5, 1].map(ramp)})`; make(scale, "span", number(values.at(-1))); }
-    canvas.setAttribute("aria-label", `Embedding map of ${count} images, colored by ${name}. Left and right arrows move between images, Enter opens one.${now < 0 ? "" : ` ${pairWords(data, now)}`}`);
+    canvas.setAttribute("aria-label", `Embedding map of ${count} images, colored by ${name}. Left and right arrows move between images${host.open ? ", Enter opens one" : ""}.${now < 0 ? "" : ` ${pairWords(data, now)}`}`);
   }
   function point(id) { now = id; tip.textContent = id < 0 ? "" : pairWords(data, id); draw(); }
+  const openImage = host.open ?? point; // a saved page has no explorer
   function nearest(x, y) {
     let best = -1, least = 144;
     for (const p of images) { const [a, b] = place(p), d = (a - x) ** 2 + (b - y) ** 2; if (d < least) [best, least] = [p.id, d]; }
@@ -83,13 +84,14 @@ function makeMap(root, host) {
     const [x, y] = at(e);
     if (lasso) { lasso.push([x, y]); draw(); } else { const id = nearest(x, y); if (id !== now) point(id); }
   };
+  canvas.onpointercancel = () => { lasso = null; draw(); }; // a finger scrolls the page
   canvas.onpointerup = (e) => {
     const line = lasso, [x, y] = at(e);
     lasso = null;
     if (!line) return;
     if (line.length < 4 || Math.max(...line.map(([a, b]) => Math.abs(a - line[0][0]) + Math.abs(b - line[0][1]))) < 6) {
       const id = nearest(x, y);
-      if (id >= 0) host.open(id); else choose([]);
+      if (id >= 0) openImage(id); else choose([]);
       return draw();
     }
     choose(images.filter((p) => inside(...place(p), line)).map((p) => p.id));
@@ -100,7 +102,7 @@ function makeMap(root, host) {
     if (e.target !== canvas) return;
     const ids = chosen.length ? chosen : images.map((p) => p.id), i = ids.indexOf(now), step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[e.key];
     if (step) point(ids[(i + step + ids.length) % ids.length]);
-    else if (e.key === "Enter" && imageOf.has(now)) host.open(now);
+    else if (e.key === "Enter" && imageOf.has(now)) openImage(now);
     else if (e.key === "Escape") choose([]);
     else return;
     e.preventDefault();
@@ -123,7 +125,7 @@ function makeMap(root, host) {
       const row = make(list, "div", "", "pair");
       for (const [i, own] of [[id, true], [data.wrong[id], false]]) {
         const open = make(row, "button"), image = open.appendChild(new Image()), words = make(open, "span");
-        Object.assign(open, { type: "button", title: `Open image ${i}`, onclick: () => host.open(i) });
+        Object.assign(open, { type: "button", title: `${host.open ? "Open image" : "Show on the map: image"} ${i}`, onclick: () => openImage(i) });
         Object.assign(image, { alt: "", width: 52, height: 52 });
         image.dataset.id = i;
         const twin = data.columns.twin_rank?.[id];
@@ -147,5 +149,5 @@ function makeMap(root, host) {
 
 function start(id) { // of a saved page
   const data = JSON.parse(document.getElementById(`${id}-data`).textContent);
-  const map = makeMap(document.getElementById(id), { data, color: data.color, open() {}, select() {}, thumbs: (ids) => queueMicrotask(() => map.thumbs(data.thumbs)) });
+  const map = makeMap(document.getElementById(id), { data, color: data.color, select() {}, thumbs: (ids) => queueMicrotask(() => map.thumbs(data.thumbs)) });
 }

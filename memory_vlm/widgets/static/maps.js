@@ -108,7 +108,7 @@ function sentence(side, state, t, map, maps) {
   const where = `${tokenName(side, side.tokens[t])}, layer ${state.layer}, ${state.head === "mean" ? "mean of heads" : `head ${state.head}`}`, best = largest(map);
   const share = state.direction === "reads" ? `${percent(total(map))} of its attention is on patches` : `on average it receives ${percent(total(map) / map.length)} of the attention of a patch`;
   const rest = maps.filter((m, i) => m && i !== t && side.tokens[i] >= 0);
-  const alike = rest.length ? ` Cosine with the mean map of the other tokens: ${cosine(map, meanOf(rest)).toFixed(2)}.` : "";
+  const alike = rest.length ? ` Cosine with the mean map of ${side.kind === "memory" ? "the other tokens" : side.tokens[t] < 0 ? "the patches" : "the other patches"}: ${cosine(map, meanOf(rest)).toFixed(2)}.` : "";
   return `${where}: ${share}, maximum ${number(map[best])} at ${placeName(best, side)}, ${times(map[best], side)}.${alike}`;
 }
 
