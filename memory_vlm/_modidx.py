@@ -199,6 +199,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'memory_vlm.core._counted': ('core.html#_counted', 'memory_vlm/core.py'),
                                  'memory_vlm.core._fork_random': ('core.html#_fork_random', 'memory_vlm/core.py'),
                                  'memory_vlm.core._near_path': ('core.html#_near_path', 'memory_vlm/core.py'),
+                                 'memory_vlm.core._output_path': ('core.html#_output_path', 'memory_vlm/core.py'),
                                  'memory_vlm.core._to_json': ('core.html#_to_json', 'memory_vlm/core.py'),
                                  'memory_vlm.core._unreadable': ('core.html#_unreadable', 'memory_vlm/core.py'),
                                  'memory_vlm.core.format_duration': ('core.html#format_duration', 'memory_vlm/core.py'),

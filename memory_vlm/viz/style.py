@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
-from ..core import pick
+from ..core import UserError, _output_path, pick
 from pathlib import Path
 
 # %% ../../nbs/viz/01_style.ipynb #da5cb10f
@@ -50,8 +50,9 @@ class Plot(Figure):
         dpi:int=300,        # Resolution of .png, and of images in the other formats (pixels per inch)
     )->list:                # The figure, and the .npz file with its raw arrays if there are any
         "Save the figure for print, and beside it the arrays that it shows, with their dtypes."
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path, known = _output_path(path), self.canvas.get_supported_filetypes()
+        if path.suffix[1:].lower() not in known:
+            raise UserError(f"'{path}' is no kind of figure that can be written; end its name with .pdf, .svg or .png")
         path.write_bytes(_save(self, theme, format=path.suffix[1:], dpi=dpi))
         if not self.arrays: return [path]
         np.savez_compressed(path.with_suffix('.npz'), **self.arrays)
@@ -137,8 +138,9 @@ def sizable(
     own = inspect.signature(f)
     @functools.wraps(f)
     def draw(*args, size=None, font=None, **kwargs):
-        if size is not None and not (0.5 < np.min(size) <= np.max(size) < 100):
-            raise ValueError(f'size={size} must be a width, or a width and a height, in inches: 3.4 or 7 for a column '
+        sides = () if size is None else np.atleast_1d(size).tolist()
+        if not all(isinstance(x, (int, float)) and 0.5 < x < 100 for x in sides) or len(sides) > 2:
+            raise UserError(f'size={size!r} must be a width, or a width and a height, in inches: 3.4 or 7 for a column '
                              'or a page')
         outer = _look.get() # of a function that calls this one
         before = _look.set((outer[0] if size is None else size, font or outer[1]))
