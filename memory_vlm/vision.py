@@ -128,7 +128,8 @@ class MemoryViT(_MemoryReadout, VisionTransformer):
             yield
             if self.pending_writes:
                 sizes, means = map(list, zip(*self.pending_writes)) # parts may have different sizes
-                self._ema_step(torch.einsum('p,pmd->md', means[0].new_tensor(sizes) / sum(sizes), torch.stack(means))[None])
+                shares = means[0].new_tensor(sizes) / sum(sizes)
+                self._ema_step(torch.einsum('p,pmd->md', shares, torch.stack(means))[None])
         finally: self.pending_writes = None
 
     @contextmanager

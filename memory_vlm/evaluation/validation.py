@@ -70,8 +70,8 @@ def _batches(dl:Iterable)->Iterator[tuple]:
         if not isinstance(images, Tensor) or images.dim() != 4:
             given = f'shape {tuple(images.shape)}' if isinstance(images, Tensor) else type(images).__name__
             raise UserError(f'a batch holds {given} in place of images; give tensors (batch, 3, height, width). For '
-                            "image files: make_loader(open_source('my/images', 'valid'), image_size=224, batch_size=32, "
-                            "train=False) of `memory_vlm.data.loaders` and `memory_vlm.data.sources`")
+                            "image files: make_loader(open_source('my/images', 'valid'), image_size=224, "
+                            'batch_size=32, train=False) of `memory_vlm.data.loaders` and `memory_vlm.data.sources`')
         yield split
 
 def triples(

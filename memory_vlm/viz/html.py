@@ -34,7 +34,7 @@ def _own_images(model, images)->tuple: # uint8 (B, 3, height, width), and the na
     pixels = [torch.tensor(_read_pixels(f, alpha=how.transparency != 'white')).permute(2, 0, 1) for f in files]
     return torch.stack([center_crop(p, size, how=how) for p in pixels]), [Path(f).stem for f in files]
 
-@sizable
+@sizable(cmap=True)
 def memory_figures(
     model,         # A run folder, a Learner, a `LoadedModel`, or anything else that `as_model` takes
     num:int=4,     # Largest number of images
