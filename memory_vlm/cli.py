@@ -191,6 +191,7 @@ def _eval_command(
     image_dir:str=None,     # Folder that the names in a table are relative to
     max_bad_fraction:float=.01, # Share of unusable images above which evaluation stops
     masks:str=None,         # For LOST and a dense probe: a COCO JSON file, a folder of PNG masks, or 'objects' (scenes)
+    measures:bool=False,    # Also outliers, sinks and the other rows of a report that need no ablation, on 256 images
     out:str=None,           # Output file of the table, .md or .json
     json:bool=False,        # Print JSON
 )->int:
@@ -200,7 +201,7 @@ def _eval_command(
     if out: check_table_path(out) # before hours of work
     prompts = read_prompts(classes, templates) if classes or templates else None
     found = eval_models(models, data, prompts, train, split, max_bad_fraction=max_bad_fraction, masks=masks,
-                        image_key=image_key, caption_key=caption_key, image_dir=image_dir)
+                        measures=measures, image_key=image_key, caption_key=caption_key, image_dir=image_dir)
     if out: found.save(out)
     return found.to_dict(), found, int(bool(found.not_opened))
 

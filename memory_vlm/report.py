@@ -17,7 +17,7 @@ from .core import UserError, _counted, pick
 from .evaluation.intervals import ALPHA, holm
 from .interp.features import map_layer, memory_features
 from .interp.image_scores import _has_text
-from .interp.rows import _image_rows, _paired_difference, _paired_values, _Row
+from .interp.rows import _image_rows, _layer_differences, _paired_difference, _paired_values, _Row
 from .interp.stats import effective_rank, largest_cosine
 from .models.pretrained import find_pretrained
 from .models.towers import find_tower
@@ -123,6 +123,14 @@ def _short(x:float|None)->str:
 
 def _signed(x:float)->str: return f'{"+" * (x >= 0)}{_short(x) or "0"}'
 
+def _is_significant(d:dict)->bool: return d.get('p') is not None and d['p'] < 2 * ALPHA # p: after the correction
+
+def _difference_text(d:dict|None)->str: # change, low, high, p
+    "Return a difference with its interval; * if it is significant."
+    if d is None: return ''
+    ends = '' if d['low'] is None else f" [{_signed(d['low'])}, {_signed(d['high'])}]"
+    return f"{_signed(d['change'])}{ends}{'*' * _is_significant(d)}"
+
 class MemoryReport:
     "Result of `memory_report`: prints as a table; `report[name]` is one row, `report.frame()` a DataFrame."
     columns = ('', 'value', '95 % CI', 'uniform', 'untrained', '')
@@ -209,11 +217,6 @@ class _ReportComparison:
         p = holm({k: d['p'] for k, d in differences.items() if d['p'] is not None})
         self.differences = {k: d | dict(p=p.get(k)) for k, d in differences.items()} # p after the correction
 
-    def _has_changed(self, key:tuple)->bool:
-        "Return whether a difference is significant after Holm's correction."
-        p = self.differences.get(key, {}).get('p')
-        return p is not None and p < 2 * ALPHA
-
     def frame(self):
         "Return a pandas DataFrame: a row per model and measure, with its difference, interval and corrected p-value."
         import pandas as pd
@@ -221,12 +224,24 @@ class _ReportComparison:
                  | self.differences.get((name, r.name), {}) for name, x in self.reports.items() for r in x.rows]
         return pd.DataFrame(found)
 
+    def by_layer(
+        self,
+        row:str='patch norms above 3 medians', # A row that has a value in each layer
+    ): # pandas DataFrame: a row per model and layer
+        """Return a measure after each block (from 0), and its paired difference to the first model where both have as
+        many blocks, with 95 % CI and p-value after Holm's correction over this table. Raises `UserError` for a row
+        without layers."""
+        import pandas as pd
+        pick({r.name: r for x in self.reports.values() for r in x.rows if r.layers}, row, 'row with layers')
+        models = {name: (x.layout, x.features) for name, x in self.reports.items()}
+        return pd.DataFrame(_layer_differences(row, models, self.baseline))
+
     @property
     def sentences(self)->list:
         "What differs, and what such a difference means."
         def part(name):
             mine = [k for k, d in self.differences.items() if k[0] == name and d['p'] is not None]
-            rows = [k[1] for k in mine if self._has_changed(k)]
+            rows = [k[1] for k in mine if _is_significant(self.differences[k])]
             return (f"{name} differs from {self.baseline} in {len(rows)} of {len(mine)} measures"
                     f"{': ' * bool(rows)}{'; '.join(rows)}.")
         tests = sum(d['p'] is not None for d in self.differences.values())
@@ -244,11 +259,7 @@ class _ReportComparison:
     def table(self): # pandas DataFrame of text
         "Return the table for display: values, and differences to the first with 95 % CI."
         import pandas as pd
-        def cell(name, row):
-            d = self.differences.get((name, row))
-            if d is None: return ''
-            ends = '' if d['low'] is None else f" [{_signed(d['low'])}, {_signed(d['high'])}]"
-            return f"{_signed(d['change'])}{ends}{'*' * self._has_changed((name, row))}"
+        def cell(name, row): return _difference_text(self.differences.get((name, row)))
         names = dict.fromkeys((r.group, r.name) for report in self.reports.values() for r in report.rows)
         columns = {}
         for name, report in self.reports.items():
@@ -307,6 +318,18 @@ def _measure_use(loaded:LoadedModel, num_images:int)->Ablation|str:
         return ablate(loaded, num_images=num_images)
     except (UserError, ValueError) as e: return str(e)
 
+def _layout_of(model, features:dict)->TokenLayout:
+    "Return the token layout of a model for the images of these features."
+    layout = find_tower(model).layout
+    return replace(layout, grid=tuple(features['grid'][0].int().tolist())) if 'grid' in features else layout
+
+def _measure(model, name:str, dl, num_images:int)->MemoryReport:
+    "Return the rows of a report that need neither an untrained model nor an ablation, without sentences."
+    features, data = memory_features(model, dl, num_images), _data_name(dl)
+    layout, title = _layout_of(model, features), f"{name} on {len(features['contrast'])} images of {data}"
+    return MemoryReport(title, _image_rows(layout, features), [], features, layout=layout, data=data,
+                        images=_fingerprint(dl, num_images))
+
 def _report(loaded:LoadedModel, num_images:int, absolute_norm:float, ablation:Ablation|None,
             masks=None)->MemoryReport:
     "Return the report of one model."
@@ -316,9 +339,8 @@ def _report(loaded:LoadedModel, num_images:int, absolute_norm:float, ablation:Ab
     twin = untrained_twin(model, cfg.training.seed if cfg else 0)
     features = memory_features(model, dl, num_images, absolute_norm, masks)
     untrained = twin and memory_features(twin, dl, num_images, absolute_norm, masks)
-    layout, M, data = tower.layout, tower.layout.num_memory, _data_name(dl)
+    layout, M, data = _layout_of(model, features), tower.layout.num_memory, _data_name(dl)
     about = dict(layout=layout, data=data, images=_fingerprint(dl, num_images))
-    if 'grid' in features: about['layout'] = layout = replace(layout, grid=tuple(features['grid'][0].int().tolist()))
     rows, num = _image_rows(layout, features, untrained), len(features['contrast'])
     title = f"{'Memory' if M else 'Patches'} of {loaded.name} on {num} images of {data}"
     if 'tokens IoU' in features: title += f'; localization: heatmaps of layer {map_layer(len(tower.blocks))}'

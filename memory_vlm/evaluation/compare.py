@@ -17,7 +17,7 @@ from fastai.torch_core import default_device
 from importlib.metadata import version
 from ..attention import find_clip
 from ..clip import MemoryCLIP
-from ..core import UserError, _to_json, pick
+from ..core import UserError, _output_path, _to_json, pick
 from ..data.base import Source
 from ..data.folders import LabeledSource, check_class_names
 from ..data.sources import COLUMN_KEYS, join_paths, labeled_folder, open_source, parse_mixture
@@ -46,6 +46,7 @@ from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
 from .retrieval import _have_several_captions, _rankings, chance_recall, retrieval_ranks
 from .validation import _encode_images, _mean_vector, encode
 from ..interp.features import memory_features
+from ..report import _difference_text, _measure, _ReportComparison
 from ..training.run_dir import LoadedModel, as_model, find_run
 from pathlib import Path
 from torch import Tensor
@@ -136,13 +137,38 @@ def check_table_path(
     suffixes:Sequence[str]=('.json', '.md'),# Allowed suffixes
 )->Path:                                    # `path`, in a folder that exists
     "Check that a table can be written. Raises `UserError` for another suffix or a file that cannot be written."
-    path = Path(path)
-    if path.suffix not in suffixes: raise UserError(f"'{path}' is not a table file; give {' or '.join(suffixes)}")
-    try: path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise UserError(f"'{path}' cannot be written: {e.strerror}") from e
-    if os.access(path if path.exists() else path.parent, os.W_OK): return path
-    raise UserError(f"'{path}' cannot be written: it is read-only")
+    if Path(path).suffix not in suffixes:
+        raise UserError(f"'{path}' is not a table file; give {' or '.join(suffixes)}")
+    return _output_path(path)
 
+def _markdown(rows:list)->str: return '\n'.join(f"| {' | '.join(map(str, r))} |" for r in rows)
+
+def _markdown_columns(columns:dict, index)->str:
+    return _markdown([['', *columns], ['---'] + ['--:'] * len(columns), *zip(index, *columns.values())])
+
+def _outliers_text(found:_ReportComparison)->str:
+    "Return the share of outliers after each block as Markdown; empty if no model has several blocks."
+    if not any(r.layers and r.name == _OUTLIERS for x in found.reports.values() for r in x.rows): return ''
+    rows, columns = found.by_layer(_OUTLIERS), {}
+    rows, depth = rows.astype(object).where(rows.notna(), None), rows.layer.max() + 1
+    for name in found.reports:
+        own = rows[rows.model == name].to_dict('records')
+        columns[name] = [f"{r['value']:.3g}" for r in own]
+        if name == found.baseline: continue
+        columns[f'{name} - {found.baseline}'] = [_difference_text(r) if 'low' in r and r['change'] is not None else ''
+                                                 for r in own]
+    filled = {k: v + [''] * (depth - len(v)) for k, v in columns.items()}
+    corrected = '; corrected over this table' * (len(found.reports) > 1)
+    return f'\n\nShare of {_OUTLIERS} after each block{corrected}:\n\n{_markdown_columns(filled, range(depth))}'
+
+def _measures_text(found:_ReportComparison)->str:
+    "Return the rows of a memory report, and the outliers after each block, as Markdown."
+    table, num = found.table(), len(next(iter(found.reports.values())).features['contrast'])
+    said = f' {found.sentences[-1]}' * (len(found.reports) > 1)
+    whole = _markdown_columns(table.to_dict('list'), [row for _, row in table.index])
+    return f'Patches and memory, on {num} images.{said}\n\n{whole}{_outliers_text(found)}'
+
+_OUTLIERS = 'patch norms above 3 medians'
 _RANKED = (' mAP: average precision over all right captions or images; nDCG@10: the order of the first ten; R@k: any '
            'right one among the first k.')
 
@@ -153,6 +179,8 @@ class Comparison:
     scores:dict                                  # `_Score` by name, for each model
     about:dict = field(default_factory=dict)     # Number of images and texts, date, machine, versions
     not_opened:dict = field(default_factory=dict)# Reason why a model could not be opened, by its name
+    measures:_ReportComparison|None = None       # Rows of a memory report for each model
+    not_measured:dict = field(default_factory=dict) # Reason why a model has no such rows, by its name
 
     def differences(self)->dict: # (mean, low, high) by score, for each model
         "Return each model after the first minus the first, image by image."
@@ -172,7 +200,9 @@ class Comparison:
         differences, p = self.differences(), self.p_values()
         models = [dict(name=n, scores={k: plain(s) for k, s in scores.items()}, minus_first=differences.get(n, {}),
                        p_holm=p.get(n, {})) for n, scores in self.scores.items()]
-        return dict(data=self.data, **self.about, models=models, not_opened=self.not_opened)
+        found = dict(data=self.data, **self.about, models=models, not_opened=self.not_opened)
+        if self.measures: found['measures'] = self.measures.to_dict() | dict(not_measured=self.not_measured)
+        return found
 
     def __str__(self):
         names, differences, p = list(self.scores), self.differences(), self.p_values()
@@ -192,13 +222,15 @@ class Comparison:
         about = {k: v for k, v in self.about.items() if k != 'versions' and v != 0} # 0 texts: of folders per class
         facts = ', '.join(f"{v:,} {k.replace('_', ' ')}" if isinstance(v, int) else str(v) for k, v in about.items())
         over = 'images, of t2i over caption groups' if 'caption_groups' in about else 'images'
-        table = '\n'.join(f"| {' | '.join(r)} |" for r in rows)
         missing = ''.join(f'\n\nNot opened: {name}: {why}' for name, why in self.not_opened.items())
+        missing += f'\n\n{_measures_text(self.measures)}' if self.measures else ''
+        missing += ''.join(f'\n\nNot measured: {name}: {why}' for name, why in self.not_measured.items())
         tests = sum(map(len, p.values()))
         corrected = (f" Differences are paired by image; * significant at 5 % after Holm's correction over {tests} "
                      'differences; the intervals are not corrected.') if tests else ''
         ranked = _RANKED if any('i2t/mAP' in scores for scores in self.scores.values()) else ''
-        return f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.{corrected}{ranked}\n\n{table}{missing}'
+        about = f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.{corrected}{ranked}'
+        return f'{about}\n\n{_markdown(rows)}{missing}'
     _repr_markdown_ = __repr__ = __str__
 
     def save(
@@ -301,6 +333,7 @@ def eval_models(
     max_bad_fraction:float=.01, # Share of unusable images above which evaluation stops, 0..1
     device:str|None=None,    # Device of the models; None: a GPU if there is one
     masks=None,              # For LOST and a dense probe on the first 256 images: as `memory_report` takes them
+    measures:bool=False,     # Also the rows of `memory_report` about patches and memory, on the first 256 images
     **options,               # Arguments of `open_source`: image_key, caption_key, image_dir
 )->Comparison:
     """Evaluate models on the same data; models that cannot be opened are listed with the reason. Raises `UserError` for
@@ -317,7 +350,7 @@ def eval_models(
         different = sorted(set(train_images.classes) ^ set(labeled.classes))[:5]
         raise UserError(f"'{train}' and '{data}' have different classes: {different}")
     device = device or default_device()
-    found, counts, seen, missing = {}, (0, 0), [], {}
+    found, counts, seen, missing, reports, unmeasured = {}, (0, 0), [], {}, {}, {}
     how = batch_size, num_workers, max_bad_fraction
     for name in names:
         try: one = name if isinstance(name, EvalModel) else _open_eval_model(name)
@@ -335,6 +368,9 @@ def eval_models(
         if _was_trained_on(one.trained_on, data) and (split == 'train' or not is_part): seen.append(one.name)
         one.model.to(device)
         found[one.name], *counts = _score_model(one, source, prompts, train_images, how, masks)
+        if measures:
+            try: reports[one.name] = _measure(one.model, one.name, one.make_batches(source, *how), 256)
+            except UserError as e: unmeasured[one.name] = str(e)
         one.model.cpu() # free memory for the next
     if not found: raise UserError('\n'.join(missing.values()))
     recall = next(iter(found.values())).get('t2i/R@1')
@@ -349,4 +385,5 @@ def eval_models(
     if seen:
         which = ', '.join(seen)
         about['seen'] = f'{which} was trained on this data: `memory_vlm report` evaluates the held-out part'
-    return Comparison(str(data), found, about, missing)
+    measured = _ReportComparison(reports) if reports else None
+    return Comparison(str(data), found, about, missing, measured, unmeasured)

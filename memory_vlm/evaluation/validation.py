@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
-from ..core import UserError, _fork_random, pick
+from ..core import UserError, _counted, _fork_random, pick
 from ..data.base import Source
 from ..data.loaders import _caption_numbers
 from ..distributed import gather_objects
@@ -99,15 +99,29 @@ def _in_file_order(shares:list)->tuple[Tensor, ...]:
     return torch.cat(images)[order], texts, owners[texts_order], captions, torch.cat(index)[order]
 
 # %% ../../nbs/evaluation/04_validation.ipynb #5f8ef76d
+def _batches(dl:Iterable)->Iterator[tuple]:
+    "Yield batches as tuples that begin with images. Raises `UserError` for anything else."
+    if not isinstance(dl, Iterable):
+        raise UserError(f'got {type(dl).__name__} as data; give a loader or another iterable of batches')
+    for batch in dl:
+        split = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        images = split[0] if split else batch
+        if not isinstance(images, Tensor) or images.dim() != 4:
+            given = f'shape {tuple(images.shape)}' if isinstance(images, Tensor) else type(images).__name__
+            raise UserError(f'a batch holds {given} in place of images; give tensors (batch, 3, height, width). For '
+                            "image files: make_loader(open_source('my/images', 'valid'), image_size=224, "
+                            'batch_size=32, train=False) of `memory_vlm.data.loaders` and `memory_vlm.data.sources`')
+        yield split
+
 def triples(
     dl:Iterable,     # Batches (images, ids, image_index), (images, ids) or (images, captions)
     model:nn.Module, # Its `tokenize` reads captions that are texts
 )->Iterator[tuple]:  # Batches (images, ids, image_index)
     "Return batches as `encode` needs them. Raises `UserError` for other batches."
     count = 0
-    for batch in dl:
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3, 4):
-            raise UserError(f'a batch is {type(batch).__name__}; give (images, ids), (images, captions) or '
+    for batch in _batches(dl):
+        if len(batch) not in (2, 3, 4):
+            raise UserError(f'a batch is {_counted(len(batch), "tensor")}; give (images, ids), (images, captions) or '
                             '(images, ids, image_index)')
         images, ids, *index = batch[:3] # a training loader may add the numbers of true captions
         if not isinstance(ids, Tensor) and len(ids) == len(images) and all(isinstance(c, str) for c in ids):

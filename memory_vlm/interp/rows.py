@@ -14,6 +14,7 @@ from math import log
 from memory_vlm.evaluation.intervals import (
     _interval_within,
     change_interval,
+    holm,
     jackknife_values,
     loss_p_value,
     mean_interval,
@@ -232,3 +233,22 @@ def _paired_difference(metric:_Metric, a:Tensor, b:Tensor)->dict:
         return dict(zip(('low', 'high'), ends.tolist()), p=2 * min(below, 1 - below))
     p = 2 * student_t.sf(abs(changes.mean().item()) / error, n - 1) if error > 0 else float(not changes.any())
     return dict(zip(('low', 'high'), mean_interval(changes).tolist()), p=float(p))
+
+def _layer_differences(row:str, models:dict, baseline:str)->list: # models: name -> (layout, features)
+    """Return a row in each layer of each model (dicts), and the paired difference to the baseline where a model has as
+    many layers; p after Holm's correction over all of them."""
+    def values(layout, features):
+        metric = next((m for m in _metrics(layout, features) if m.name == row), None)
+        return metric, None if metric is None else _image_values([metric], features)[0][0] # (n,L)
+    each, found = {name: values(*given) for name, given in models.items()}, []
+    first = each[baseline][1]
+    for name, (metric, x) in each.items():
+        if x is None: continue
+        is_paired = name != baseline and first is not None and first.shape == x.shape
+        for i, value in enumerate(x.mean(0).clamp(*metric.limits).tolist()):
+            found.append(dict(model=name, layer=i, value=value))
+            if not is_paired: continue
+            pair = x[:, i], first[:, i]
+            found[-1] |= dict(change=(pair[0] - pair[1]).mean().item()) | _paired_difference(metric, *pair)
+    p = holm({i: r['p'] for i, r in enumerate(found) if r.get('p') is not None})
+    return [r | (dict(p=p[i]) if i in p else {}) for i, r in enumerate(found)]

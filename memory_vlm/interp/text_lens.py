@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..attention import checked_index, find_clip
 from ..clip import normalize_images
 from ..core import UserError
-from ..evaluation.validation import evaluation_mode
+from ..evaluation.validation import _batches, evaluation_mode
 from ..models.attention_hooks import EAGER
 from torch import Tensor
 
@@ -109,8 +109,8 @@ def text_lens(
         raise UserError('a text lens reads memory after each block, and this model has none in the sequence')
     if len(words) < 2: raise UserError(f'a text lens ranks words; got {len(words)}, give at least 2')
     found, count = [], 0
-    for batch in batches:
-        images = (batch if torch.is_tensor(batch) else batch[0])[:num_images - count]
+    for images, *_ in _batches(batches):
+        images = images[:num_images - count]
         found.append(_states(clip, images))
         count += len(images)
         if count >= num_images: break
