@@ -108,6 +108,14 @@ def test_layer_grid_follows_the_theme(panels):
     assert seen[0] > 200 and seen[1] < 100, seen
 
 
+def test_curves_are_legible_on_a_narrow_page(panels):
+    panels.page.set_viewport_size(dict(width=700, height=900))
+    panels.page.wait_for_timeout(500)
+    sizes = cell(panels, 'fit').locator('svg[role=img]').evaluate_all('all => all.map((s) => 11 * s.getScreenCTM().a)') # letters
+    panels.page.set_viewport_size(dict(width=1200, height=900))
+    assert len(sizes) == 6 and min(sizes) > 9.5, sizes
+
+
 def test_everything_that_can_be_focused_has_a_name(panels):
     missing, count = access.nameless(panels.page, '.jp-OutputArea-output')
     assert count > 200 and not missing, missing

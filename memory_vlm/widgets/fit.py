@@ -181,7 +181,7 @@ class FitDashboard(Panel):
                          W.Box([self.log_axis, self.smooth, self.compare], layout=row),
                          W.GridBox([*self.panels.values()],
                                    layout=W.Layout(
-                                       grid_template_columns='repeat(auto-fit, minmax(max(165px, 30%), 1fr))')),
+                                       grid_template_columns='repeat(auto-fit, minmax(max(220px, 30%), 1fr))')),
                          self.when, self.maps, self.scale]
 
     def _repr_mimebundle_(self, **kwargs):
