@@ -401,6 +401,19 @@ def test_pages_of_panels(offline_page, pages, scheme, name):
         assert all(a[1] <= b[0] for a, b in zip(boxes, boxes[1:])), boxes
 
 
+def test_a_pinned_token_is_not_compared_with_itself(offline_page, pages):
+    offline_page.goto(pages['explorer'].as_uri())
+    tokens = offline_page.locator('.tokens').get_by_role('option')
+    tokens.nth(2).click(modifiers=['Shift'])
+    tokens.nth(2).click()
+    offline_page.mouse.move(0, 0)
+    expect(offline_page.locator('.figure p')).to_have_text('token 1 is pinned: choose another token to see the difference of their maps.')
+    expect(offline_page.locator('.figure .scale')).to_be_hidden()
+    tokens.nth(3).click()
+    expect(offline_page.locator('.figure p')).to_contain_text('token 2 minus token 1: cosine')
+    expect(offline_page.locator('.figure .scale')).to_be_visible()
+
+
 def test_two_models_fill_the_width(offline_page, pages):
     "Three maps in one row, and the grids and tokens of both models in the next."
     offline_page.set_viewport_size(dict(width=1400, height=900))

@@ -326,6 +326,7 @@ def test_gallery_own_images_and_embedding_map(lab, page, offline_page):
     one.locator('input[type=file]').set_input_files(upload)
     expect(one.locator('nav')).to_contain_text('of 23')
     expect(photo(one)).to_have_attribute('aria-label', re.compile('^image 22: '))
+    expect(one.locator('.thumbs button').first).to_have_attribute('data-index', '22') # first in every order
     explorer(one).get_by_role('button', name='Mask this token').click()
     expect(one.get_by_role('status').first).to_contain_text('(masked), the cosine', timeout=60_000)
 

@@ -110,13 +110,13 @@ def _moving_average(values:np.ndarray, weight:float)->np.ndarray:
         out[i] = mean / (1 - weight ** (i + 1))
     return out
 
-def _ticks(low:float, high:float, log:bool=False)->list:
-    "Return two to four round numbers between `low` and `high`; of a logarithmic axis, their log10."
+def _ticks(low:float, high:float, log:bool=False, whole:bool=False)->list:
+    "Return two to four round numbers (`whole`: integers) from `low` to `high`; of a logarithmic axis, their log10."
     if log:
         found = [np.log10(m * 10.**e) for e in range(int(low) - 2, int(high) + 2) for m in (1, 2, 5)]
         found = [v for v in found if low <= v <= high]
         return found[::-(-len(found) // 4)] if found else [low, high]
-    return [v for v in MaxNLocator(3).tick_values(low, high) if low <= v <= high]
+    return [v for v in MaxNLocator(3, integer=whole).tick_values(low, high) if low <= v <= high]
 
 # %% ../../nbs/widgets/03_curves.ipynb #e471bbc7
 def panel_svg(
@@ -137,7 +137,7 @@ def panel_svg(
              f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="currentColor" opacity=".6"/>']
     if not panel.lines: parts.append(text((left + right) / 2, (top + bottom) / 2, 'not measured yet', 'middle'))
     else:
-        parts += [text(across(v), bottom + 15, _short_number(v), 'middle') for v in _ticks(*panel.xlim)]
+        parts += [text(across(v), bottom + 15, _short_number(v), 'middle') for v in _ticks(*panel.xlim, whole=True)]
         for v in _ticks(*panel.ylim, panel.log):
             parts += [text(left - 5, up(v) + 4, _short_number(10 ** v if panel.log else v, panel.share), 'end'),
                       line(panel.xlim, (v, v), 'currentColor', 'opacity=".2"')]
@@ -163,7 +163,8 @@ def draw_panel(
 ):
     "Draw a panel into matplotlib axes."
     style(ax, panel.title, xlabel='optimizer step', grid='y')
-    ax.set(xlim=panel.xlim, ylim=panel.ylim, xticks=_ticks(*panel.xlim), yticks=_ticks(*panel.ylim, panel.log))
+    ax.set(xlim=panel.xlim, ylim=panel.ylim, xticks=_ticks(*panel.xlim, whole=True),
+           yticks=_ticks(*panel.ylim, panel.log))
     number = lambda v, _: _short_number(10 ** v if panel.log else v, panel.share)
     ax.yaxis.set_major_formatter(FuncFormatter(number))
     if not panel.lines:

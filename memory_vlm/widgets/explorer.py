@@ -50,7 +50,7 @@ from memory_vlm.widgets.html import (
 )
 from .model_view import _DIRECTIONS, _ModelView, _token_maps
 from pathlib import Path
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # %% ../../nbs/widgets/04_explorer.ipynb #dfd5f6a6
 _SHOWS = dict(_DIRECTIONS, minus_mean='minus the mean of the tokens', minus_pin='minus the pinned token',
@@ -187,7 +187,7 @@ class AttentionExplorer(anywidget.AnyWidget):
             elif want == 'thumbs': self._send_thumbs(content['ids'])
             elif want == 'page': self.send(dict(kind='page', text=self._page()))
             elif want == 'order': self._in_background(lambda step: self._send_order(content['by'], step))
-            elif want == 'add': self.add(Image.open(io.BytesIO(bytes(buffers[0]))))
+            elif want == 'add': self.add(io.BytesIO(bytes(buffers[0])))
             elif want == 'effect': self._in_background(lambda step: self.show_message(self.effect(step)))
 
     def _send_image(self, i):
@@ -222,13 +222,16 @@ class AttentionExplorer(anywidget.AnyWidget):
 @patch
 def add(
     self:AttentionExplorer,
-    image,          # File, PIL image, or uint8 array or tensor
+    image,          # File or its bytes in BytesIO, PIL image, or uint8 array or tensor
     caption:str='', # Its caption; empty: the current one is scored
 )->int:             # Its index
     "Show an image of one's own, behind those of the data. Raises `UserError` if it cannot be read."
-    if isinstance(image, (str, Path)):
+    if isinstance(image, (str, Path, io.BytesIO)):
+        name = 'The file' if isinstance(image, io.BytesIO) else f"'{image}'"
         try: image = Image.open(image)
-        except OSError as e: raise UserError(f"'{image}' cannot be read as an image: {e}") from e
+        except UnidentifiedImageError as e:
+            raise UserError(f'{name} cannot be read as an image; give one that Pillow reads, such as PNG') from e
+        except OSError as e: raise UserError(f'{name} cannot be read as an image: {e}') from e
     new = self.images.add(image, caption)
     self.count = len(self.images)
     self.image = new
@@ -252,10 +255,10 @@ def _in_background(self:AttentionExplorer, work): # Called with `step(done, tota
 @patch
 def _send_order(self:AttentionExplorer, by, step):
     "Send the numbers of the images in an order of `_GALLERIES`."
-    side, added = self.main, [*range(len(self.images.source), len(self.images))]
+    side = self.main
     seen = side.fresh()
     if 'survey' not in seen: seen['survey'] = side.survey(step=step)
-    found = seen['survey']
+    found, added = seen['survey'], [*range(len(self.images.source), len(self.images))] # also added meanwhile
     if by != 'telling' and 'rank' not in found:
         raise UserError(f"The gallery is ordered by '{by}' only if the model has a text tower and the images captions.")
     keys = dict(hardest=lambda: np.lexsort((found['cosine'], -found['rank'])),

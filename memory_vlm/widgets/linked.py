@@ -43,7 +43,7 @@ class _LinkedPanel(Panel):
         **state,   # Other values of `AttentionExplorer.state`, such as layer, token and patch
     ):
         "Show an image in the explorer."
-        if self.explorer is None:
+        if self.explorer is None or self.explorer.comm is None: # none was given, or its cell ran again and closed it
             self.explorer = self._make_explorer()
             self.box.children = [self.explorer]
         self.explorer.state = dict(image=image) | state

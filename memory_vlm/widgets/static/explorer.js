@@ -270,10 +270,10 @@ function makeExplorer(root, host) {
     if (canvas.width !== wide * dense) Object.assign(canvas, { width: wide * dense, height: Math.round(wide * dense * ratio) });
     canvas.style.aspectRatio = `${shown.width} / ${shown.height}`;
     if (canvas.height !== Math.round(canvas.width * ratio)) canvas.height = Math.round(canvas.width * ratio);
+    const known = values && scale.most > 1e-12 && (view.difference || S.show !== "minus_pin" || t !== view.pin); // not two equal maps
     drawMap(canvas, photo, values, side.grid, scale, S.opacity);
-    if (values && !view.difference) outline(canvas, largest(S.show === "minus_pin" ? values.map(Math.abs) : values), side.grid, [6, 4]); // the patch that the sentence names
+    if (known && !view.difference) outline(canvas, largest(S.show === "minus_pin" ? values.map(Math.abs) : values), side.grid, [6, 4]); // the patch that the sentence names
     outline(canvas, movedPatch(S.patch, main().grid, side.grid), side.grid, []);
-    const known = values && scale.most > 1e-12; // not two equal maps
     if (known) scaleBar(view.scale, scale, side.uniform, S.opacity); else view.scale.replaceChildren();
     view.scale.style.visibility = known ? "visible" : "hidden";
     view.info.textContent = describe(view, t, values);
@@ -292,6 +292,7 @@ function makeExplorer(root, host) {
     if (!values && !side.blocks[S.layer]) return "Waiting for the maps of this layer …";
     if (!values && S.show === "minus_pin" && view.raw?.[t]) return "The pinned token has no map here; pin another by shift-click or p.";
     if (!values) return side.tokens[t] < 0 ? "Attention to CLS is not recorded: choose “what the token reads”." : `${side.name}: memory outside the sequence never attends to patches; choose “who reads the token”.`;
+    if (S.show === "minus_pin" && view.pin === t) return `${tokenName(side, side.tokens[t])} is pinned: choose another token to see the difference of their maps.`;
     if (S.show === "minus_pin" && view.pin >= 0) return `${tokenName(side, side.tokens[t])} minus ${tokenName(side, side.tokens[view.pin])}: cosine of the two maps ${cosine(view.raw[t], view.raw[view.pin]).toFixed(2)}, largest difference ${number(values[far])} at ${placeName(far, side)}.`;
     return sentence(side, { ...S, direction: way() }, t, view.raw[t], view.raw);
   }
@@ -462,6 +463,6 @@ function makeExplorer(root, host) {
   dark.addEventListener("change", request);
   for (const update of Object.values(selects)) update();
   ask();
-  return { show, thumbs, ordered, take, progress, say, counted: (n) => { host.count = n; mark(); page(0); }, scored: (caption, found) => { answered[caption] = found; for (const side of shown?.sides ?? []) side.by_patch = found[side.name]?.by_patch ?? side.by_patch; request(); },
+  return { show, thumbs, ordered, take, progress, say, counted: (n) => { for (let i = host.count; i < n; i++) order?.unshift(i); host.count = n; mark(); page(0); }, scored: (caption, found) => { answered[caption] = found; for (const side of shown?.sides ?? []) side.by_patch = found[side.name]?.by_patch ?? side.by_patch; request(); },
            stop: () => { watch.disconnect(); theme.disconnect(); dark.removeEventListener("change", request); }, state: () => ({ ...S }) };
 }
