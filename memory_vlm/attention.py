@@ -16,7 +16,7 @@ from .core import UserError, pick
 from .interp.stats import effective_rank, mean_cosine
 from .memory import in_backward
 from .models.attention_hooks import EAGER, attention_hooks, eager_attention
-from .models.towers import find_module, find_tower
+from .models.towers import _exclusive, find_module, find_tower
 from .tokens import TokenLayout
 from .vision import MemoryViT
 from torch import Tensor, nn
@@ -309,6 +309,7 @@ def capture(
                       'slower, with bit-identical outputs', stacklevel=3)
     recorder = _Recorder(maps, mean, dtype, full, norms, states, values, patches)
     with ExitStack() as stack:
+        stack.enter_context(_exclusive(model)) # passes of other threads are not recorded
         stack.enter_context(EAGER)
         if tower.grid_of: stack.callback(tower.embed.register_forward_pre_hook(partial(recorder.resize, tower)).remove)
         for i in layers:

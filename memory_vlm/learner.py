@@ -30,12 +30,13 @@ from .data.sources import open_sources, source_options
 from .data.tokenizer import text_tokenizer
 from .data.transforms import Preprocessing
 from .distributed import Interrupts, broadcast_from_main, detect_lost_ranks, is_main, rank, world_size
-from .evaluation.validation import encode, encode_numbered, model_lock, score
+from .evaluation.validation import encode, encode_numbered, score
 from .loss import LOSSES, similarity
 from .memory import check_memory
 from .models.attention_hooks import WITHOUT_CUDNN_ATTENTION
 from .models.freeze import freeze
 from .models.pretrained import with_pretrained
+from .models.towers import model_lock
 from memory_vlm.training.callbacks import (
     DivergedError,
     DivergenceCallback,
@@ -344,8 +345,7 @@ CONFIG_CHECKS = (check_model, _check_optimizer, _check_schedule, _check_checkpoi
 
 def _make_trained_model(cfg:DictConfig, device:torch.device)->MemoryCLIP:
     "Make the model as it is trained: with frozen parameters, checkpointing, compiled blocks and parts of a batch."
-    t = cfg.training
-    model = freeze(make_model(cfg.model), t.freeze).to(device)
+    t, model = cfg.training, freeze(make_model(cfg.model), cfg.training.freeze).to(device)
     model.set_grad_checkpointing(t.grad_checkpointing)
     if t.compile: model.compile_blocks()
     model.num_parts = t.accumulate_grad_batches

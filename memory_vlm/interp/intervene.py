@@ -13,7 +13,7 @@ from ..attention import checked_index
 from ..core import UserError, pick
 from ..memory import INITS, MemoryTokens
 from ..models.attention_hooks import EAGER, attention_hooks
-from ..models.towers import Tower, find_tower
+from ..models.towers import Tower, _exclusive, find_tower
 from ..tokens import TokenLayout
 from ..vision import MemoryViT
 from torch import Tensor
@@ -63,6 +63,7 @@ def memory_positions(
     tower = find_tower(model)
     _part_size(tower, part)
     with ExitStack() as stack:
+        stack.enter_context(_exclusive(model))
         stack.enter_context(EAGER) # compiled code calls no hooks
         for layer in checked_tokens(layers, len(tower.blocks), 'layer'):
             stack.callback(_hook(tower, layer, change, part).remove)
@@ -246,7 +247,7 @@ def intervene(
         raise UserError(f'{kind} needs states: run the model within `record_states(model)` first')
     if kind in ('mean', 'shuffle') and not states.varies(layers):
         raise UserError(f'{kind} would change nothing: in these layers {part} is the same for every image')
-    with EAGER: # compiled code calls no hooks
+    with _exclusive(model), EAGER: # compiled code calls no hooks
         if kind == 'mask': change = _mask(tower, tokens, layers, part)
         elif kind == 'reinit': change = _reinit(tower, rows, layers, seed)
         else:

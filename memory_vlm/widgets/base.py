@@ -28,9 +28,9 @@ from ..data.base import Source
 from ..data.mixture import Subset
 from ..data.sources import open_source
 from ..data.transforms import Preprocessing, center_crop
-from ..evaluation.validation import evaluation_mode, image_vectors, model_lock
+from ..evaluation.validation import evaluation_mode, image_vectors
 from ..interp.features import _make_encoder, _model_input
-from ..models.towers import find_tower
+from ..models.towers import find_tower, model_lock
 from ..search import open_images
 from ..training.run_dir import LoadedModel, as_model, find_run
 from ..viz.plots import mixed_cmap, to_image
