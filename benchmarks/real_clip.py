@@ -191,6 +191,8 @@ def distill(model, images, captions, score, args):
     with bfloat16(): target = torch.cat([_mean_dense(teacher.visual, some, views).float() for some in x.split(10)])
     near = {name: patch_cosines(m, x, target).double() for name, m in dict(before=teacher, after=student).items()}
     rows.append(row('cosine of patches to the mean over views', 'after', near['after'], near['before']))
+    early, late = log.cosine[:10].mean().item(), log.cosine[-10:].mean().item() # ten steps each, other views
+    rows.append(dict(what='the same in training', model='after', before=early, value=late, change=late - early))
     was, now = shares['before'].mean(0), shares['after'].mean(0)
     has = was >= was.max() / 2
     gone, change = (1 - now[has] / was[has]).min().item(), (right['after'] - right['before']).mean().item()

@@ -36,7 +36,7 @@ def judged(lens, name, part, images):
     "Store the errors of a lens; return them with the verdict."
     errors = lens.errors.copy()
     words = errors['same word'] - errors['same word, other image']
-    errors['readable'] = (errors.explained >= .5) & (errors['calibration error'] <= .1) & (words >= .1)
+    errors['readable'] = ((errors.explained >= .5) & (errors['calibration error'] <= .1) & (words >= .1)).astype(object)
     errors.loc['mean output', 'readable'] = None
     print(f'{name}, {part}, {images} images\n{errors.round(3).T.to_string()}', flush=True)
     rows = errors.round(5).rename_axis('block').reset_index().to_dict('records')
