@@ -5,7 +5,7 @@
         --student student.pt
 
 `scenes`: the quickstart, and the same with memory tokens that captions are compared with (`late_interaction`), seed 0,
-after 300 steps; the words are the names of the objects, the images the validation scenes. `clip`: CLS of OpenAI's CLIP
+after 200 steps; the words are the names of the objects, the images the validation scenes. `clip`: CLS of OpenAI's CLIP
 ViT-B/16, and with `--student` the registers that `real_clip.py distill` trained in it; the words are the 171 class
 names, the images a random crop of each photo (`--crops`), lenses are fitted on crops of one half of the photos and
 judged on the other. Files are those of real_clip.py.
@@ -13,7 +13,7 @@ judged on the other. Files are those of real_clip.py.
 Rule, written before the runs: a block can be read if, on images that the lens was not fitted to, it explains half of the
 variance of the final output, its calibration error is at most 0.1, and its first word is that of the final output at
 least 10 points more often than that of the final output of another image. Rows are appended to results/text_lens.csv.
-nbs/explain/a_real_clip.ipynb shows those of `clip`."""
+nbs/interp/08_text_lens.ipynb and nbs/explain/a_real_clip.ipynb show them."""
 import argparse
 import math
 import numpy as np
@@ -86,7 +86,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('task', choices=['scenes', 'clip'])
     for name in ('weights', 'images', 'names', 'student'): p.add_argument(f'--{name}', help='of clip')
-    p.add_argument('--steps', type=int, default=300, help='of scenes')
+    p.add_argument('--steps', type=int, default=200, help='of scenes')
     p.add_argument('--crops', type=int, default=1, help='crops of each photo, of clip')
     args = p.parse_args()
     if args.task == 'clip' and not (args.weights and args.images and args.names):
