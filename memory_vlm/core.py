@@ -11,6 +11,7 @@ import difflib
 import importlib
 import json
 import numpy as np
+import os
 import random
 import torch
 from collections.abc import Iterable, Mapping
@@ -57,6 +58,15 @@ def _unreadable(path:str|Path, what:str, error:Exception)->UserError:
     "Return the error of a file that does not exist or cannot be read as `what`."
     if isinstance(error, FileNotFoundError): return UserError(f"'{path}' does not exist{_near_path(path)}")
     return UserError(f"'{path}' cannot be read as {what}: {getattr(error, 'strerror', None) or error}")
+
+def _output_path(path:str|Path)->Path:
+    "Return the path of a file to write, whose folders exist. Raises `UserError` if it cannot be written."
+    path = Path(path)
+    if path.is_dir(): raise UserError(f"'{path}' is a folder; give the file to write, with its suffix")
+    try: path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise UserError(f"'{path}' cannot be written: {e.strerror}") from e
+    if os.access(path if path.exists() else path.parent, os.W_OK): return path
+    raise UserError(f"'{path}' cannot be written: it is read-only")
 
 # %% ../nbs/00_core.ipynb #f8b440cd
 def pick(

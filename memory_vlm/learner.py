@@ -30,7 +30,7 @@ from .data.sources import open_sources, source_options
 from .data.tokenizer import text_tokenizer
 from .data.transforms import Preprocessing
 from .distributed import Interrupts, broadcast_from_main, detect_lost_ranks, is_main, rank, world_size
-from .evaluation.validation import encode, encode_numbered, score
+from .evaluation.validation import encode, encode_numbered, model_lock, score
 from .loss import LOSSES, similarity
 from .memory import check_memory
 from .models.attention_hooks import WITHOUT_CUDNN_ATTENTION
@@ -103,17 +103,16 @@ class MemoryLearner(Learner):
         self.averaged = None     # In a fit with `training.ema_decay`, the model with the averaged weights
         self.fitting = False     # Whether `fit` runs; false in `validate` and `summary`, which also call callbacks
         self.interrupted, self.interrupts = False, Interrupts() # Whether a signal stopped the last fit, and which one
-        self.diverged = None     # Why the last fit stopped itself
-        self.grad_norm = math.nan
+        self.diverged, self.grad_norm = None, math.nan # Why the last fit stopped itself; norm in the last step
         self._share = None, None # The loader that several ranks evaluated last, and the share of this rank
         super().__init__(dls, model, **kwargs)
 
     def fit(self, n_epoch, *args, cbs=None, **kwargs):
         "Fit for `n_epoch` epochs or `max_steps` steps. Raises `DivergedError` if loss or gradient are not finite."
         self.check_fit(L(cbs))
-        self.interrupted, self.diverged, self.fitting = False, None, True
+        self.interrupted, self.diverged, self.fitting, self.lock = False, None, True, model_lock(self)
         try:
-            with Interrupts() as self.interrupts, detect_lost_ranks(), WITHOUT_CUDNN_ATTENTION:
+            with self.lock, Interrupts() as self.interrupts, detect_lost_ranks(), WITHOUT_CUDNN_ATTENTION:
                 super().fit(math.ceil(self.steps_of(n_epoch) / len(self.dls.train)), *args, cbs=cbs, **kwargs)
         finally: # after an error fastai calls no event
             self.model, self.averaged, self.fitting = getattr(self.model, 'module', self.model), None, False
@@ -144,6 +143,7 @@ class MemoryLearner(Learner):
                 o = next(batches, None)
             if o is None: break
             self.one_batch(*o)
+            self.lock.pause() # for panels of a notebook
             if self.interrupts.agreed(): raise KeyboardInterrupt
             self.asked = time.perf_counter() # start of the wait for the next batch
 

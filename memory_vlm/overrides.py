@@ -11,6 +11,7 @@ import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from fastcore.docments import docments
 from functools import lru_cache
@@ -160,12 +161,27 @@ def _shortest(values:dict, config_name:str)->list[str]:
         if differs(options[name]) < differs(at) - (not whole): words, at = words + [f'{group}={name}'], options[name]
     return words + [o for k, v in values.items() if v != at[k] for o in _key_overrides(k, v, at[k])]
 
+@lru_cache
+def _recipes()->dict:
+    "Return the values of each recipe that can be composed, by its name."
+    out = {}
+    for path in (config_dir()/'experiment').glob('*.yaml'):
+        with suppress(UserError): out[path.stem] = written_values(compose([f'experiment={path.stem}']))
+    return out
+
+def _from_recipe(values:dict, name:str)->list[str]:
+    "Return the arguments that change a recipe to `values`. They set keys only: a recipe has priority over groups."
+    at = _recipes()[name]
+    return [f'experiment={name}', *(o for k, v in values.items() if v != at[k] for o in _key_overrides(k, v, at[k]))]
+
 def command_words(
     cfg:DictConfig, # A configuration
 )->list[str]:       # Arguments of `python train.py`
     "Return the shortest list of arguments that composes a configuration."
     values = written_values(cfg)
-    return min((_shortest(values, start) for start in _CONFIG_NAMES), key=len)
+    best = min((_shortest(values, start) for start in _CONFIG_NAMES), key=len)
+    if len(best) < 6: return best # composing all recipes takes a second, once
+    return min([best, *(_from_recipe(values, name) for name in sorted(_recipes()))], key=len)
 
 def command_line(
     cfg:DictConfig, # A configuration

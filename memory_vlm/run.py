@@ -283,6 +283,7 @@ def _fit_in_group(cfg:DictConfig, metrics=())->Run:
         kept = f"after step {read_manifest(newest)['step']}" if newest else 'from the beginning'
         why = (f'Interrupted after {_counted(learn.train_iter, "step")}'
                if learn.interrupted else f'The weights of the last step, {learn.train_iter}, could not be saved')
-        print(f'{why}. To resume {kept}, fit again with training.resume=auto (run folder: {folder})')
+        print(f'{why}. To resume {kept}, fit again with training.resume=auto (run folder: {folder})',
+              flush=True) # a launcher may kill the process before it ends
     metrics = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     return Run(folder, learn, metrics, learn.interrupted, learn.interrupts.caught, not lost)

@@ -116,7 +116,7 @@ class MemoryViT(_MemoryReadout, VisionTransformer):
         if not (self.training and torch.is_grad_enabled()) or in_backward() or isinstance(x, torch.fx.Proxy): return
         written = x.detach()[:, self.layout.from_ends(self.layout.memory)] # (B,M,D)
         if self.pending_writes is None: self._ema_step(written)
-        else: self.pending_writes.append(written.float().mean(0))
+        else: self.pending_writes.append((len(written), written.float().mean(0)))
 
     def _ema_step(self, written): ema_step(self.memory.tokens, written, self.ema_alpha, self.memory_scale)
 
@@ -126,7 +126,10 @@ class MemoryViT(_MemoryReadout, VisionTransformer):
         self.pending_writes = []
         try:
             yield
-            if self.pending_writes: self._ema_step(torch.stack(self.pending_writes))
+            if self.pending_writes:
+                sizes, means = map(list, zip(*self.pending_writes)) # parts may have different sizes
+                shares = means[0].new_tensor(sizes) / sum(sizes)
+                self._ema_step(torch.einsum('p,pmd->md', shares, torch.stack(means))[None])
         finally: self.pending_writes = None
 
     @contextmanager

@@ -17,7 +17,7 @@ from fastai.torch_core import default_device
 from importlib.metadata import version
 from ..attention import find_clip
 from ..clip import MemoryCLIP
-from ..core import UserError, _to_json, pick
+from ..core import UserError, _output_path, _to_json, pick
 from ..data.base import Source
 from ..data.folders import LabeledSource, check_class_names
 from ..data.sources import COLUMN_KEYS, join_paths, labeled_folder, open_source, parse_mixture
@@ -138,12 +138,9 @@ def check_table_path(
     suffixes:Sequence[str]=('.json', '.md'),# Allowed suffixes
 )->Path:                                    # `path`, in a folder that exists
     "Check that a table can be written. Raises `UserError` for another suffix or a file that cannot be written."
-    path = Path(path)
-    if path.suffix not in suffixes: raise UserError(f"'{path}' is not a table file; give {' or '.join(suffixes)}")
-    try: path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise UserError(f"'{path}' cannot be written: {e.strerror}") from e
-    if os.access(path if path.exists() else path.parent, os.W_OK): return path
-    raise UserError(f"'{path}' cannot be written: it is read-only")
+    if Path(path).suffix not in suffixes:
+        raise UserError(f"'{path}' is not a table file; give {' or '.join(suffixes)}")
+    return _output_path(path)
 
 def _markdown(rows:list)->str: return '\n'.join(f"| {' | '.join(map(str, r))} |" for r in rows)
 

@@ -24,7 +24,7 @@ from memory_vlm.evaluation.localization import (
     center_prior,
     localization_scores,
 )
-from ..evaluation.validation import evaluation_mode
+from ..evaluation.validation import _batches, evaluation_mode
 from .intervene import intervene
 from memory_vlm.interp.stats import (
     effective_rank,
@@ -177,13 +177,12 @@ def _make_encoder(model:nn.Module):
 def _image_batches(dl:Iterable, size:tuple, num_images:int, chunk:int=32):
     "Yield the first images of a loader and their indices, in small batches."
     count = 0
-    for batch in dl:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    for images, *about in _batches(dl):
         if size is not None and tuple(images.shape[-2:]) != tuple(size):
             given, taken = (' x '.join(map(str, s)) for s in (images.shape[-2:], size))
             raise UserError(f'got images of {given} pixels, but the model takes {taken}; load them at that size')
-        known = isinstance(batch, (tuple, list)) and len(batch) > 2
-        index = batch[2].unique_consecutive().tolist() if known else list(range(count, count + len(images)))
+        known = len(about) > 1 and isinstance(about[1], Tensor)
+        index = about[1].unique_consecutive().tolist() if known else list(range(count, count + len(images)))
         for i in range(0, len(images), chunk):
             left = num_images - count
             if left <= 0: return

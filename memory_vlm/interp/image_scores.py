@@ -14,7 +14,14 @@ from ..attention import find_clip
 from ..clip import MemoryCLIP
 from ..core import UserError
 from ..evaluation.classification import Prompts, class_features, class_ranks
-from ..evaluation.validation import _caption_number, evaluation_mode, image_vectors, triples, with_queries
+from memory_vlm.evaluation.validation import (
+    _batches,
+    _caption_number,
+    evaluation_mode,
+    image_vectors,
+    triples,
+    with_queries,
+)
 from .features import _make_encoder
 from ..training.run_dir import LoadedModel
 from torch import Tensor, nn
@@ -33,15 +40,14 @@ class _Images(nn.Module):
         """Yield images, their labels (None: there are none), and their rows in the source. A label is an integer, bool
         (C,) for several classes, or the number of the first caption."""
         count, num = 0, float('inf') if self.num is None else self.num
-        for batch in dl:
-            images, *about = batch if isinstance(batch, (tuple, list)) else (batch,)
+        for images, *about in _batches(dl):
             take, labels, rows = min(len(images), num - count), None, torch.arange(count, count + len(images))
             if take < len(images): self.is_all = False
             if take <= 0: return
             if about and isinstance(about[0], Tensor) and (about[0].dim() == 1 or about[0].dtype == torch.bool):
                 labels = about[0].cpu()
             elif about:
-                _, ids, index = next(triples([batch], self.model))
+                _, ids, index = next(triples([(images, *about)], self.model))
                 first = torch.cat([torch.ones(1, dtype=torch.bool), index[1:] != index[:-1]])
                 labels = torch.tensor([_caption_number(row) for row in ids[first].cpu()])
                 if len(about) > 1: rows = index[first].cpu()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..attention import checked_index, find_clip
 from ..clip import normalize_images
 from ..core import UserError, pick
-from ..evaluation.validation import evaluation_mode
+from ..evaluation.validation import _batches, evaluation_mode
 from ..models.attention_hooks import EAGER
 from torch import Tensor
 
@@ -125,8 +125,8 @@ def text_lens(
                         "part='cls' reads CLS")
     if len(words) < 2: raise UserError(f'a text lens ranks words; got {len(words)}, give at least 2')
     found, count = [], 0
-    for batch in batches:
-        images = (batch if torch.is_tensor(batch) else batch[0])[:num_images - count]
+    for images, *_ in _batches(batches):
+        images = images[:num_images - count]
         found.append(_states(clip, images, part))
         count += len(images)
         if count >= num_images: break

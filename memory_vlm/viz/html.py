@@ -9,7 +9,7 @@ __all__ = ['memory_figures', 'save_html', 'section']
 import html
 import torch
 from ..attention import capture, checked_index
-from ..core import UserError
+from ..core import UserError, _output_path
 from ..data.base import _read_pixels
 from ..data.folders import is_image, walk_files
 from ..data.transforms import Preprocessing, center_crop
@@ -34,7 +34,7 @@ def _own_images(model, images)->tuple: # uint8 (B, 3, height, width), and the na
     pixels = [torch.tensor(_read_pixels(f, alpha=how.transparency != 'white')).permute(2, 0, 1) for f in files]
     return torch.stack([center_crop(p, size, how=how) for p in pixels]), [Path(f).stem for f in files]
 
-@sizable
+@sizable(cmap=True)
 def memory_figures(
     model,         # A run folder, a Learner, a `LoadedModel`, or anything else that `as_model` takes
     num:int=4,     # Largest number of images
@@ -111,8 +111,7 @@ def save_html(
     footer:str,  # Last line
 )->Path:         # `path`
     "Write a self-contained HTML page: text is escaped, `body` is inserted as it is."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _output_path(path)
     path.write_text(_page_html(title, lead, body, footer), encoding='utf-8', errors='surrogateescape')
     return path
 

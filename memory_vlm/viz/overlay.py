@@ -7,9 +7,8 @@ __all__ = ['to_image', 'overlay', 'mixed_cmap']
 
 # %% ../../nbs/viz/04_overlay.ipynb #2405ee72
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import ListedColormap, Normalize
-from .style import HEAT
+from .style import _colormap
 
 # %% ../../nbs/viz/04_overlay.ipynb #1673c188
 def to_image(
@@ -40,11 +39,11 @@ def overlay(
     values:np.ndarray,  # One value per patch (..., h, w)
     norm:Normalize,     # Scale, from `color_scale`
     alpha:float=_ALPHA,  # Share of the color, 0..1
-    cmap:str=HEAT,      # Colormap
+    cmap=None,          # Colormap or its name; None: that of the plot function, or viridis
 )->np.ndarray:          # uint8 (..., height, width, 3)
     "Draw `values` as colors over the image in gray."
     gray = _to_gray(image).astype(np.float32)[..., None] * (1 - alpha) # (height,width,1)
-    colors = colormaps[cmap](np.arange(256))[:, :3].astype(np.float32) * 255 * alpha
+    colors = _colormap(cmap)(np.arange(256))[:, :3].astype(np.float32) * 255 * alpha
     levels = (norm(np.asarray(values, float)).clip(0, 1) * 255).round().astype(np.uint8)
     return (gray + colors[_cell_edges(levels, gray.shape[:2])]).round().astype(np.uint8)
 
@@ -54,4 +53,4 @@ def mixed_cmap(
 )->ListedColormap: # 256 colors
     "Return the colormap of `overlay` at the mean brightness of the images."
     gray = np.mean([_to_gray(i).mean() for i in images]) / 255
-    return ListedColormap(colormaps[HEAT](np.linspace(0, 1, 256))[:, :3] * _ALPHA + gray * (1 - _ALPHA))
+    return ListedColormap(_colormap()(np.linspace(0, 1, 256))[:, :3] * _ALPHA + gray * (1 - _ALPHA))

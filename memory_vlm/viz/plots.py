@@ -13,12 +13,14 @@ import textwrap
 from collections.abc import Mapping
 from .overlay import mixed_cmap, overlay, to_image
 from memory_vlm.viz.style import (
-    HEAT,
     INK,
     SERIES,
     Plot,
+    _colormap,
     _figure_width,
+    _look,
     _points,
+    _text_color,
     color_scale,
     colorbar,
     image_axes,
@@ -42,7 +44,7 @@ def _short_names(names:list, cell:float)->list:
     short = [re.fullmatch(r'token (\d+)', n) for n in names]
     return [m[1] for m in short] if all(short) and cell < _points(0.75) else list(names)
 
-@sizable
+@sizable(cmap=True)
 def token_overlays(
     images,                # One image, or several
     maps:np.ndarray,       # Attention of each token to each patch (M, h, w), or (images, M, h, w)
@@ -100,7 +102,7 @@ def patch_gallery(
     return fig
 
 # %% ../../nbs/viz/02_plots.ipynb #358b488c
-@sizable
+@sizable(cmap=True)
 def head_grid(
     values:np.ndarray,     # One number per layer and head (L, H)
     title:str='Attention to memory, by layer and head', # What is shown
@@ -115,13 +117,13 @@ def head_grid(
     natural = min(0.55 * H + 2.2, 12)
     fig, width = make_figure(title, note, (natural, min(0.34 * L + 1.5, 11))), _figure_width(natural)
     ax = style(fig.subplots(), xlabel='head', ylabel='layer')
-    ax.imshow(values, cmap=HEAT, norm=norm, aspect='auto')
+    ax.imshow(values, cmap=_colormap(), norm=norm, aspect='auto')
     for spine in ax.spines.values(): spine.set_visible(False)
     ax.set(xticks=range(0, H, -(-H // 16)), yticks=range(0, L, -(-L // 24)))
     if L * H <= 144 and (width - 1.3) / H > _points(0.3):
         for (l, h), v in np.ndenumerate(values):
             ax.text(h, l, f'{v:.2f}', ha='center', va='center', fontsize=_points(7.5),
-                    color='white' if norm(v) < 0.6 else 'black')
+                    color=_text_color(_colormap()(norm(v))))
     colorbar(fig, ax, norm, label, uniform)
     return fig
 
@@ -134,9 +136,9 @@ def _chosen(index, count:int, what:str)->list:
 
 def _show_map(ax, values, norm, image):
     "Draw a map, over the image if there is one."
-    ax.imshow(values, cmap=HEAT, norm=norm) if image is None else ax.imshow(overlay(image, values, norm))
+    ax.imshow(values, cmap=_colormap(), norm=norm) if image is None else ax.imshow(overlay(image, values, norm))
 
-@sizable
+@sizable(cmap=True)
 def head_maps(
     maps:np.ndarray,       # One token's attention to each patch (L, H, h, w)
     image=None,            # Image below the maps; None: maps alone
@@ -163,7 +165,7 @@ def head_maps(
         image_axes(ax, names[0] if l == 0 and h % every == 0 else '', names[1] if h == 0 else '',
                    font=8 if narrow else 9.5)
         _show_map(ax, maps[l, h], norm, image)
-    colorbar(fig, list(axes.flat), norm, label, uniform, HEAT if image is None else mixed_cmap([image]))
+    colorbar(fig, list(axes.flat), norm, label, uniform, None if image is None else mixed_cmap([image]))
     return fig
 
 # %% ../../nbs/viz/02_plots.ipynb #c03d429b
@@ -215,7 +217,7 @@ def norm_histograms(
     return fig
 
 # %% ../../nbs/viz/02_plots.ipynb #f98ce1a8
-@sizable
+@sizable(cmap=True)
 def usage_through_training(
     usage:np.ndarray,       # Attention that each token received in each window, in units of uniform attention (S, M)
     steps:list,             # Optimizer step at which each window ended (S,)
@@ -231,7 +233,7 @@ def usage_through_training(
     when, token = np.nonzero(np.zeros((S, M)) if resets is None else np.asarray(resets))
     fig = make_figure(title, note, (7.5, min(0.17 * M + 1.4, 10)))
     ax = style(fig.subplots(), xlabel='optimizer step', ylabel='memory token')
-    ax.pcolormesh(np.r_[0, steps], np.arange(M + 1) - 0.5, usage.T, cmap=HEAT, norm=norm, rasterized=True)
+    ax.pcolormesh(np.r_[0, steps], np.arange(M + 1) - 0.5, usage.T, cmap=_colormap(), norm=norm, rasterized=True)
     ax.plot(np.asarray(steps)[when], token, 'x', color=SERIES[1], markersize=6, markeredgewidth=1.8, clip_on=False)
     rows = range(0, M, -(-M // 32))
     ax.set(yticks=rows, yticklabels=[names[m] if names else m for m in rows])
@@ -261,7 +263,7 @@ def mass_by_layer(
     legend_above(ax)
     return fig
 
-@sizable
+@sizable(cmap=True)
 def token_evolution(
     maps:np.ndarray,       # A token's attention to each patch at each step (S, h, w), or (M, S, h, w) for several
     steps:list,            # Optimizer steps (S,)
@@ -290,7 +292,7 @@ def token_evolution(
         step = f'step {steps[keep[s]]}' if s == 0 or cell > _points(0.8) else f'{steps[keep[s]]}'
         image_axes(ax, step if m == 0 else '', name, font=9.5 if cell > _points(0.8) else 8)
         _show_map(ax, maps[m, keep[s]], norm, image)
-    colorbar(fig, list(axes.flat), norm, label, uniform, HEAT if image is None else mixed_cmap([image]))
+    colorbar(fig, list(axes.flat), norm, label, uniform, None if image is None else mixed_cmap([image]))
     return fig
 
 # %% ../../nbs/viz/02_plots.ipynb #fe24d0c3
@@ -341,7 +343,7 @@ def training_curves(
     panels = {name: found for name, found in panels.items() if found}
     if not panels:
         raise ValueError(f'columns {list(history.keys())} match none of the panels {list(_PANELS)}; nothing to draw')
-    wide = min(len(panels), 2 if _figure_width(9) > 5 else 1)
+    wide = min(len(panels), 2 if _figure_width(9) > 5 or _look.get().ax else 1)
     fig = make_figure(title, note, (3.7 * wide + 0.4, 2.4 * -(-len(panels) // wide) + 0.6))
     axes = list(fig.subplots(-(-len(panels) // wide), wide, squeeze=False).flat)
     for ax in axes[len(panels):]: ax.set_visible(False)
@@ -376,6 +378,7 @@ def _plot_chance(ax, names, gallery):
         ax.axhline(level, color=INK, linestyle=(0, (1, 3)), linewidth=1.4, label=label)
 
 # %% ../../nbs/viz/02_plots.ipynb #657f2340
+@sizable(cmap=True)
 def show_norm_maps(
     images,          # uint8 images, as `token_overlays` takes them
     maps:np.ndarray, # Patch norms before and with a register (B, 2, rows, columns), as from `norm_maps`

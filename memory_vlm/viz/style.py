@@ -11,19 +11,21 @@ import functools
 import inspect
 import io
 import numpy as np
+import pandas as pd
 import textwrap
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from html import escape
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context, rcParams
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, same_color
-from matplotlib.figure import Figure
+from matplotlib.colors import Colormap, Normalize, same_color, to_rgb
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
-from ..core import pick
-from pathlib import Path
+from ..core import UserError, _output_path, pick, suggest
 
 # %% ../../nbs/viz/01_style.ipynb #da5cb10f
 INK = '#7b7b7b' # Color of text and axes on an unknown background
@@ -38,6 +40,16 @@ class Plot(Figure):
     "A matplotlib Figure that a notebook displays without `pyplot`, and that embeds TrueType fonts in PDF files."
     arrays = {} # What a plot function drew, by name of its parameter
 
+    @property
+    def frame(self)->pd.DataFrame:
+        "`arrays` without images: a row per position (columns `index 0`, ...), a column per array; other shapes follow."
+        shapes = {}
+        for name, a in self.arrays.items():
+            if not name.startswith(('image', 'crops')): shapes.setdefault(np.shape(a), {})[name] = np.ravel(a)
+        at = {s: {f'index {k}': v.ravel() for k, v in enumerate(np.indices(s))} for s in shapes}
+        return pd.concat([pd.DataFrame(at[s] | columns) for s, columns in shapes.items()] or [pd.DataFrame()],
+                         ignore_index=True)
+
     def savefig(self, *args, **kwargs):
         "Save as `Figure.savefig` does, with TrueType fonts in PDF and PS, and with text as text in SVG."
         kept = {'pdf.fonttype': 42, 'ps.fonttype': 42, 'svg.fonttype': 'none'}
@@ -50,8 +62,9 @@ class Plot(Figure):
         dpi:int=300,        # Resolution of .png, and of images in the other formats (pixels per inch)
     )->list:                # The figure, and the .npz file with its raw arrays if there are any
         "Save the figure for print, and beside it the arrays that it shows, with their dtypes."
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path, known = _output_path(path), self.canvas.get_supported_filetypes()
+        if path.suffix[1:].lower() not in known:
+            raise UserError(f"'{path}' is no kind of figure that can be written; end its name with .pdf, .svg or .png")
         path.write_bytes(_save(self, theme, format=path.suffix[1:], dpi=dpi))
         if not self.arrays: return [path]
         np.savez_compressed(path.with_suffix('.npz'), **self.arrays)
@@ -61,14 +74,19 @@ class Plot(Figure):
         width, height = self.get_size_inches() * 80
         return to_png(self, dpi=128), dict(width=int(width), height=int(height)) # 1.6 pixels per CSS pixel
 
-def _restyle(fig:Figure, theme:str='light')->Figure:
-    "Replace ink and background by those of `theme`."
-    old, (ink, page) = getattr(fig, 'ink', INK), pick(_THEMES, theme, 'theme')
-    for x in fig.findobj(lambda a: isinstance(a, (Text, Line2D, Patch))):
+def _replace_ink(artist, ink:str, old:str=INK):
+    "Replace the ink of an artist and of all that it contains."
+    for x in artist.findobj(lambda a: isinstance(a, (Text, Line2D, Patch))):
         if isinstance(x, Patch):
             if same_color(x.get_edgecolor()[:3], old): x.set_edgecolor(ink)
             if same_color(x.get_facecolor()[:3], old): x.set_facecolor(ink)
         elif same_color(x.get_color(), old): x.set_color(ink)
+    if isinstance(artist, Axes): artist.tick_params(which='both', colors=ink) # ticks created while drawing
+
+def _restyle(fig:Figure, theme:str='light')->Figure:
+    "Replace ink and background by those of `theme`."
+    old, (ink, page) = getattr(fig, 'ink', INK), pick(_THEMES, theme, 'theme')
+    _replace_ink(fig, ink, old)
     for ax in fig.axes: ax.tick_params(which='both', colors=ink) # ticks created while drawing
     fig.ink = ink
     fig.set_facecolor(page)
@@ -102,21 +120,43 @@ def to_svg(
     return f'<svg role="img" aria-label="{name}"' + svg[svg.index('<svg') + 4:].replace(INK, 'currentColor')
 
 # %% ../../nbs/viz/01_style.ipynb #9e2b4d90
-_look = ContextVar('look', default=(None, None)) # Size and font of the figure that is being drawn
+@dataclass(frozen=True)
+class _Look:
+    "What the caller of a plot function decides; None: what the function chooses."
+    size:float|tuple|None = None # Width, or width and height (inches)
+    font:float|None = None       # Size of normal text (points)
+    cmap:Colormap|None = None    # Colormap of magnitudes
+    ax:Axes|None = None          # Where it is drawn; None: in a figure of its own
+
+_look = ContextVar('look', default=_Look())
 
 def _figure_width(
     natural:float=None, # Width without `size=` (inches)
 )->float|None:
-    "Return the width that `size=` gives the figure."
-    size = _look.get()[0]
+    "Return the width that `size=` or `ax=` gives the figure."
+    size = _look.get().size
     return natural if size is None else float(np.ravel(size)[0])
 
 def _points(
     size:float, # Font size in a figure of normal width
 )->float:
     "Return a font size scaled by `font=`; below a width of 5 inches the default is 7 instead of 9 points."
-    font = _look.get()[1] or (7 if (_figure_width() or 9) < 5 else 9)
+    font = _look.get().font or (7 if (_figure_width() or 9) < 5 else 9)
     return size * font / 9
+
+def _colormap(cmap=None)->Colormap: # Name or Colormap
+    "Return a colormap; None: the one that `cmap=` gave to the plot function, or viridis."
+    if cmap is None: return _look.get().cmap or colormaps[HEAT]
+    if isinstance(cmap, Colormap): return cmap
+    if isinstance(cmap, str) and cmap in colormaps: return colormaps[cmap]
+    raise UserError(f'cmap={cmap!r} is unknown{suggest(str(cmap), list(colormaps))}; give the name of a colormap of '
+                    'matplotlib, or a Colormap')
+
+def _text_color(color)->str: # What matplotlib takes as a color
+    "Return black or white, whichever has more contrast (WCAG 2.1)."
+    c = np.array(to_rgb(color))
+    luminance = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055)**2.4) @ [.2126, .7152, .0722]
+    return 'black' if luminance > 0.179 else 'white'
 
 def _raw_arrays(values:dict)->dict:
     "Return the numbers and images among arguments as arrays."
@@ -127,27 +167,75 @@ def _raw_arrays(values:dict)->dict:
             if 'bfloat16' in str(getattr(v, 'dtype', '')): v = v.float() # numpy has none
             try: array = np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v)
             except (ValueError, TypeError): continue # images of several sizes
+            if array.dtype == object and {*map(type, array.flat)} == {str}: array = array.astype('U')
             if array.dtype.kind in 'biufU': out[name] = array
     return out
 
+class _Place:
+    "Axes of the user in place of a figure: one panel is drawn into them, several are put in their place."
+    def __init__(self, ax:Axes, title:str): self.ax, self.drawn, self.title, self.whole = ax, ax, title, ax.figure
+
+    def subplots(self, rows=1, columns=1, squeeze=True):
+        "Return axes as `Figure.subplots` does. Raises `UserError` for several in place of axes that are in no grid."
+        if rows == columns == 1:
+            self.ax.set_title(self.title, loc='left')
+            return self.ax if squeeze else np.array([[self.ax]])
+        spec = self.ax.get_subplotspec()
+        if spec is None: raise UserError('this figure has several panels, so ax= must be axes of `plt.subplots()`')
+        self.drawn = self.whole.add_subfigure(spec)
+        self.ax.remove()
+        if self.title: self.drawn.suptitle(self.title, x=0.01, ha='left', fontsize=_points(9.5), color=INK)
+        return self.drawn.subplots(rows, columns, squeeze=squeeze)
+
+    def colorbar(self, *args, **kwargs):
+        return (self.whole if self.drawn is self.ax else self.drawn).colorbar(*args, **kwargs)
+
+def _checked_look(size, figsize, font, cmap, ax)->_Look:
+    "Return the look that arguments ask for; what is not given is that of the function that calls this one."
+    outer, given = _look.get(), figsize if size is None else size
+    if size is not None and figsize is not None: raise UserError('give size or figsize, not both')
+    sides = () if given is None else np.atleast_1d(given).tolist()
+    if not all(isinstance(x, (int, float)) and 0.5 < x < 100 for x in sides) or len(sides) > 2:
+        raise UserError(f'size={given!r} must be a width, or a width and a height, in inches: 3.4 or 7 for a column or '
+                        'a page')
+    if ax is not None and not isinstance(ax, Axes):
+        raise UserError(f'ax is {type(ax).__name__}; give one Axes, as from `plt.subplots()`')
+    if ax is not None and given is not None:
+        raise UserError('give ax or size, not both: the figure of the axes decides their size')
+    if ax is not None: given = ax.get_window_extent().width / ax.figure.dpi
+    return _Look(outer.size if given is None else given, font or outer.font,
+                 outer.cmap if cmap is None else _colormap(cmap), outer.ax if ax is None else ax)
+
 def sizable(
-    f, # Function that returns a `Plot`
-):     # The same, with `size` and `font`
-    "Add `size` and `font` to a plot function, and keep its arrays in `arrays` of the figure."
-    own = inspect.signature(f)
+    f=None,         # Function that returns a `Plot`
+    *,
+    cmap:bool=False, # Whether it uses `_colormap`
+):                  # The same, with `figsize`, `size`, `font`, `ax` and, if it uses one, `cmap`
+    """Add keyword arguments to a plot function, and keep its arrays in `arrays` of the figure.
+
+    `figsize`: width and height (inches); `size`: the same, or the width alone; `font`: size of normal text (points);
+    `cmap`: colormap or its name. `ax`: matplotlib axes to draw into, without the note below; several panels take their
+    place. With `ax` the function returns these axes, or the subfigure of the panels. Raises `UserError` for arguments
+    of another kind."""
+    if f is None: return functools.partial(sizable, cmap=cmap)
+    own, kinds = inspect.signature(f), dict(figsize=tuple|None, size=float|tuple|None, font=float|None, ax=Axes|None)
+    if cmap: kinds['cmap'] = str|Colormap|None
+    more = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=a) for n, a in kinds.items()]
     @functools.wraps(f)
-    def draw(*args, size=None, font=None, **kwargs):
-        if size is not None and not (0.5 < np.min(size) <= np.max(size) < 100):
-            raise ValueError(f'size={size} must be a width, or a width and a height, in inches: 3.4 or 7 for a column '
-                             'or a page')
-        outer = _look.get() # of a function that calls this one
-        before = _look.set((outer[0] if size is None else size, font or outer[1]))
+    def draw(*args, **kwargs):
+        asked = {n: kwargs.pop(n, None) for n in kinds}
+        look = _checked_look(**dict(cmap=None) | asked)
+        before = set(look.ax.figure.axes) - {look.ax} if look.ax else set()
+        reset = _look.set(look)
         try: fig = f(*args, **kwargs)
-        finally: _look.reset(before)
-        if fig is not None: fig.arrays = fig.arrays or _raw_arrays(own.bind(*args, **kwargs).arguments)
+        finally: _look.reset(reset)
+        if isinstance(fig, _Place):
+            fig, whole = fig.drawn, fig.whole
+            for a in set(whole.axes) - before: _replace_ink(a, rcParams['text.color'])
+            if isinstance(fig, SubFigure): _replace_ink(fig, rcParams['text.color'])
+        if fig is not None:
+            fig.arrays = getattr(fig, 'arrays', None) or _raw_arrays(own.bind(*args, **kwargs).arguments)
         return fig
-    more = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=a)
-            for n, a in (('size', float|tuple|None), ('font', float|None))]
     draw.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])
     return draw
 
@@ -156,10 +244,11 @@ def make_figure(
     note:str='',      # What colors and lines mean; written below the figure
     size:tuple=(7, 4), # Width and height (inches)
 )->Plot:
-    "Return an empty figure with a title and a note; in a `sizable` function, `size=` replaces `size`."
-    asked, scale, width = _look.get()[0], _points(1), _figure_width(size[0])
+    "Return an empty figure with a title and a note; in a `sizable` function `size=` and `ax=` replace `size`."
+    asked, scale, width = _look.get().size, _points(1), _figure_width(size[0])
     per_line = ((title, 10), (note, 14.5)) # letters per inch
     title, note = (textwrap.fill(t, max(round(width * n / scale), 8)) for t, n in per_line)
+    if _look.get().ax is not None: return _Place(_look.get().ax, title)
     height = size[1] * max((width / size[0])**0.5, 0.75) + 0.17 * scale * (title.count('\n') + note.count('\n'))
     whole = (width, height) if np.ndim(asked) == 0 else asked
     fig = Plot(figsize=whole, layout='constrained', facecolor='none')
@@ -181,6 +270,7 @@ def style(
     for side, spine in ax.spines.items():
         spine.set_color(INK)
         spine.set_visible(side in ('left', 'bottom'))
+    if _look.get().ax is ax: title = title or ax.get_title(loc='left')
     ax.set_title(title, fontsize=_points(9.5), color=INK, loc='left')
     ax.set_xlabel(xlabel, fontsize=_points(9), color=INK)
     ax.set_ylabel(ylabel, fontsize=_points(9), color=INK)
@@ -232,10 +322,10 @@ def colorbar(
     norm:Normalize,    # Scale, from `color_scale`
     label:str,         # What is measured, with its unit
     uniform:float=None, # Value of uniform attention, marked on the bar
-    cmap=HEAT,         # Colormap
+    cmap=None,         # Colormap; None: that of the plot function
 ):                     # Matplotlib color bar
     "Draw one color bar for all of `axes`."
-    bar = fig.colorbar(ScalarMappable(norm, cmap), ax=axes, fraction=0.035, pad=0.02, aspect=24)
+    bar = fig.colorbar(ScalarMappable(norm, _colormap(cmap)), ax=axes, fraction=0.035, pad=0.02, aspect=24)
     style(bar.ax)
     bar.outline.set_visible(False)
     bar.set_label(label, fontsize=_points(9), color=INK)

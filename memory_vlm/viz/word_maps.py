@@ -11,7 +11,7 @@ from .plots import token_overlays
 from .style import Plot, sizable
 
 # %% ../../nbs/viz/05_word_maps.ipynb #cacaa28f
-@sizable
+@sizable(cmap=True)
 def word_maps(
     image,            # uint8 image, as `token_overlays` takes it
     maps:np.ndarray,  # Heatmap of the caption and of each word (W, rows, columns)

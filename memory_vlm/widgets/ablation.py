@@ -33,6 +33,7 @@ from memory_vlm.widgets.base import (
     image_features,
     scale_html,
     training_paused,
+    weights_version,
 )
 from .html import image_data, maps_page
 from torch import Tensor, nn
@@ -54,12 +55,13 @@ class _Retrieval:
         captions = [(i, c) for i in range(self.n) for c in images.captions(i)]
         if not captions: raise UserError('These images have no captions; give (image, caption) pairs.')
         # images that have captions, and the place of each caption's image among them
+        self.version = None # of the weights that `prepare` used
         self.kept, self.owner = torch.tensor([i for i, _ in captions]).unique(return_inverse=True)
         self.texts_of = [c for _, c in captions]
 
     def prepare(self, step=lambda done, total: None): # Called with finished and all batches
-        "Encode the captions, and record memory over the images. Needed once."
-        if self.states is not None: return
+        "Encode the captions, and record memory over the images, unless this was done with the current weights."
+        if self.version == weights_version(self.model): return
         images = [self.source[i] for i in range(self.n) if not step(i, 4 * self.n)]
         self.images, model = torch.stack(images), self.model
         number = {caption: i for i, caption in enumerate(dict.fromkeys(self.texts_of))}
@@ -67,7 +69,7 @@ class _Retrieval:
         with training_paused(model), record_states(model) as states:
             self.texts = with_queries(model, self.encode_text(self.texts_of)) # (C,dim)
             self.features(step=lambda done, total: step(self.n * (1 + done / total), 4 * self.n))
-        self.states = states
+            self.states, self.version = states, weights_version(model)
 
     def features(self, kind:str='mask', off=(), batch:int=32, step=lambda done, total: None)->Tensor: # (n, dim)
         parts, out = self.images.tensor_split(-(-self.n // batch)), []
@@ -90,8 +92,9 @@ class _Retrieval:
         off=(),          # Ablated memory tokens; empty: original model
     )->dict:             # Metrics
         "Return recall with ablated tokens."
-        self.prepare()
-        with training_paused(self.model): features = self.features(kind, off)
+        with training_paused(self.model):
+            self.prepare()
+            features = self.features(kind, off)
         return retrieval_metrics(features[self.kept], self.texts, self.owner, captions=self.captions)
 
     def look(
@@ -234,10 +237,11 @@ class AblationPanel(Panel):
                 switch.button_style = 'info' if switch.value else ''
         finally: self.drawing = False
         self.show_message()
-        self.before, self.after = self.retrieval.score(), self.retrieval.score(self.kind, self.off)
+        with training_paused(self.model): # all with the same weights
+            self.before, self.after = self.retrieval.score(), self.retrieval.score(self.kind, self.off)
+            maps = self.cls_maps() if self.tokens.num_cls else None
         self.table.value = self._table()
-        if not self.tokens.num_cls: return # whose map would be shown
-        maps = self.cls_maps()
+        if maps is None: return
         image, even = self.images[self.image].numpy(), 1 / self.tokens.num_keys
         norm = color_scale(maps, uniform=even)
         for view, values in zip(self.views, maps): view.show(overlay(enlarge(image, self.width), values, norm))

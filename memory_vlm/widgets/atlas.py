@@ -20,7 +20,14 @@ from ..interp.features import map_layer
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from ..viz.plots import patch_gallery
-from .base import ImageSet, _format_number, find_model, image_features, training_paused
+from memory_vlm.widgets.base import (
+    ImageSet,
+    _format_number,
+    _with_same_weights,
+    find_model,
+    image_features,
+    training_paused,
+)
 from .html import image_url, widget_page
 from .linked import _Cards, _LinkedPanel
 from PIL import Image
@@ -181,7 +188,8 @@ class MemoryAtlas(_LinkedPanel):
         self.in_background(self._encode)
 
     def _encode(self, step):
-        cards = _make_cards(self.model, self.images, self.layer, self.num, self.top, self.resets, step)
+        def make(): return _make_cards(self.model, self.images, self.layer, self.num, self.top, self.resets, step)
+        cards = _with_same_weights(self.model, make)[0]
         crops = {(i, p): _patch_crop(self.images[i], self.grid, p) for c in cards for i, p, _ in c.patches}
         self.cards, self.crops = cards, crops
         self.show_message()

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from html import escape
 from IPython.display import HTML
 from ..config import check_range, compose, config_dir, explain_error, validate
-from ..core import UserError, pick
+from ..core import UserError, _output_path, pick
 from ..data.sources import BUILT_IN
 from ..learner import CONFIG_CHECKS, check_model, make_learner
 from ..models.cost import cost_lines, model_cost
@@ -196,10 +196,9 @@ class ConfigEditor(Panel):
         self.show_message(f'Read from {path}')
 
     def save(self, path):
-        "Write a YAML file and missing parent folders. Raises `UserError` while the configuration is invalid."
+        "Write a YAML file. Raises `UserError` if the configuration is invalid or the file cannot be written."
         cfg = self.cfg
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, path)
+        OmegaConf.save(cfg, _output_path(path))
         self.show_message(f'Saved to {path}')
 
     def _replace(self, cfg):

@@ -30,6 +30,7 @@ from ..training.run_dir import as_model
 from ..viz.plots import overlay, token_overlays
 from ..viz.style import color_scale
 from memory_vlm.widgets.base import (
+    _WORKER,
     ImageSet,
     _close_panels_of_earlier_runs,
     asset,
@@ -246,7 +247,7 @@ def _in_background(self:AttentionExplorer, work): # Called with `step(done, tota
         except InterruptedError: return
         self.send(dict(kind='progress', done=1, all=1))
     if getattr(get_ipython(), 'kernel', None) is None: return call()
-    threading.Thread(target=call, daemon=True).start()
+    threading.Thread(target=call, daemon=True, name=_WORKER).start()
 
 @patch
 def _send_order(self:AttentionExplorer, by, step):
@@ -280,8 +281,10 @@ def effect(
         text = side.encode((self.caption,))
         with side.pause_training(): feature = x(side.model, self.images.batch([self.image])).float().cpu()
         return found.get('rank'), similarity(feature, with_queries(side.model, text)).item()
-    (rank, cosine), token, why = measure(0), self.token, _why_no_mask(find_tower(side.model))
-    with intervene(side.model, 'mask', [token]): changed, after = measure(1)
+    token, why = self.token, _why_no_mask(find_tower(side.model))
+    with side.pause_training(): # no other panel and no fit may see the mask
+        rank, cosine = measure(0)
+        with intervene(side.model, 'mask', [token]): changed, after = measure(1)
     without = f'With token {token} hidden' if why else f'Without token {token}'
     note = f' Note: {why}.' * bool(why)
     if rank is None: return f'{without}, the cosine changes from {cosine:.3f} to {after:.3f}.{note}'

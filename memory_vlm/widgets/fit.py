@@ -26,7 +26,7 @@ from ..training.checkpoint import training_state
 from ..viz.html import save_html, section
 from ..viz.plots import mixed_cmap
 from ..viz.style import Plot, color_scale, colorbar, make_figure, to_svg
-from .base import ImageSet, Panel, image_features, model_lock, png_bytes, scale_html, training_paused
+from .base import ImageSet, Panel, image_features, png_bytes, scale_html, training_paused
 from .curves import CURVES, History, draw_panel, map_sheet, panel_of_metric, panel_svg
 from pathlib import Path
 
@@ -113,7 +113,6 @@ def _reporting_clicks():
 
 # %% ../../nbs/widgets/06_fit.ipynb #f422f9a1
 _DRAW_SHARE = 0.03    # Maximum share of the time for redrawing
-_YIELD_SECONDS = 0.5  # Interval at which a fit releases the model (seconds)
 _NO_CLICKS = ('This fit blocks the kernel, so clicks are handled only after it ends. To stop it, interrupt the kernel '
               '(the square in the toolbar). To handle clicks during a fit, use: await dash.fit_one_cycle(...).')
 
@@ -137,7 +136,7 @@ class FitDashboard(Panel):
         self.learn, self.every, self.steps, self.folder = learn, every, steps, folder
         self.running = self.fitting = self.stopping = self.placed = False
         self.history, self.redraws, self.spent, self.progress, self.checkpoint = History(), 0, 0., 'No fit yet.', None
-        self._first, self._released = 0, 0.
+        self._first = 0
         self.watch = _FixedImageMaps(learn, images, tokens, layer)
         self.chance = _chance_of(learn.dls.valid.source, (1,))
         # only the latest dashboard is connected
@@ -195,11 +194,9 @@ class FitDashboard(Panel):
         if not self.placed and get_ipython():
             display(self)
             self.placed = False # displayed by this cell, and again when the cell is run again
-        def work():
-            with model_lock(self.learn): fit(*args, **kwargs)
         self.running, self.stopping = True, False
         try:
-            thread = asyncio.ensure_future(asyncio.to_thread(work))
+            thread = asyncio.ensure_future(asyncio.to_thread(fit, *args, **kwargs))
             with _reporting_clicks():
                 while not thread.done():
                     # without a timeout the event loop misses an interrupt (ipykernel 7.4)
@@ -225,7 +222,7 @@ def _begin(self:FitDashboard):
     self.watch.kept.clear()
     self.history, self.checkpoint, self._first = History(), None, len(self.learn.evaluations)
     self.fitting, self.stopping = True, self.stopping and self.running
-    self._started = self._released = time.perf_counter()
+    self._started = time.perf_counter()
     self.redraws, self.spent = 0, 0.
     self.button.disabled, self.button.description = not self.running, 'Stop' if self.running else 'Stop (inactive)'
     self.show_message('' if self.running else _NO_CLICKS)
@@ -233,18 +230,11 @@ def _begin(self:FitDashboard):
 
 @patch
 def _stepped(self:FitDashboard, data_wait:float):
-    "Record a step, release the lock and redraw if it is time."
+    "Record a step, and redraw if it is time."
     learn, scale = self.learn, getattr(self.learn.model, 'logit_scale', None)
     temperature = math.nan if scale is None else (-scale.detach()).exp()
     self.history.add(learn.train_iter, learn.loss, learn.grad_norm, temperature, learn.opt.hypers[-1]['lr'], data_wait)
-    now = time.perf_counter()
-    if self.running and now - self._released > _YIELD_SECONDS:
-        lock = model_lock(learn)
-        lock.release()
-        time.sleep(1e-3)
-        lock.acquire()
-        self._released = time.perf_counter()
-    if learn.train_iter % self.steps == 0 if self.steps else now >= self._due:
+    if learn.train_iter % self.steps == 0 if self.steps else time.perf_counter() >= self._due:
         with self.show_errors(): self._redraw()
 
 @patch

@@ -18,7 +18,14 @@ from ..interp.stats import median
 from ..loss import similarity
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
-from .base import ImageSet, _text_encoder, image_features, training_paused, weights_version
+from memory_vlm.widgets.base import (
+    ImageSet,
+    _text_encoder,
+    _with_same_weights,
+    image_features,
+    training_paused,
+    weights_version,
+)
 from .html import _layer_maps
 from torch import Tensor
 
@@ -129,7 +136,10 @@ class _ModelView:
         """Compare the first images of the data with each other. `feature` (n, D); `difference`: 1 - mean cosine of two
         tokens' maps; `outliers`: share of patches whose norm is above 3 medians. With a text tower and captions also
         `cosine` with the first caption, its `rank` among those of all, `best_wrong`: the image whose caption comes
-        first, or second after the own, and `text` (n, D): features of the captions."""
+        first, or second after the own, and `text` (n, D): features of the captions. All with the same weights."""
+        return _with_same_weights(self.model, lambda: self._survey(num, batch, step))[0]
+
+    def _survey(self, num, batch, step):
         n, parts = min(num, len(self.images.source)), dict(feature=[], difference=[], outliers=[])
         layer, vectors = map_layer(self.layers) if self.layout.num_memory else self.layers - 1, []
         full = not self.layout.num_memory

@@ -22,6 +22,7 @@ from ..viz.plots import color_scale, overlay, token_overlays
 from memory_vlm.widgets.base import (
     ImageSet,
     _text_encoder,
+    _with_same_weights,
     enlarge,
     image_features,
     scale_html,
@@ -53,12 +54,8 @@ class _IndexView:
             with training_paused(self.model):
                 return image_features(self.model, self.images.batch(range(i, min(i + batch, self.n))))
         def encode_all(): return torch.cat([*map(encode, range(0, self.n, batch))]).float().cpu()
-        version = weights_version(self.model)
-        if self.version != version:
-            self.cached, self.version = encode_all(), version # other panels may use the model between batches
-            if weights_version(self.model) != version: # trained meanwhile: encode all with the same weights
-                with training_paused(self.model):
-                    self.version, self.cached = weights_version(self.model), encode_all()
+        if self.version != weights_version(self.model):
+            self.cached, self.version = _with_same_weights(self.model, encode_all)
         return self.cached
 
     def search(
