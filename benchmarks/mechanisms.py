@@ -1,4 +1,4 @@
-"""Cost of each memory preset: parameters, arithmetic, time of a training step, memory.
+"""Cost of each memory preset, and of an output gate on attention: parameters, arithmetic, time of a step, memory.
 
     python benchmarks/mechanisms.py                 # the default architecture, batch 4 on the CPU or 256 on CUDA
     python benchmarks/mechanisms.py --tokens 64     # all with as many tokens, instead of what their papers use
@@ -23,6 +23,9 @@ from memory_vlm.models.cost import model_cost
 from results import store
 from train_step import our_step, pairs, seconds
 
+GATE = 'model.vit_kwargs.attn_gate=elementwise' # arXiv 2505.06708; with registers as in experiment=gated_registers
+VARIANTS = {'output gate, no memory': ['model/memory=off', GATE],
+            'output gate, registers': ['model/memory=registers', GATE]}
 GOALS = dict(default=('step_over_flops', 1.05), learnable_memory=('step_ratio', 1.15)) # of 64 tokens, at most
 
 
@@ -62,14 +65,16 @@ def in_turns(args, ours, plain):
 
 def measure(args, name, plain_model, plain_step, images, ids):
     "Return a row of the table: one preset compared with no memory."
-    words = [f'model/memory={name}', *([f'model.memory.num_memory_tokens={args.tokens}'] if args.tokens else [])]
+    words = [*VARIANTS.get(name, [f'model/memory={name}']),
+             *([f'model.memory.num_memory_tokens={args.tokens}'] if args.tokens else [])]
     cost, plain_cost = (model_cost(compose(w).model)['model'] for w in (words, ['model/memory=off']))
     held = torch.cuda.memory_allocated() if args.device == 'cuda' else 0 # by the model without memory
     model, step = our_step(args, images, ids, *words)
     times, ratios = in_turns(args, step, plain_step)
     _, forward = in_turns(args, features(model, images, ids), features(plain_model, images, ids))
     memory = peak(step) - held if args.device == 'cuda' else 16 * cost.params + args.batch * cost.activations
-    return dict(preset=name, tokens=compose(words).model.memory.num_memory_tokens, params=cost.params,
+    tokens = cfg.num_memory_tokens if (cfg := compose(words).model.memory).enabled else 0
+    return dict(preset=name, tokens=tokens, params=cost.params,
                 added_params=cost.params - plain_cost.params, gflops=round(cost.flops / 1e9, 3),
                 flop_ratio=round(cost.flops / plain_cost.flops, 4), step_seconds=round(statistics.median(times), 4),
                 step_ratio=round(statistics.median(ratios), 3),
@@ -95,7 +100,8 @@ def main():
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
     p.add_argument('--tokens', type=int, help='memory tokens of every preset (default: those of the preset)')
-    p.add_argument('--presets', nargs='+', default=presets())
+    known = [*presets(), *VARIANTS]
+    p.add_argument('--presets', nargs='+', default=known, choices=known, metavar='PRESET')
     p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     args.batch = args.batch or (256 if args.device == 'cuda' else 4)

@@ -298,6 +298,9 @@ def capture(
 ):                       # Yields `AttentionMaps`; every forward pass adds to it
     "Record the attention of memory and CLS tokens; outputs stay bit-identical. Raises `UserError` for unknown layers."
     tower = find_tower(model)
+    if isinstance(tower.vit, MemoryViT) and hasattr(tower.vit, 'test_time_register'):
+        raise UserError('capture does not show the test-time register of a MemoryViT, which is behind its patches; '
+                        'leave the `with` block of test_time_register, or call RegisterEdit.remove(model) first')
     depth = len(tower.blocks)
     layers = range(depth) if layers is None else [layers] if isinstance(layers, int) else layers
     layers = sorted({checked_index(i, depth, 'layer') for i in layers})

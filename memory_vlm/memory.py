@@ -305,7 +305,7 @@ def is_dead(
     even:float,           # Attention to one token if all keys are equal, 0..1
     threshold:float=0.05, # Fraction of `even`, 0..1
 )->Tensor:                # bool (..., M)
-    "Return which tokens receive less than `threshold` of even attention."
+    "Return which tokens receive less than `threshold` of uniform attention."
     return usage < threshold * even
 
 # %% ../nbs/10_memory.ipynb #2a04273e

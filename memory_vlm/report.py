@@ -358,6 +358,14 @@ def _is_model(x)->bool:
     x = getattr(x, 'learn', x)
     return isinstance(x, (str, Path, LoadedModel, nn.Module)) or isinstance(getattr(x, 'model', None), nn.Module)
 
+def _open(model, dl)->LoadedModel:
+    "Open a model; the error for a path that is none says how images are given."
+    try: return as_model(model, dl)
+    except UserError as e:
+        if not isinstance(model, (str, Path)) or not Path(model).exists(): raise
+        raise UserError(f"'{model}' is not a model ({e}); for images give batches, as memory_report(model, dl), or use "
+                        f"`memory_vlm report MODEL --data {model}`") from e
+
 def memory_report(
     # A run folder, a Learner, a MemoryCLIP, a MemoryViT, or another thing that `as_model` takes
     model,
@@ -374,7 +382,9 @@ def memory_report(
     memory, the rows that need none. For several models, the paired difference of each row to the first. Raises
     `UserError` for a model without data, for images or masks of another size than the model, and for different data."""
     if others and not _is_model(others[-1]): *others, dl = others
-    models = [as_model(m, dl) for m in (model, *others)]
+    if isinstance(dl, (str, Path)): raise UserError(f"dl='{dl}' is a path; give batches of images, or use "
+                                                    f'`memory_vlm report MODEL --data {dl}`')
+    models = [_open(m, dl) for m in (model, *others)]
     if len(models) == 1: return _report(models[0], num_images, absolute_norm, ablation, masks)
     if ablation: raise UserError('ablation belongs to one model; leave it out to compare several')
     if len({id(m.valid_dl) for m in models if _data_name(m.valid_dl) == _UNNAMED}) > 1:

@@ -129,7 +129,7 @@ class _CocoMasks(_Masks):
         return classes, found
 
 class _PngMasks(_Masks):
-    "A folder of PNG files of one channel or with a palette, with one class per pixel; 255 does not count."
+    "A folder of PNG files of one channel or with a palette, with one class per pixel; 255 and 65535 do not count."
     has_objects = False
     def __init__(self, folder:Path, source:Source): self.folder, self.source = folder, source
     def read(self, i):
@@ -140,7 +140,7 @@ class _PngMasks(_Masks):
                 raise UserError(f"'{path}' has mode {image.mode}; give one number per pixel (L or P)")
             classes = np.asarray(image).astype(np.int64)
         _check_size(classes.shape, self.source, i, f"'{path}'")
-        return np.where(classes == 255, -1, classes), []
+        return np.where(np.isin(classes, (255, 65535)), -1, classes), []
 
 # %% ../../nbs/data/13_masks.ipynb #24bf8be3
 def _resize_nearest(x:Tensor, size:tuple)->Tensor: return F.interpolate(x[None], size, mode='nearest-exact')[0]

@@ -117,8 +117,9 @@ def _probe_scores(images:Tensor, labels:Tensor, train:Tensor, train_labels:Tenso
 def _localization_scores(model:EvalModel, source, masks=None, num_images:int=256)->dict[str, _Score]:
     "Return how well memory tokens find objects (chance is a uniform map) and, with masks, LOST and a dense probe."
     found = memory_features(model.model, model.make_batches(source, 64), num_images, masks=masks)
-    names = [n.removeprefix('even ') for n in found if n.startswith('even ') and f'tokens {n[5:]}' in found]
-    scores = {f'where/{n}': _make_score(found[f'tokens {n}'].mean(-1), found[f'even {n}'].mean().item()) for n in names}
+    names = [n[8:] for n in found if n.startswith('uniform ') and f'tokens {n[8:]}' in found]
+    def score(name): return _make_score(found[f'tokens {name}'].mean(-1), found[f'uniform {name}'].mean().item())
+    scores = {f'where/{n}': score(n) for n in names}
     if 'lost LOST' in found:
         hits, middle = found['lost LOST'].squeeze(1), found['lost box in the middle'].mean().item()
         scores['lost/CorLoc'] = _make_score(hits, middle)

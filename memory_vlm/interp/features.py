@@ -114,7 +114,7 @@ def _object_masks(source, index, size:tuple)->tuple:
 def _localization_features(maps:AttentionMaps, masks:Tensor, boxes:Tensor)->dict:
     "Return pointing, energy and IoU of the heatmap of each token and of CLS, of a uniform and of a center heatmap."
     grid, M = maps.layout.grid, maps.layout.num_memory if not maps.layout.num_new_cls else 0
-    kinds, found = ['cls'] * maps.layout.num_cls + ['even', 'center'], []
+    kinds, found = ['cls'] * maps.layout.num_cls + ['uniform', 'center'], []
     if M: found.append(_token_maps(maps).cpu())
     if maps.layout.num_cls: found.append(maps.heatmap(-1, token='cls').unsqueeze(1).cpu())
     baselines = torch.stack([torch.ones(grid), center_prior(grid)]).expand(len(masks), -1, -1, -1)

@@ -108,8 +108,8 @@ def _state_metrics(layout:TokenLayout, features:dict)->list:
         for name, tokens in [(score, f'tokens {score}'), (f'CLS, {score}', f'cls {score}')]:
             who = 'last layer' if name.startswith('CLS') else 'mean over tokens'
             note = f"{who}; a center heatmap gets {features[f'center {score}'].mean():.2f}"
-            rows.append(_Metric('localization', name, tokens, note, lambda f, n=tokens: f[n].mean(-1), f'even {score}',
-                                is_share=True))
+            rows.append(_Metric('localization', name, tokens, note, lambda f, n=tokens: f[n].mean(-1),
+                                f'uniform {score}', is_share=True))
     return rows + _lost_metric(features)
 
 def _dense_metric(features:dict)->list:

@@ -177,7 +177,7 @@ def usage_bars(
     title:str='Usage of memory tokens', # What is shown
     note:str='',        # From which queries, on which data
 )->Plot:
-    "Draw a bar per memory token, with lines at the even spread and at the threshold for dead tokens."
+    "Draw a bar per memory token, with lines at the uniform value and at the threshold for dead tokens."
     usage = np.asarray(usage, float)
     fig = make_figure(title, note, (min(max(0.25 * len(usage) + 1.5, 4.5), 12), 2.9))
     ax = style(fig.subplots(), xlabel='memory token', ylabel='attention received', grid='y')
@@ -185,7 +185,7 @@ def usage_bars(
     ax.bar(np.arange(len(usage)), usage, color=np.where(gone, SERIES[1], SERIES[0]), width=0.8)
     ax.plot(np.flatnonzero(gone), np.full(gone.sum(), usage.max() * 0.05), 'x', color=SERIES[1], markersize=6,
             markeredgewidth=1.8)
-    if uniform is not None: ax.axhline(uniform, color=INK, linestyle='--', linewidth=1, label=f'even: {uniform:.3g}')
+    if uniform is not None: ax.axhline(uniform, color=INK, linestyle='--', linewidth=1, label=f'uniform: {uniform:.3g}')
     if dead is not None: ax.axhline(dead, color=SERIES[1], linestyle=':', linewidth=1.5,
                                     label=f'dead, below {dead:.2g}: {gone.sum()}')
     ax.set_xticks(range(0, len(usage), -(-len(usage) // int(5 * _figure_width(6.4)))))
@@ -219,7 +219,7 @@ def norm_histograms(
 # %% ../../nbs/viz/02_plots.ipynb #f98ce1a8
 @sizable(cmap=True)
 def usage_through_training(
-    usage:np.ndarray,       # Attention that each token received in each window, as a multiple of even attention (S, M)
+    usage:np.ndarray,       # Attention that each token received in each window, in units of uniform attention (S, M)
     steps:list,             # Optimizer step at which each window ended (S,)
     resets:np.ndarray=None, # Whether a token was reset at the end of the window, bool (S, M)
     names:list=None,        # Names of the tokens; None: their indices
@@ -238,7 +238,7 @@ def usage_through_training(
     rows = range(0, M, -(-M // 32))
     ax.set(yticks=rows, yticklabels=[names[m] if names else m for m in rows])
     ax.invert_yaxis()
-    colorbar(fig, ax, norm, 'attention / even', 1)
+    colorbar(fig, ax, norm, 'attention / uniform', 1)
     return fig
 
 # %% ../../nbs/viz/02_plots.ipynb #bc4ab4f3
@@ -257,7 +257,7 @@ def mass_by_layer(
         middle = v[:, 0] if v.ndim == 2 else v
         if v.ndim == 2: ax.fill_between(range(len(v)), v[:, 1], v[:, 2], color=color, alpha=0.25, linewidth=0)
         ax.plot(middle, color=color, marker=marker, markersize=4, linewidth=1.8, label=f'from {name}')
-    if uniform is not None: ax.axhline(uniform, color=INK, linestyle='--', linewidth=1, label=f'even: {uniform:.3g}')
+    if uniform is not None: ax.axhline(uniform, color=INK, linestyle='--', linewidth=1, label=f'uniform: {uniform:.3g}')
     ax.set_ylim(bottom=0)
     ax.set_xticks(range(0, len(middle), -(-len(middle) // 24)))
     legend_above(ax)

@@ -310,7 +310,7 @@ def image_axes(
 def color_scale(
     values,             # Numbers of all panels, any shape
     vmax:float=None,    # Upper end; None: the largest value
-    uniform:float=None, # Value of an even spread; the upper end is then at least 3 times this value
+    uniform:float=None, # Value of uniform attention; the upper end is then at least 3 times this value
 )->Normalize:           # From 0 to the upper end
     "Return a scale for magnitudes that all panels share."
     if vmax is None: vmax = max(float(np.nanmax(values)), 3 * (uniform or 0))
@@ -321,7 +321,7 @@ def colorbar(
     axes,              # Axes that share the bar
     norm:Normalize,    # Scale, from `color_scale`
     label:str,         # What is measured, with its unit
-    uniform:float=None, # Value of an even spread, marked on the bar
+    uniform:float=None, # Value of uniform attention, marked on the bar
     cmap=None,         # Colormap; None: that of the plot function
 ):                     # Matplotlib color bar
     "Draw one color bar for all of `axes`."
@@ -332,6 +332,6 @@ def colorbar(
     if uniform is not None and norm.vmin <= uniform <= norm.vmax:
         bar.ax.plot([0, 1], [uniform] * 2, color='white', linewidth=2.5, transform=bar.ax.get_yaxis_transform())
         bar.ax.plot([0, 1], [uniform] * 2, color='black', linewidth=1, transform=bar.ax.get_yaxis_transform())
-        bar.ax.annotate('even', (0, uniform), (-3, 0), xycoords=('axes fraction', 'data'), textcoords='offset points',
-                        ha='right', va='center', fontsize=_points(7.5), color=INK)
+        bar.ax.annotate('uniform', (0, uniform), (-3, 0), xycoords=('axes fraction', 'data'),
+                        textcoords='offset points', ha='right', va='center', fontsize=_points(7.5), color=INK)
     return bar
