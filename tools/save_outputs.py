@@ -1,7 +1,7 @@
 """Run notebooks and save their outputs: `python tools/save_outputs.py [NOTEBOOK ...]`; without arguments the tutorials.
 
 Tutorials train for minutes and run in their own kernel; module notebooks run as `nbdev-test` runs them. Live widgets
-(blank without a kernel), progress bars and warnings are dropped, and large images are stored with 256 colors."""
+(blank without a kernel), progress bars and warnings are dropped, and images are stored with 256 colors."""
 import base64
 import io
 import nbformat
@@ -30,13 +30,14 @@ def worth_keeping(output):
 
 
 def shrink(data):
-    "Store an image once, and a large one with 256 colors."
-    if 'image/png' in data: data.pop('image/jpeg', None) # IPython shows a PIL image in both formats
-    if len(data.get('image/png', '')) < 30_000: return
-    small = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(data['image/png']))).quantize(256,
-            method=Image.Quantize.FASTOCTREE).save(small, 'PNG', optimize=True)
-    data['image/png'] = base64.b64encode(small.getvalue()).decode()
+    "Store an image once, with 256 colors if that makes it smaller."
+    if 'image/png' not in data: return
+    data.pop('image/jpeg', None) # IPython shows a PIL image in both formats
+    image, small = Image.open(io.BytesIO(base64.b64decode(data['image/png']))), io.BytesIO()
+    if image.mode == 'P': return
+    image.quantize(256, method=Image.Quantize.FASTOCTREE).save(small, 'PNG', optimize=True)
+    text = base64.b64encode(small.getvalue()).decode()
+    if len(text) < len(data['image/png']): data['image/png'] = text
 
 
 def tidy(nb):
