@@ -10,8 +10,8 @@ without workers, in alternation; the result is the median of the ratios. Goals: 
 times webdataset. `decode` is the JPEG decoder alone, on bytes in memory, at the size at which our loader decodes (goal:
 at least 85 % of its speed). `resized` also resizes each image to 224 x 224, as torch does it: what is missing to its
 speed is reading, random draws, captions and batches. Our loader is also measured with cached images
-(`training.data.cache_mb`), after the epoch that fills the cache. Then it loads ten epochs of the same files and measures
-the growth of resident memory after the first (goal: under 50 MB).
+(`training.data.cache_mb`), after the epoch that fills the cache. Then it loads ten epochs of the same files and
+measures the growth of resident memory after the first (goal: under 50 MB).
 
     python benchmarks/data.py --large            # time to open large data sets
 

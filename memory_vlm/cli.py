@@ -25,7 +25,6 @@ from .imports import import_code
 from memory_vlm.overrides import (
     _as_options,
     _name_flags,
-    _run_config,
     explain_keys,
     find_keys,
     split_imports,
@@ -200,7 +199,6 @@ def _eval_command(
     from memory_vlm.evaluation.classification import read_prompts
     from memory_vlm.evaluation.compare import check_table_path, eval_models
     if out: check_table_path(out) # before hours of work
-    if _run_config(data): raise UserError(f"the last word is the data, and '{data}' is a run; put data behind it")
     prompts = read_prompts(classes, templates) if classes or templates else None
     found = eval_models(models, data, prompts, train, split, max_bad_fraction=max_bad_fraction, masks=masks,
                         measures=measures, image_key=image_key, caption_key=caption_key, image_dir=image_dir)

@@ -211,8 +211,8 @@ def test_resume_requires_the_same_number_of_ranks(tmp_path):
 def torchrun(folder, *words, script='train.py', options=()):
     return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port',
                              str(free_port()), *options, str(script),
-                             '--config-name=quickstart', *words, f'training.run_dir={folder}'], cwd=ROOT, encoding='utf-8',
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             '--config-name=quickstart', *words, f'training.run_dir={folder}'], cwd=ROOT,
+                            encoding='utf-8', stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env=os.environ | ENOUGH | dict(OMP_NUM_THREADS='1', PYTHONFAULTHANDLER='1',
                                                            TORCH_ELASTIC_SHUTDOWN_TIMEOUT='240'))
 

@@ -362,7 +362,10 @@ def eval_models(
             if isinstance(name, (str, Path, EvalModel)):
                 raise UserError(f"two models are called '{one.name}'; give each a different name")
             one = replace(one, name=f'{one.name} ({len(found) + 1})')
-        source = labeled or open_source(data, split, one.image_size, key='data', **options)
+        try: source = labeled or open_source(data, split, one.image_size, key='data', **options)
+        except UserError as e:
+            if not (isinstance(data, (str, Path)) and find_run(data)): raise
+            raise UserError(f"{e}. '{data}' is a run; give data beside the models, in a shell as the last word") from e
         if prompts and not labeled and not _has_object_boxes(source):
             raise UserError(f"classes needs folders of images per class; '{data}' has none")
         is_part = source.has_split or folder not in (None, str(data))
