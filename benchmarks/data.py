@@ -139,8 +139,8 @@ def main():
             for pixels in decode():
                 yield F.interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None], (224, 224), mode='bicubic',
                                     antialias=True)
-        loaders = dict(decode=decode, resized=resized, ours=lambda: ours, cached=lambda: cached, open_clip=lambda: csv_loader,
-                       our_shards=lambda: sharded, webdataset=lambda: streamed)
+        loaders = dict(decode=decode, resized=resized, ours=lambda: ours, cached=lambda: cached,
+                       open_clip=lambda: csv_loader, our_shards=lambda: sharded, webdataset=lambda: streamed)
         rounds = [{name: rate(batches, n) for name, batches in loaders.items()} for _ in range(args.rounds + 1)][1:]
         each = {name: statistics.median(r[name] for r in rounds) for name in loaders}
         over_csv = statistics.median(r['ours']/r['open_clip'] for r in rounds)
