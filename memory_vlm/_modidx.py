@@ -2277,6 +2277,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'memory_vlm/training/checkpoint.py'),
                                                 'memory_vlm.training.checkpoint._fsync_path': ( 'training/checkpoint.html#_fsync_path',
                                                                                                 'memory_vlm/training/checkpoint.py'),
+                                                'memory_vlm.training.checkpoint._num_images': ( 'training/checkpoint.html#_num_images',
+                                                                                                'memory_vlm/training/checkpoint.py'),
                                                 'memory_vlm.training.checkpoint._random_state': ( 'training/checkpoint.html#_random_state',
                                                                                                   'memory_vlm/training/checkpoint.py'),
                                                 'memory_vlm.training.checkpoint._records': ( 'training/checkpoint.html#_records',

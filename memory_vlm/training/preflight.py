@@ -31,7 +31,7 @@ from ..models.attention_hooks import EAGER, WITHOUT_CUDNN_ATTENTION
 from ..models.cost import measure_cost
 from ..models.freeze import freeze
 from .fsdp import _sharded_modules, _sharded_names
-from .optim import optimizer_kwargs
+from .optim import optimizer_kwargs, schedule_kwargs
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from statistics import median
@@ -341,7 +341,10 @@ def preflight(
         if key == 'val_path':
             mistakes += _size_problem(dl.source, name) + _overlap_problem(learn.dls.train.source, dl.source, name)
         if note := dl.save_shared_memory() if hasattr(dl, 'save_shared_memory') else '': mistakes.append(note)
-    if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing is learned')
+    lowest = schedule_kwargs(t.scheduler_kwargs).get('min_lr', 0.) if t.scheduler != 'constant' else 0.
+    if t.learning_rate < lowest: mistakes.append(f'training.learning_rate={t.learning_rate:g} is below '
+                                                 f'training.scheduler_kwargs.min_lr={lowest:g}, to which it rises')
+    elif t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing is learned')
     mistakes += _precision_problems(learn.precision, learn.dls.device)
     each, size = _try_step(learn)
     needs = _rank_memory(learn.model, t, world_size(), t.fsdp, size)
