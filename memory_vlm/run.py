@@ -241,7 +241,11 @@ def fit(
     A further fit of the result's learner trains its model and writes nothing into the run folder. Raises `UserError`
     before anything is written or if too much of the data is unusable, and `LostRankError` if another process has
     ended."""
-    with process_group(): return _fit_in_group(cfg, metrics)
+    return _fit(cfg, metrics, set())
+
+def _fit(cfg:DictConfig, metrics, said:set)->Run:
+    "`fit`, without the warnings that were printed before (`said`), which it extends; a study has many fits."
+    with process_group(): return _fit_in_group(cfg, metrics, said)
 
 def _with_own_code(learn:MemoryLearner, cfg:DictConfig, run:Path, metrics)->tuple[MemoryLearner, DictConfig]:
     "Return the learner of a resumed run with the code that the run keeps, if another one was imported."
@@ -252,7 +256,14 @@ def _with_own_code(learn:MemoryLearner, cfg:DictConfig, run:Path, metrics)->tupl
     learn.cfg.training.imports = recorded
     return learn, learn.cfg
 
-def _fit_in_group(cfg:DictConfig, metrics=())->Run:
+def _new_lines(found:list[str], said:set)->list[str]: # Extends `said` by the warnings among them
+    "Return lines without the warnings that are in `said`; in place of these a line with their number."
+    again, warned = said.intersection(found), {l for l in found if l.startswith('Warning: ')}
+    said |= warned
+    new = [l for l in found if l not in again]
+    return new + [f'{_counted(len(again), "warning")} as in an earlier run'] * bool(again)
+
+def _fit_in_group(cfg:DictConfig, metrics, said:set)->Run:
     "Train a configuration in an open process group."
     learn = make_learner(cfg, metrics=metrics)
     cfg = learn.cfg # with the sizes of `model.pretrained`
@@ -261,7 +272,7 @@ def _fit_in_group(cfg:DictConfig, metrics=())->Run:
     finished = broadcast_from_main(lambda: bool(run) and (run/'DONE').exists())
     if run is None: _check_frozen_text(learn)
     if finished: _check_longer(learn, run)
-    found = preflight(learn) if cfg.training.preflight else []
+    found = _new_lines(preflight(learn), said) if cfg.training.preflight else []
     folder = run or broadcast_from_main(make_run_dir, cfg)
     with ExitStack() as stack:
         broadcast_from_main(lambda: stack.enter_context(run_lock(folder)))

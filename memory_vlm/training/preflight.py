@@ -41,7 +41,7 @@ from typing import NamedTuple
 # %% ../../nbs/training/06_preflight.ipynb #c8b3b8bc
 def _sample_images(source:Source, most:int=32, seconds:float=3.)->tuple:
     "Decode some images of a source. Raises `UserError` if none is usable."
-    start, seen, bad = time.perf_counter(), [], []
+    start, seen, bad, source = time.perf_counter(), [], [], source.unweighted()
     for i in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
         try: seen.append((source.pixels(i), source.captions(i)))
         except UserError as e: bad.append(str(e))
@@ -64,7 +64,7 @@ def _data_problems(seen:list, bad:list, name:str)->list[str]:
 
 def _sample_captions(source:Source, most:int=2000, seconds:float=2.)->list[list[str]]:
     "Read the captions of some images."
-    start, captions = time.perf_counter(), []
+    start, captions, source = time.perf_counter(), [], source.unweighted()
     for i in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
         try: captions.append(source.captions(i))
         except UserError: pass # a bad sample, which `_data_problems` reports
