@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fastai.callback.core import Callback
@@ -20,17 +21,18 @@ from io import BytesIO
 from math import ceil
 from .ablation import _FEW_IMAGES
 from .clip import MemoryCLIP
+from .config import validate
 from .core import UserError, _counted, _fork_random
 from .distributed import LostRankError, broadcast_from_main, is_main, process_group, world_size
 from .imports import _imports_of, import_run
-from .learner import MemoryLearner, make_learner
-from .models.pretrained import find_pretrained
+from .learner import CONFIG_CHECKS, MemoryLearner, make_dls, make_learner
+from .models.pretrained import find_pretrained, with_pretrained
 from .training.callbacks import CheckpointCallback, DivergedError, LogCallback, ResumeCallback, is_probing
 from .training.checkpoint import checkpoint_folder, newest_checkpoint, read_manifest
 from .training.logging import MetricLog, read_metrics
 from .training.optim import make_schedule, schedule_kwargs
 from .training.preflight import preflight
-from .training.run_dir import choose_run, make_run_dir, run_lock
+from .training.run_dir import _compared_settings, choose_run, make_run_dir, run_lock, with_run_weights
 from .viz.html import memory_figures
 from .viz.page import write_report_page
 from .viz.style import to_png
@@ -298,3 +300,23 @@ def _fit_in_group(cfg:DictConfig, metrics, said:set)->Run:
               flush=True) # a launcher may kill the process before it ends
     metrics = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     return Run(folder, learn, metrics, learn.interrupted, learn.interrupts.caught, not lost)
+
+# %% ../nbs/40_run.ipynb #420a53b8
+_OWN_KEY = re.compile(r'\+*training\.(seed|run_dir|resume)=') # Keys that a study sets for each run
+
+def _check_plan(plan:Mapping, words:Sequence[str]):
+    "Raise `UserError` for a run that could not start, before the first fit; warn of variants that do not differ."
+    if own := next((w for w in words if _OWN_KEY.match(w)), None):
+        raise UserError(f"'{own}' has no effect in base or variants, because the study sets it for each run; "
+                        'seeds are listed in seeds')
+    same, data = {}, {}
+    for (name, _), cfg in plan.items():
+        cfg = with_pretrained(validate(with_run_weights(cfg), CONFIG_CHECKS))
+        t, settings = cfg.training, {k: v for k, v in _compared_settings(cfg).items() if k != 'training.seed'}
+        same.setdefault(str(settings), {})[name] = True
+        data[str((t.data, t.batch_size, t.accumulate_grad_batches, cfg.model.text))] = cfg
+    for names in same.values():
+        if len(names) > 1: warnings.warn(f"{' and '.join(names)} have the same configuration: they do not differ")
+    with warnings.catch_warnings(action='ignore'): # the fit shows them
+        for cfg in data.values() if len(data) > 1 else ():
+            make_dls(OmegaConf.merge(cfg, dict(training=dict(data=dict(cache_mb=0)))))

@@ -46,7 +46,8 @@ def _coco_rows(data:dict)->tuple:
     if captions and captions.keys().isdisjoint(ids):
         raise UserError(f'contains no caption of its images: their id is such as {json.dumps(next(iter(ids), None))}, '
                         f'the image_id of captions such as {json.dumps(next(iter(captions)))}')
-    if lost := len(captions.keys() - ids.keys()): warnings.warn(f'{lost} images with captions are not in the list of images')
+    lost = len(captions.keys() - ids.keys())
+    if lost: warnings.warn(f'{lost} images with captions are not in the list of images')
     return [p['file_name'] for p in data['images']], [captions.get(p['id'], []) for p in data['images']], None
 
 def _karpathy_rows(data)->tuple:

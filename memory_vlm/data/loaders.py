@@ -325,10 +325,10 @@ def make_loader(
     sampler = EpochSampler(source, batch_size, shuffle, drop_last, seed, rank, world_size)
     if drop_last and not len(sampler):
         most, where = len(source)//world_size, f' on each of {world_size} devices'*(world_size > 1)
-        part = ', as others are held out for validation' if isinstance(source, Subset) else ''
-        raise UserError(f'{source.name} has {_counted(len(source), "image")} for training{part}, too few for a batch of '
-                        f'{batch_size}{where}; ' + (f'set training.batch_size to at most {most}' if most > 1 else
-                                                    'give more images'))
+        cure = f'set training.batch_size to at most {most}' if most > 1 else 'give more images'
+        held_out = ', as others are held out for validation'*isinstance(source, Subset)
+        raise UserError(f'{source.name} has {_counted(len(source), "image")} for training{held_out}, too few for a '
+                        f'batch of {batch_size}{where}; {cure}')
     augment = partial(augment if train else AUGMENTATIONS['none'], how=preprocessing)
     dataset = PairDataset(source, image_size, augment, train, seed, tokenizer, preprocessing.transparency != 'white',
                           train and true_captions, _DECODE_SHARES.get(augmentation, 1.) if train else 1.)
