@@ -311,10 +311,12 @@ def _check_plan(plan:Mapping, words:Sequence[str]):
                         'seeds are listed in seeds')
     same, data = {}, {}
     for (name, _), cfg in plan.items():
-        cfg = with_pretrained(validate(with_run_weights(cfg), CONFIG_CHECKS))
         t, settings = cfg.training, {k: v for k, v in _compared_settings(cfg).items() if k != 'training.seed'}
-        same.setdefault(str(settings), {})[name] = True
-        data[str((t.data, t.batch_size, t.accumulate_grad_batches, cfg.model.text))] = cfg
+        names = same.setdefault(str(settings), {})
+        if not names: # only the first of equal ones
+            cfg = with_pretrained(validate(with_run_weights(cfg), CONFIG_CHECKS))
+            data[str((t.data, t.batch_size, t.accumulate_grad_batches, cfg.model.text))] = cfg
+        names[name] = True
     for names in same.values():
         if len(names) > 1: warnings.warn(f"{' and '.join(names)} have the same configuration: they do not differ")
     with warnings.catch_warnings(action='ignore'): # the fit shows them
