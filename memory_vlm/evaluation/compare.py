@@ -158,7 +158,8 @@ def _outliers_text(found:_ReportComparison)->str:
                                                  for r in own]
     filled = {k: v + [''] * (depth - len(v)) for k, v in columns.items()}
     corrected = '; corrected over this table' * (len(found.reports) > 1)
-    return f'\n\nShare of {_OUTLIERS} after each block, from block 0{corrected}:\n\n{_markdown_columns(filled, range(depth))}'
+    title = f'Share of {_OUTLIERS} after each block, from block 0{corrected}'
+    return f'\n\n{title}:\n\n{_markdown_columns(filled, range(depth))}'
 
 def _measures_text(found:_ReportComparison)->str:
     "Return the rows of a memory report, and the outliers after each block, as Markdown."
