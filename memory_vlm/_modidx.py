@@ -506,6 +506,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'memory_vlm.data.masks._LoadedMasks.has_objects': ( 'data/masks.html#_loadedmasks.has_objects',
                                                                                            'memory_vlm/data/masks.py'),
                                        'memory_vlm.data.masks._Masks': ('data/masks.html#_masks', 'memory_vlm/data/masks.py'),
+                                       'memory_vlm.data.masks._Masks.claim': ('data/masks.html#_masks.claim', 'memory_vlm/data/masks.py'),
                                        'memory_vlm.data.masks._Masks.read': ('data/masks.html#_masks.read', 'memory_vlm/data/masks.py'),
                                        'memory_vlm.data.masks._PngMasks': ('data/masks.html#_pngmasks', 'memory_vlm/data/masks.py'),
                                        'memory_vlm.data.masks._PngMasks.__init__': ( 'data/masks.html#_pngmasks.__init__',
