@@ -1,6 +1,7 @@
 // The embedding map: images and captions in two dimensions, a lasso, and a list of the hardest pairs.
 //   host.data {points: [{x, y, id, caption: whether it is a caption}], columns: {name: values by id}, captions: by id,
-//   wrong: by id, twin: name or ""}; host.open(id) (if there is an explorer), host.select(ids), host.thumbs(ids): answered by thumbs({id: src})
+//   wrong: by id, twin: name or "", how: projection, ways: those to choose from, note};
+//   host.project(how) (with a kernel), host.open(id) (if there is an explorer), host.select(ids), host.thumbs(ids): answered by thumbs({id: src})
 
 const RAMP = [[43, 123, 186], [150, 150, 156], [217, 95, 2]]; // low, middle, high; on light and dark pages
 const ramp = (x) => { const at = Math.min(Math.max(x, 0), 0.9999) * 2, i = Math.floor(at); return `rgb(${[0, 1, 2].map((k) => Math.round(RAMP[i][k] + (RAMP[i + 1][k] - RAMP[i][k]) * (at - i)))})`; };
@@ -35,9 +36,16 @@ function makeMap(root, host) {
   const bar = make(root, "div", "", "controls"), label = make(bar, "label", "color ", "choice"), select = make(label, "select"), shown = make(bar, "label", "", "choice"), box = make(shown, "input"), scale = make(bar, "span", "", "note");
   for (const name of names) make(select, "option", name.replace("_", " "));
   select.setAttribute("aria-label", "color");
+  if (host.project && data.ways?.length > 1) {
+    const how = make(make(bar, "label", "projection ", "choice"), "select");
+    for (const name of data.ways) make(how, "option", name.toUpperCase());
+    Object.assign(how, { selectedIndex: data.ways.indexOf(data.how), onchange: () => host.project(data.ways[how.selectedIndex]) });
+  }
   Object.assign(box, { type: "checkbox", checked: false, onchange: () => { fit(); draw(); } });
   shown.append(" captions");
-  const canvas = make(root, "canvas", "", "plot"), tip = make(root, "div", `${host.open ? "Click a point to open it" : "Point at an image to read its caption"}; draw around points to select them.`, "value"), title = make(root, "h4"), list = make(root, "div", "", "pairs");
+  const canvas = make(root, "canvas", "", "plot"), tip = make(root, "div", `${host.open ? "Click a point to open it" : "Point at an image to read its caption"}; draw around points to select them.`, "value");
+  make(root, "p", data.note, "note");
+  const title = make(root, "h4"), list = make(root, "div", "", "pairs");
   tip.setAttribute("role", "status");
   Object.assign(canvas, { tabIndex: 0 });
   canvas.setAttribute("role", "application");
