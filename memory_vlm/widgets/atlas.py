@@ -22,6 +22,7 @@ from ..training.run_dir import as_model
 from ..viz.plots import patch_gallery
 from memory_vlm.widgets.base import (
     ImageSet,
+    _check_finite,
     _format_number,
     _with_same_weights,
     find_model,
@@ -61,6 +62,7 @@ def _most_read_patches(model:nn.Module, images:ImageSet, layer:int=-1, num:int=2
         values.append(value)
         patches.append(patch)
         if layout.in_sequence: states.append(maps.memory_states[:, 0].float())
+    _check_finite(torch.cat(usage))
     state = torch.cat(states).mean(0) if states else None
     return torch.cat(usage).mean(0), torch.cat(values), torch.cat(patches), state
 

@@ -330,6 +330,7 @@ def snapshot(self:AttentionExplorer):
     maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, way)[[*range(cls), *(s.layout.num_cls + shown)]]
             for s in sides]
     grid = tuple(np.max([m.shape[1:] for m in maps], axis=0))
+    left += ''.join(f' Maps of {s.name} are not finite (NaN).' for s, m in zip(sides, maps) if np.isnan(m[cls:]).any())
     title = dict(reads='Attention of tokens to patches', read_by='Attention of patches to tokens')[way]
     note = f'{self._described()}. {len(shown)} of {len(self.main.others)} {kind}s; *: selected.{left}'
     image, uniform = self.images[self.image].numpy(), 1 / self.main.layout.num_keys
