@@ -2965,6 +2965,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'memory_vlm/widgets/atlas.py'),
                                           'memory_vlm.widgets.atlas.MemoryAtlas._open': ( 'widgets/atlas.html#memoryatlas._open',
                                                                                           'memory_vlm/widgets/atlas.py'),
+                                          'memory_vlm.widgets.atlas.MemoryAtlas._ready': ( 'widgets/atlas.html#memoryatlas._ready',
+                                                                                           'memory_vlm/widgets/atlas.py'),
                                           'memory_vlm.widgets.atlas.MemoryAtlas._valid': ( 'widgets/atlas.html#memoryatlas._valid',
                                                                                            'memory_vlm/widgets/atlas.py'),
                                           'memory_vlm.widgets.atlas.MemoryAtlas.export_html': ( 'widgets/atlas.html#memoryatlas.export_html',

@@ -311,12 +311,12 @@ class Panel(W.VBox):
     @contextmanager
     def show_errors(self):
         "Show an exception as a message in the panel and keep it in `problem`."
+        self.problem = None # not at the end: work in the background may have failed since
         try: yield
         except Exception as e:
             self.problem = e
             self.show_message(str(e) if isinstance(e, ValueError) else f'Unexpected error, {type(e).__name__}: {e}',
                      problem=True)
-        else: self.problem = None
 
     def guarded(self, f):
         "Wrap a callback so that it shows its exceptions and never raises."

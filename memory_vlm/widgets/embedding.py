@@ -13,7 +13,7 @@ import pandas as pd
 import traitlets as T
 import warnings
 from importlib.util import find_spec
-from ..core import UserError, missing_package, pick, require
+from ..core import UserError, _counted, missing_package, pick, require
 from ..training.run_dir import as_model
 from ..viz.style import make_figure, style
 from .base import ImageSet, asset, enlarge
@@ -121,7 +121,7 @@ class EmbeddingMap(_LinkedPanel):
 
     def _placed_by(self, how):
         seed = f', seed {self.seed}' * (how == 'umap')
-        return (f'{_PROJECTIONS[how]} of {self.num} images{seed}. Images and captions are centered separately; what is '
+        return (f'{_PROJECTIONS[how]} of {_counted(self.num, "image")}{seed}. Images and captions are centered separately; what is '
                 'near here need not be near in the embedding.')
 
     def _project_again(self):
@@ -159,6 +159,7 @@ class EmbeddingMap(_LinkedPanel):
         frame = self.frame[self.frame.kind == 'image'].drop(columns=['kind', 'x', 'y', 'embedding'])
         if 'rank' not in frame: raise UserError('Pairs need a model with a text tower and images with captions.')
         frame['best_wrong'] = [self.frame.caption[i] for i in self.view.data['wrong']]
+        frame['best_wrong'] = frame.best_wrong.where(frame.best_wrong != frame.caption, '') # there is no other caption
         if self.selected: frame = frame[frame.id.isin(self.selected)]
         return frame.sort_values(['rank', 'cosine'], ascending=[False, True], ignore_index=True)
 
@@ -192,5 +193,5 @@ class EmbeddingMap(_LinkedPanel):
         hardest = self.pairs.id[:64] if 'rank' in self.frame else []
         shown = sorted({int(i) for i in hardest} | {self.view.data['wrong'][i] for i in hardest})
         data = self.view.data | dict(thumbs=self._thumbs(shown), color=self.color)
-        return widget_page(path, 'Embedding map', f'{len(self.view.data["captions"])} images.', data, 'map.js',
+        return widget_page(path, 'Embedding map', f'{_counted(self.num, "image")}.', data, 'map.js',
                            footer=self.images.attribution, style=asset('explorer.css'))
