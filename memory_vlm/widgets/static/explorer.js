@@ -189,7 +189,7 @@ function makeExplorer(root, host) {
     view.hover.textContent = "";
     if (p < 0) return;
     Object.assign(box.style, { left: `${p % columns * 100 / columns}%`, top: `${Math.floor(p / columns) * 100 / rows}%`, width: `${100 / columns}%`, height: `${100 / rows}%` });
-    if (view.values) view.hover.textContent = `${placeName(p, view.side)}: ${number(view.values[p])}${view.signed || !Number.isFinite(view.values[p]) ? "" : `, ${times(view.values[p], view.side)}`}`;
+    if (view.values) view.hover.textContent = `${placeName(p, view.side)}: ${number(view.values[p])}${view.signed || view.difference || !Number.isFinite(view.values[p]) ? "" : `, ${times(view.values[p], view.side)}`}`;
   }
 
   function makeTiles(view) {

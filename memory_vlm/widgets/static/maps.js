@@ -106,7 +106,9 @@ function placeName(p, side) { return `row ${Math.floor(p / side.grid[1])}, colum
 
 // One sentence about the map of the chosen token.
 function sentence(side, state, t, map, maps) {
-  const where = `${tokenName(side, side.tokens[t])}, layer ${state.layer}, ${state.head === "mean" ? "mean of heads" : `head ${state.head}`}`, best = largest(map);
+  const left = state.head !== "mean" && side.heads > 1 && side.blocks?.[state.layer]?.heads === 1; // a page may keep only the mean of the heads
+  const head = left ? "mean of heads (this page has no single heads of this layer)" : state.head === "mean" ? "mean of heads" : `head ${state.head}`;
+  const where = `${tokenName(side, side.tokens[t])}, layer ${state.layer}, ${head}`, best = largest(map);
   const share = state.direction === "reads" ? `${percent(total(map))} of its attention is on patches` : `on average it receives ${percent(total(map) / map.length)} of the attention of a patch`;
   const rest = maps.filter((m, i) => m && i !== t && side.tokens[i] >= 0);
   const alike = rest.length ? ` Cosine with the mean map of ${side.kind === "memory" ? "the other tokens" : side.tokens[t] < 0 ? "the patches" : "the other patches"}: ${cosine(map, meanOf(rest)).toFixed(2)}.` : "";
