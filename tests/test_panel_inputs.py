@@ -171,3 +171,11 @@ def test_page_of_an_embedding_map_with_unusual_captions(offline_page, model, tmp
             assert offline_page.locator('.pair').evaluate_all('all => Math.max(...all.map((p) => p.offsetHeight))') < 200
         assert offline_page.title() == 'Embedding map'
     expect(offline_page.locator('.pair')).to_have_text('“a cat”: rank 1') # there is no wrong caption
+
+
+def test_page_without_single_heads_names_their_mean(offline_page, pages):
+    offline_page.goto(pages['fine'].as_uri())
+    offline_page.locator('.choice.head select').select_option('1')
+    expect(offline_page.locator('.figure p')).to_contain_text('token 0, layer 1, head 1: ')
+    offline_page.locator('.choice.layer select').select_option('0')
+    expect(offline_page.locator('.figure p')).to_contain_text('layer 0, mean of heads (this page has no single heads of this layer): ')

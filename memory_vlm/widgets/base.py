@@ -298,6 +298,9 @@ class Panel(W.VBox):
         self._thread, self._stopping = None, False
         _close_panels_of_earlier_runs(self)
 
+    def __repr__(self): # a saved notebook keeps this text
+        return f'{type(self).__name__}: needs a running kernel; snapshot() or export_html(path) keeps it in a notebook.'
+
     @property
     def message(self)->str:
         "The message that the panel shows; empty: none."

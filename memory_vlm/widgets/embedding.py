@@ -121,8 +121,8 @@ class EmbeddingMap(_LinkedPanel):
 
     def _placed_by(self, how):
         seed = f', seed {self.seed}' * (how == 'umap')
-        return (f'{_PROJECTIONS[how]} of {_counted(self.num, "image")}{seed}. Images and captions are centered separately; what is '
-                'near here need not be near in the embedding.')
+        return (f'{_PROJECTIONS[how]} of {_counted(self.num, "image")}{seed}. Images and captions are centered '
+                'separately; what is near here need not be near in the embedding.')
 
     def _project_again(self):
         if self._frame is None: return # the work in the background comes to it

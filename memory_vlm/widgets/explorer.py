@@ -133,6 +133,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         counts = dict(layer=side.layers, head=side.heads, token=tokens, pin=tokens, patch=side.layout.num_patches)
         return checked_index(int(value), counts[name], name)
 
+    def __repr__(self): return 'AttentionExplorer: needs a running kernel; keep() shows it in a saved notebook.'
     def _first_caption(self, i): return next(iter(self.images.captions(i)), '')
 
     @property
@@ -323,9 +324,8 @@ def snapshot(self:AttentionExplorer):
     shown = np.unique(np.linspace(0, count - 1, min(count, 16)).round().astype(int)) if count else np.zeros(0, int)
     if self.token != 'cls' and self.token < count and self.token not in shown:
         shown[np.abs(shown - self.token).argmin()] = self.token
-    kind = 'token' if self.main.layout.num_memory else 'patch'
+    kind, cls = 'token' if self.main.layout.num_memory else 'patch', shared(sides)
     names = [f'{kind} {m}' + ' *' * bool(m == self.token) for m in shown]
-    cls = shared(sides)
     names = ['CLS' + ' *' * (self.token == 'cls')] * cls + names
     maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, way)[[*range(cls), *(s.layout.num_cls + shown)]]
             for s in sides]

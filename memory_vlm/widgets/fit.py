@@ -174,7 +174,7 @@ class FitDashboard(Panel):
             control.observe(self.guarded(lambda _: self._draw_curves()), 'value')
         self.when_row, self.when, self.when_text = W.HBox(), None, W.Label()
         self._new_slider()
-        self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='100%')), W.HTML()
+        self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='calc(100% - 4px)')), W.HTML()
         if self.watch.images is None:
             self.maps.layout.display = 'none'
             self.scale.value = 'No maps: the model has no memory tokens, or no image was chosen.'
@@ -190,7 +190,8 @@ class FitDashboard(Panel):
         "Make the slider of a fit. It only grows: a browser that gets fewer steps chooses one itself."
         if self.when is not None: self.when.close()
         self.when = W.IntSlider(max=0, description='maps of this fit', readout=False,
-                                style=dict(description_width='initial'), layout=W.Layout(width='340px', max_width='80%'))
+                                style=dict(description_width='initial'),
+                                layout=W.Layout(width='340px', max_width='80%'))
         self.when.observe(self.guarded(lambda change: self._choose_maps(change.new)), 'value')
         self.when_row.layout.display, self._at = 'none', None
         self.when_row.children = [self.when, self.when_text]
