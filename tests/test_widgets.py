@@ -222,6 +222,18 @@ def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
     expect(offline_page.locator('main')).to_contain_text('Training curves')
 
 
+def test_slider_of_a_fit_stays_at_the_latest_maps(lab, page):
+    nb = notebook(lab, page, 'slider', 'dash = FitDashboard(learn, steps=1); dash', 'learn.fit_cosine(1)', 'learn.fit_cosine(4)')
+    dash, steps = nb.cell(1), nb.ask('learn.train_iter')
+    assert steps > 40 # more maps than are kept
+    page.wait_for_timeout(1000) # an answer of the browser would come now
+    assert nb.ask('[dash.when.value, dash.when.max, dash.when_text.value]') == [39, 39, f'step {steps} (latest)']
+    latest = dash.locator('img').last.get_attribute('src')
+    press(dash, 'maps of this fit', 'Home')
+    expect(dash.get_by_text('step 0', exact=True)).to_be_visible()
+    expect(dash.locator('img').last).not_to_have_attribute('src', latest)
+
+
 def test_plain_fit_reports_that_its_button_is_disabled(lab, page):
     nb = lab.open(page,
                   lab.write('plain.ipynb', SETUP, 'dash = FitDashboard(learn, every=0.5); dash',
