@@ -223,7 +223,8 @@ def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
 
 
 def test_slider_of_a_fit_stays_at_the_latest_maps(lab, page):
-    nb = notebook(lab, page, 'slider', 'dash = FitDashboard(learn, steps=1); dash', 'learn.fit_cosine(1)', 'learn.fit_cosine(4)')
+    nb = notebook(lab, page, 'slider', 'dash = FitDashboard(learn, steps=1); dash', 'learn.fit_cosine(1)',
+                  'learn.fit_cosine(4)')
     dash, steps = nb.cell(1), nb.ask('learn.train_iter')
     assert steps > 40 # more maps than are kept
     page.wait_for_timeout(1000) # an answer of the browser would come now
