@@ -122,7 +122,8 @@ def points(count, columns, seed=0, **more):
     at = np.random.default_rng(seed).normal(size=(count, 2)).round(3).tolist()
     shown = [dict(x=x, y=y, id=i, caption=False) for i, (x, y) in enumerate(at)]
     return dict(points=shown, captions=['a caption'] * count, wrong=[0] * count,
-                columns=dict(cosine=[0] * count) | columns, twin='', color='', note='PCA.', how='pca', ways=['pca']) | more
+                columns=dict(cosine=[0] * count) | columns, twin='', color='', note='PCA.', how='pca',
+                ways=['pca']) | more
 
 
 def open_map(page, data, folder):
