@@ -172,7 +172,7 @@ def _make_shards_command(
 # %% ../nbs/50_cli.ipynb #a262ae28
 @_answers
 def _eval_command(
-    models:Annotated[str, dict(nargs='+')], # Runs, checkpoints, or open_clip names such as ViT-B-32/TAG
+    models:Annotated[str, dict(nargs='+')], # Runs, checkpoints, or names of open_clip or timm such as ViT-B-32/TAG
     data:Annotated[str, dict(opt=False)],   # Images with captions, or a folder of images for each class
     classes:str=None,       # .txt (a class per line) or YAML file of classes and templates, or 'imagenet'
     templates:str=None,     # .txt with a prompt such as "a photo of a {}" per line, or imagenet, simple, photo, plain

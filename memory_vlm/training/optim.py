@@ -179,9 +179,11 @@ def make_schedule(
     min_lr:float=0.,        # Learning rate at the end
     notice:Callable=print,  # Called with one line if the warm-up is cut
 )->Callable:                # Completed fraction of the run (0..1) -> learning rate
-    "Make the schedule of a run. Raises `UserError` for an unknown kind, or for a negative warm-up or `min_lr`."
+    "Make the schedule of a run. Raises `UserError` for an unknown kind, or for a rate or warm-up that cannot be."
     schedule = pick(_SCHEDULES, kind, 'training.scheduler')
-    if warmup_epochs < 0 or min_lr < 0: raise UserError(f'{warmup_epochs=} and {min_lr=} must be at least 0')
+    if not all(0 <= v < math.inf for v in (lr, warmup_epochs, min_lr)):
+        raise UserError(f'{lr=}, {warmup_epochs=} and {min_lr=} must be finite and at least 0')
+    if epochs == 0: return lambda done: lr
     longest = epochs / 3
     if warmup_epochs > longest:
         notice(f'A warm-up of {warmup_epochs:g} epochs is more than a third of the run; '
