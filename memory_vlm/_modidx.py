@@ -2630,6 +2630,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'memory_vlm/training/preflight.py'),
                                                'memory_vlm.training.preflight._false_negatives': ( 'training/preflight.html#_false_negatives',
                                                                                                    'memory_vlm/training/preflight.py'),
+                                               'memory_vlm.training.preflight._file_of': ( 'training/preflight.html#_file_of',
+                                                                                           'memory_vlm/training/preflight.py'),
                                                'memory_vlm.training.preflight._file_sizes': ( 'training/preflight.html#_file_sizes',
                                                                                               'memory_vlm/training/preflight.py'),
                                                'memory_vlm.training.preflight._memory_free': ( 'training/preflight.html#_memory_free',

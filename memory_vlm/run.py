@@ -304,19 +304,20 @@ def _fit_in_group(cfg:DictConfig, metrics, said:set)->Run:
 # %% ../nbs/40_run.ipynb #420a53b8
 _OWN_KEY = re.compile(r'\+*training\.(seed|run_dir|resume)=') # Keys that a study sets for each run
 
-def _check_plan(plan:Mapping, words:Sequence[str]):
-    "Raise `UserError` for a run that could not start, before the first fit; warn of variants that do not differ."
+def _check_plan(plan:Mapping, todo:Mapping, words:Sequence[str]):
+    """Raise `UserError` for a run of `todo` that could not start, before the first fit; warn of variants of `plan` that
+    do not differ."""
     if own := next((w for w in words if _OWN_KEY.match(w)), None):
         raise UserError(f"'{own}' has no effect in base or variants, because the study sets it for each run; "
                         'seeds are listed in seeds')
-    same, data = {}, {}
-    for (name, _), cfg in plan.items():
+    same, checked, data = {}, set(), {}
+    for (name, seed), cfg in plan.items():
         t, settings = cfg.training, {k: v for k, v in _compared_settings(cfg).items() if k != 'training.seed'}
-        names = same.setdefault(str(settings), {})
-        if not names: # only the first of equal ones
-            cfg = with_pretrained(validate(with_run_weights(cfg), CONFIG_CHECKS))
-            data[str((t.data, t.batch_size, t.accumulate_grad_batches, cfg.model.text))] = cfg
-        names[name] = True
+        same.setdefault(str(settings), {})[name] = True
+        if (name, seed) not in todo or str(settings) in checked: continue # finished, or equal
+        checked.add(str(settings))
+        cfg = with_pretrained(validate(with_run_weights(cfg), CONFIG_CHECKS))
+        data[str((t.data, t.batch_size, t.accumulate_grad_batches, cfg.model.text))] = cfg
     for names in same.values():
         if len(names) > 1: warnings.warn(f"{' and '.join(names)} have the same configuration: they do not differ")
     with warnings.catch_warnings(action='ignore'): # the fit shows them

@@ -369,8 +369,8 @@ def study(
     if len({c.training.run_dir for c in plan.values()}) < len(plan):
         raise UserError(f"two runs would share a folder; names must differ in letters or digits, seeds from each "
                         f"other: {', '.join(variants)}; {list(seeds)}")
-    _check_plan(plan, [w for ws in (base, *variants.values()) for w in ws])
     todo, said = {key: cfg for key, cfg in plan.items() if not _is_finished(cfg)}, set()
+    _check_plan(plan, todo, [w for ws in (base, *variants.values()) for w in ws])
     spec = dict(variants=variants, seeds=seeds, base=base, config_name=config_name, tuned=tuned)
     _record_study(folder, spec, baseline, metrics)
     start = time.perf_counter()

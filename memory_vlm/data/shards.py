@@ -277,13 +277,13 @@ def _write_shard(path:str, source:Source, indices)->int:
     os.replace(part, path)
     return count
 
-def _hash_sample(source:Source, most:int=100)->str:
+def _hash_sample(source:Source, indices:np.ndarray, most:int=100)->str:
     "Return a hash of the names and captions of some images."
     def known(i):
         try: return source.label(i), source.captions(i)
         except UserError as e: return str(e)
-    chosen = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist()
-    return hashlib.sha256(repr([known(i) for i in chosen]).encode(errors='surrogateescape')).hexdigest()[:16]
+    some = indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)].tolist()
+    return hashlib.sha256(repr([known(i) for i in some]).encode(errors='surrogateescape')).hexdigest()[:16]
 
 def make_shards(
     source:Source,      # Images and captions
@@ -291,13 +291,13 @@ def make_shards(
     per_shard:int=1000, # Images per shard
     progress:Callable=None, # Called with (shards written, number of shards)
 )->str:                 # Value of `training.data.train_path` for these shards
-    """Write a source as shards, each image once, or resume writing. Raises `UserError` if the folder holds shards of
-    other data."""
+    """Write the images of an epoch of a source as shards, or resume writing. Raises `UserError` if the folder holds
+    shards of other data."""
     if per_shard < 1: raise UserError(f'per_shard={per_shard} must be at least 1')
-    source = source.unweighted()
+    chosen = np.sort(source.order(np.random.default_rng(0))) # of a mixture with weights not every index
     folder, total, note = Path(folder), -(-len(source)//per_shard), Path(folder)/'shards.json'
     folder.mkdir(parents=True, exist_ok=True)
-    origin = dict(source=source.name, images=len(source), per_shard=per_shard, sample=_hash_sample(source))
+    origin = dict(source=source.name, images=len(source), per_shard=per_shard, sample=_hash_sample(source, chosen))
     before = json.loads(note.read_text(encoding='utf-8')) if note.exists() else {}
     if changed := [k for k in before if before[k] != origin.get(k)]: # earlier versions wrote no sample
         how = ('other images or captions' if changed == ['sample'] else
@@ -308,6 +308,6 @@ def make_shards(
     note.write_text(json.dumps(origin), encoding='utf-8')
     for k in range(total):
         path = folder/f'{k:05}.tar'
-        if not path.exists(): _write_shard(str(path), source, range(k*per_shard, min((k + 1)*per_shard, len(source))))
+        if not path.exists(): _write_shard(str(path), source, chosen[k*per_shard:(k + 1)*per_shard].tolist())
         if progress: progress(k + 1, total)
     return str(folder/f'{{00000..{total - 1:05}}}.tar')

@@ -122,30 +122,36 @@ def _parts(source:Source)->list[Source]: # The sources that a mixture or a subse
 
 def _file_sizes(source:Source, until:float)->np.ndarray: # int64, of the first images if time is short; may be empty
     "Return the sizes of image files. A large Parquet file is not read for it."
-    file = source.file(0) if len(source) else None
+    file = _file_of(source, 0) if len(source) else None
     if isinstance(file, bytes) and (isinstance(source, ShardSource) or len(source) <= 5000): return source.sizes()
-    paths = (source.file(i) for i in range(len(source) if isinstance(file, str) else 0))
+    paths = (source.file(i) for i in range(len(source) if isinstance(file, str) else 0)) # reads nothing
     return np.fromiter((_size_of(p) for p in paths if time.perf_counter() < until), np.int64)
 
-def _size_of(path:str)->int:
-    try: return Path(path).stat().st_size
+def _size_of(file:str|bytes)->int:
+    try: return len(file) if isinstance(file, bytes) else Path(file).stat().st_size
     except (OSError, ValueError): return 0
+
+def _file_of(source:Source, i:int)->str|bytes|None: # None also if the file that holds the images is damaged
+    try: return source.file(i)
+    except (OSError, ValueError): return None
 
 def _overlap_problem(train:Source, valid:Source, name:str, most:int=200, seconds:float=2.)->list[str]:
     "Return a line if files of the validation data are also files of the training data."
     if isinstance(valid, Subset): return [] # held out with all copies
     chosen = [(s, i) for s in _parts(valid) for i in np.linspace(0, len(s) - 1, min(most, len(s))).astype(int).tolist()]
-    files = [(f, s.label(i)) for s, i in chosen if (f := s.file(i)) is not None]
-    sizes = [len(f) if isinstance(f, bytes) else _size_of(f) for f, _ in files]
-    held = {hash_image(f): label for (f, label), size in zip(files, sizes) if size}
-    until, found = time.perf_counter() + seconds, {}
+    until, held, sizes, found = time.perf_counter() + seconds, {}, set(), {}
+    for s, i in chosen:
+        if time.perf_counter() > until - seconds / 2: break
+        if (file := _file_of(s, i)) is None or not (size := _size_of(file)): continue
+        held.setdefault(hash_image(file), s.label(i))
+        sizes.add(size)
     for s in _parts(train):
-        for i in np.flatnonzero(np.isin(_file_sizes(s, until), [z for z in sizes if z])).tolist():
-            if time.perf_counter() > until: break
-            if (label := held.get(hash_image(s.file(i)))) is not None: found.setdefault(label, s.label(i))
+        for i in np.flatnonzero(np.isin(_file_sizes(s, until), [*sizes])).tolist():
+            if time.perf_counter() > until or (file := _file_of(s, i)) is None: break
+            if (label := held.get(hash_image(file))) is not None: found.setdefault(label, s.label(i))
     if not found: return []
     pair = ' and '.join(next(iter(found.items())))
-    return [f'{name}: {len(found)} of {len(files)} sampled images for evaluation are also images for training, such as '
+    return [f'{name}: {len(found)} of {len(held)} sampled images for evaluation are also images for training, such as '
             f'{pair}, so that scores are too good; remove them from one of the two, or leave '
             'training.data.val_path empty to hold out a part of the training data']
 
