@@ -167,7 +167,7 @@ def _layer_scale(block:nn.Module)->Tensor|None: # (D,)
     return getattr(block, 'gamma_1', None) if scale is None else getattr(scale, 'gamma', None)
 
 def _output_weight(attn:nn.Module, block:nn.Module)->Tensor:
-    "Return the weight of the output projection (D, H d or more), times LayerScale. Raises `UserError` if it is unknown."
+    "Return the weight of the output projection (D, H d or more), times LayerScale. Raises `UserError` if unknown."
     names = 'proj', 'out_proj', 'attn_out_proj' # a parallel block has one of the last two
     found, scale = next((m for n in names if (m := getattr(attn, n, None)) is not None), None), _layer_scale(block)
     if found is None:
@@ -208,7 +208,8 @@ class _Recorder:
             self.fill(place('to_memory', N, memory)[:, :, queries], weights, columns=layout.memory, over=3)
         if self.full: self.fill(place('full', N, K)[:, :, queries, :k.shape[2]], weights)
         if self.values:
-            lengths, w = _value_norms(v, _output_weight(getattr(block, 'attn', block), block)), weights() # (B,H,k), (B,H,n,k)
+            weight = _output_weight(getattr(block, 'attn', block), block)
+            lengths, w = _value_norms(v, weight), weights() # (B,H,k), (B,H,n,k)
             share = w.sum(2).mean(1) / N # (B,k)
             if start: self.maps.place(layer, 'received', (B, K), device=q.device).add_(share)
             else: self.put(layer, 'received', share, (B, K), slice(0, k.shape[2]), dim=1)
