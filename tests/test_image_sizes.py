@@ -52,7 +52,8 @@ def same_report(models):
     masks[:, :40], masks[::2, :, :60] = 1, 2
     found, wanted = (memory_report(m, [(x[:4], labels[:4]), (x[4:], labels[4:])], masks=masks) for m in models)
     assert [r.name for r in found.rows] == [r.name for r in wanted.rows]
-    torch.testing.assert_close(torch.tensor([r.value for r in found.rows]), torch.tensor([r.value for r in wanted.rows]))
+    values = [torch.tensor([r.value for r in report.rows]) for report in (found, wanted)]
+    torch.testing.assert_close(*values)
 
 
 @pytest.mark.parametrize('name', TIMM)
@@ -68,7 +69,8 @@ def test_norms_and_neurons(name):
     any_size, fixed = timm_pair(name)
     x, outputs = pictures(), []
     start = find_tower(fixed).layout.patches.start
-    for block in fixed.blocks: block.register_forward_hook(lambda b, args, out: outputs.append(out[:, start:].norm(dim=-1)))
+    for block in fixed.blocks:
+        block.register_forward_hook(lambda b, args, out: outputs.append(out[:, start:].norm(dim=-1)))
     with torch.no_grad(): fixed(x)
     torch.testing.assert_close(patch_norms(any_size, x), torch.stack(outputs, 1)) # all 48 patches
     neurons = register_neurons(any_size, x, num=4, threshold=1.)

@@ -44,7 +44,7 @@ def overlay(
     "Draw `values` as colors over the image in gray."
     gray = _to_gray(image).astype(np.float32)[..., None] * (1 - alpha) # (height,width,1)
     colors = _colormap(cmap)(np.arange(256))[:, :3].astype(np.float32) * 255 * alpha
-    levels = (norm(np.asarray(values, float)).clip(0, 1) * 255).round().astype(np.uint8)
+    levels = (np.nan_to_num(norm(np.asarray(values, float))).clip(0, 1) * 255).round().astype(np.uint8)
     return (gray + colors[_cell_edges(levels, gray.shape[:2])]).round().astype(np.uint8)
 
 # %% ../../nbs/viz/04_overlay.ipynb #973fa0ec

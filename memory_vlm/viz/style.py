@@ -313,7 +313,8 @@ def color_scale(
     uniform:float=None, # Value of uniform attention; the upper end is then at least 3 times this value
 )->Normalize:           # From 0 to the upper end
     "Return a scale for magnitudes that all panels share."
-    if vmax is None: vmax = max(float(np.nanmax(values)), 3 * (uniform or 0))
+    values = np.asarray(values, float)
+    if vmax is None: vmax = max(values[np.isfinite(values)].max(initial=-np.inf), 3 * (uniform or 0))
     return Normalize(0, vmax if vmax > 0 else 1)
 
 def colorbar(

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from html import escape
 from ..attention import capture, checked_index
 from ..clip import MemoryCLIP
-from ..core import pick
+from ..core import UserError, pick
 from ..interp.features import map_layer
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from ..viz.plots import patch_gallery
 from memory_vlm.widgets.base import (
     ImageSet,
+    _check_finite,
     _format_number,
     _with_same_weights,
     find_model,
@@ -61,6 +62,7 @@ def _most_read_patches(model:nn.Module, images:ImageSet, layer:int=-1, num:int=2
         values.append(value)
         patches.append(patch)
         if layout.in_sequence: states.append(maps.memory_states[:, 0].float())
+    _check_finite(torch.cat(usage))
     state = torch.cat(states).mean(0) if states else None
     return torch.cat(usage).mean(0), torch.cat(values), torch.cat(patches), state
 
@@ -219,9 +221,14 @@ class MemoryAtlas(_LinkedPanel):
                 f'margin:4px 0">{crops}</div>'
                 f'{escape(facts["words"])}{"<br>" if facts["reset"] and facts["words"] else ""}{facts["reset"]}</div>')
 
+    def _ready(self):
+        "Wait for the cards. Raises `UserError` if there are none."
+        self.wait()
+        if not self.cards: raise UserError(self.message or 'There are no cards yet; call `refresh`.')
+
     def snapshot(self):
         "Return a figure of the cards in the selected order; at most 16."
-        self.wait()
+        self._ready()
         cards = _sorted_cards(self.cards, self.order)[:16]
         left = f' {len(cards)} of {len(self.cards)} tokens.' if len(cards) < len(self.cards) else ''
         rows = [[self.crops[i, p] for i, p, _ in c.patches] for c in cards]
@@ -233,7 +240,7 @@ class MemoryAtlas(_LinkedPanel):
         path, # File to write
     ):        # `path`
         "Save a page with all cards; it works without a kernel or a network."
-        self.wait()
+        self._ready()
         cards = [_card_facts(c) | dict(crops=[image_url(self.crops[i, p]) for i, p, _ in c.patches],
                                       keys=[c.token, -c.usage, c.usage, -1 if c.reset is None else c.reset])
                  for c in self.cards]

@@ -23,7 +23,7 @@ from html import escape
 from IPython import get_ipython
 from matplotlib.colors import Normalize, to_hex
 from ..clip import MemoryCLIP
-from ..core import UserError
+from ..core import UserError, _counted
 from ..data.base import Source
 from ..data.mixture import Subset
 from ..data.sources import open_source
@@ -173,6 +173,13 @@ def image_features(
     if isinstance(model, MemoryCLIP): return image_vectors(model, _model_input(model, images))
     return torch.nn.functional.normalize(_make_encoder(model)(images).float(), dim=-1)
 
+def _check_finite(values:Tensor): # Features or attention, a row per image
+    "Raise `UserError` if values are not finite; ranks and orders of these would look valid."
+    bad = int((~values.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise UserError(f'The features of {bad} of {_counted(len(values), "image")} are not finite (NaN): the weights '
+                        'may have diverged.')
+
 def _text_encoder(loaded:LoadedModel):
     "Return a function: captions -> unit-length features (C, dim) on the CPU; None for a model without a text tower."
     model, tokenize = loaded.model, getattr(loaded.model, 'tokenize', loaded.tokenize)
@@ -291,6 +298,9 @@ class Panel(W.VBox):
         self._thread, self._stopping = None, False
         _close_panels_of_earlier_runs(self)
 
+    def __repr__(self): # a saved notebook keeps this text
+        return f'{type(self).__name__}: needs a running kernel; snapshot() or export_html(path) keeps it in a notebook.'
+
     @property
     def message(self)->str:
         "The message that the panel shows; empty: none."
@@ -304,12 +314,12 @@ class Panel(W.VBox):
     @contextmanager
     def show_errors(self):
         "Show an exception as a message in the panel and keep it in `problem`."
+        self.problem = None # not at the end: work in the background may have failed since
         try: yield
         except Exception as e:
             self.problem = e
             self.show_message(str(e) if isinstance(e, ValueError) else f'Unexpected error, {type(e).__name__}: {e}',
                      problem=True)
-        else: self.problem = None
 
     def guarded(self, f):
         "Wrap a callback so that it shows its exceptions and never raises."

@@ -11,7 +11,9 @@ import json
 import numpy as np
 import pandas as pd
 import traitlets as T
-from ..core import UserError, pick
+import warnings
+from importlib.util import find_spec
+from ..core import UserError, _counted, missing_package, pick, require
 from ..training.run_dir import as_model
 from ..viz.style import make_figure, style
 from .base import ImageSet, asset, enlarge
@@ -20,9 +22,30 @@ from .linked import _LinkedPanel
 from .model_view import _ModelView
 
 # %% ../../nbs/widgets/09_embedding.ipynb #792b06a2
-def _plane(*features:np.ndarray)->list: # (n, D) each -> (n, 2) each
-    "Project features to their two principal components, each array centered by itself."
+_PROJECTIONS = dict(auto='UMAP where it is installed, else PCA', pca='PCA', umap='UMAP')
+_WHY_UMAP = 'project embeddings by UMAP', 'map' # and the extra that installs it
+_LEAST_UMAP = 16 # images: one and its 15 neighbors
+
+def _umap_installed()->bool:
+    try: return find_spec('umap') is not None
+    except ValueError: return False # its entry in sys.modules is None
+
+def _umap_class():
+    "Return `umap.UMAP`. Raises `MissingPackage` without umap-learn."
+    return require('umap', *_WHY_UMAP).UMAP
+
+def _plane(
+    *features:np.ndarray, # (n, D) each
+    how:str='pca',        # 'pca' or 'umap'
+    seed:int=0,           # Seed of UMAP
+)->list:                  # (n, 2) each
+    "Project features to two dimensions, each array centered by itself."
     centered = [x - x.mean(0) for x in features]
+    if how == 'umap':
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='n_jobs value') # a seed needs one thread
+            flat = _umap_class()(metric='cosine', random_state=seed).fit_transform(np.concatenate(centered))
+        return np.split(flat, np.cumsum([len(x) for x in features])[:-1])
     _, _, axes = np.linalg.svd(np.concatenate(centered), full_matrices=False)
     return [x @ axes[:2].T if len(axes) > 1 else np.pad(x @ axes.T, ((0, 0), (0, 1))) for x in centered]
 
@@ -38,6 +61,7 @@ class EmbeddingMap(_LinkedPanel):
     "Images and captions in two dimensions, and the hardest pairs; a click opens the explorer."
     selected = T.List()          # Numbers of the images inside the lasso
     color = T.Unicode('')        # Column that colors the points; empty: rank, or difference without captions
+    projection = T.Unicode('auto') # 'pca', 'umap', or 'auto': UMAP where umap-learn is installed, else PCA
 
     def __init__(
         self,
@@ -47,19 +71,23 @@ class EmbeddingMap(_LinkedPanel):
         num:int=512,     # Number of images, from the first
         explorer=None,   # The AttentionExplorer that a click moves; None: one that appears below the map
         names:tuple=('model', 'twin'), # Names of the two models
+        projection:str='auto', # 'pca', 'umap', or 'auto': UMAP where umap-learn is installed, else PCA
+        seed:int=0,      # Seed of UMAP
     ):
         super().__init__()
         loaded = as_model(model)
         self.images = ImageSet(loaded if data is None else data, loaded.model)
         self.sides = [_ModelView(m, self.images, n) for m, n in zip((loaded, other), names) if m is not None]
-        self.num, self._frame, self.view = num, None, _MapView()
+        self.num, self.seed, self._frame, self.view = min(num, len(self.images)), seed, None, _MapView()
+        self.projection = projection
         self._link(explorer, loaded, self.images, other=other, names=names)
         T.link((self.view, 'selected'), (self, 'selected'))
         T.link((self.view, 'color'), (self, 'color'))
         self.view.on_msg(self.guarded(self._heard))
         self.children = [self.status, self.working, self.view, self.box]
-        self.show_message(f'Encoding {min(num, len(self.images))} images …')
+        self.show_message(f'Encoding {self.num} images …')
         self.in_background(self._encode)
+        self.observe(self.guarded(lambda _: self._project_again()), 'projection')
 
     def _encode(self, step):
         found, *twin = [side.survey(self.num, step=step) for side in self.sides]
@@ -69,19 +97,49 @@ class EmbeddingMap(_LinkedPanel):
             columns |= dict(twin_rank=twin[0]['rank'], rank_change=columns['rank'] - twin[0]['rank'])
         captions = [(self.images.captions(i) or [''])[0] for i in range(n)]
         has_text = 'text' in found and found['text'].ndim == 2
-        plane = _plane(found['feature'], *([found['text']] if has_text else []))
-        parts = []
-        for kind, xy, feature in zip(('image', 'caption'), plane, (found['feature'], found.get('text'))):
-            parts.append(pd.DataFrame(dict(id=range(n), kind=kind, caption=captions, x=xy[:, 0], y=xy[:, 1], **columns,
-                                           embedding=list(feature))))
-        self._frame = pd.concat(parts, ignore_index=True)
+        parts = [pd.DataFrame(dict(id=range(n), kind=kind, caption=captions, x=0., y=0., **columns, embedding=list(x)))
+                 for kind, x in dict(image=found['feature'], **dict(caption=found['text']) if has_text else {}).items()]
+        wrong = found.get('best_wrong', np.zeros(0, int)).tolist()
+        data = dict(captions=captions, wrong=wrong, columns={k: np.round(v, 4).tolist() for k, v in columns.items()},
+                    twin=self.sides[1].name if twin else '')
+        self._project(pd.concat(parts, ignore_index=True), data)
+        self.show_message()
+
+    def _project(self, frame, data):
+        "Place the images and captions, and send the map to the browser."
+        can = self.num >= _LEAST_UMAP and _umap_installed()
+        how = self.projection if self.projection != 'auto' else 'umap' if can else 'pca'
+        if how == 'umap': self.show_message(f'Projecting {self.num} images by UMAP …')
+        features = [np.stack([*part.embedding]) for _, part in frame.groupby('kind', sort=False)]
+        x, y = np.concatenate(_plane(*features, how=how, seed=self.seed)).T
+        self._frame = frame.assign(x=x, y=y)
+        missing = '' if _umap_installed() else f' {missing_package("umap", *_WHY_UMAP)}.'
         points = [dict(x=round(float(r.x), 4), y=round(float(r.y), 4), id=int(r.id), caption=r.kind == 'caption')
                   for r in self._frame.itertuples()]
-        wrong = found.get('best_wrong', np.zeros(0, int)).tolist()
-        self.view.data = dict(points=points, captions=captions, wrong=wrong,
-                              columns={k: np.round(v, 4).tolist() for k, v in columns.items()},
-                              twin=self.sides[1].name if twin else '')
-        self.show_message()
+        self.view.data = data | dict(points=points, how=how, ways=['pca', 'umap'] if can else [how],
+                                     note=f'{self._placed_by(how)}{missing}')
+
+    def _placed_by(self, how):
+        seed = f', seed {self.seed}' * (how == 'umap')
+        return (f'{_PROJECTIONS[how]} of {_counted(self.num, "image")}{seed}. Images and captions are centered '
+                'separately; what is near here need not be near in the embedding.')
+
+    def _project_again(self):
+        if self._frame is None: return # the work in the background comes to it
+        self.stop()
+        def work(step):
+            self._project(self._frame, self.view.data)
+            self.show_message()
+        self.in_background(work)
+
+    @T.validate('projection')
+    def _projection(self, proposal):
+        pick(_PROJECTIONS, proposal.value, 'projection')
+        if proposal.value != 'umap': return proposal.value
+        if not _umap_installed(): raise missing_package('umap', *_WHY_UMAP)
+        if self.num < _LEAST_UMAP:
+            raise UserError(f"projection='umap' needs at least {_LEAST_UMAP} images; there are {self.num}. Use 'pca'.")
+        return 'umap'
 
     @T.validate('color')
     def _color(self, proposal):
@@ -101,6 +159,7 @@ class EmbeddingMap(_LinkedPanel):
         frame = self.frame[self.frame.kind == 'image'].drop(columns=['kind', 'x', 'y', 'embedding'])
         if 'rank' not in frame: raise UserError('Pairs need a model with a text tower and images with captions.')
         frame['best_wrong'] = [self.frame.caption[i] for i in self.view.data['wrong']]
+        frame['best_wrong'] = frame.best_wrong.where(frame.best_wrong != frame.caption, '') # there is no other caption
         if self.selected: frame = frame[frame.id.isin(self.selected)]
         return frame.sort_values(['rank', 'cosine'], ascending=[False, True], ignore_index=True)
 
@@ -110,16 +169,18 @@ class EmbeddingMap(_LinkedPanel):
     def _heard(self, _, content, buffers):
         if content.get('want') == 'thumbs': self.view.send(dict(thumbs=self._thumbs(content['ids'])))
         elif content.get('want') == 'open': self.show_image(content['id'])
+        elif content.get('want') == 'project': self.projection = content['how']
 
     def snapshot(self):
         "Return a figure of the map."
         frame, name = self.frame, self.color or ('rank' if 'rank' in self.frame else 'difference')
-        fig = make_figure('Embeddings of images', f'PCA of {len(frame[frame.kind == "image"])} images; color: '
-                          f'{name.replace("_", " ")}. Images and captions are centered separately.', (7, 4.6))
+        how = self.view.data['how']
+        fig = make_figure('Embeddings of images', f'Color: {name.replace("_", " ")}. {self._placed_by(how)}', (7, 4.6))
         ax, images = fig.add_subplot(), frame[frame.kind == 'image']
         drawn = ax.scatter(images.x, images.y, c=np.log2(images[name]) if name.endswith('rank') else images[name], s=14,
                            cmap='coolwarm')
-        style(ax, '', xlabel='first component', ylabel='second component')
+        style(ax, '', **dict(zip(('xlabel', 'ylabel'), ('first component', 'second component') if how == 'pca' else
+                                 ('first UMAP coordinate', 'second UMAP coordinate'))))
         bar = fig.colorbar(drawn, ax=ax, label=f'log2 of {name}' if name.endswith('rank') else name)
         bar.outline.set_visible(False)
         return fig
@@ -132,5 +193,5 @@ class EmbeddingMap(_LinkedPanel):
         hardest = self.pairs.id[:64] if 'rank' in self.frame else []
         shown = sorted({int(i) for i in hardest} | {self.view.data['wrong'][i] for i in hardest})
         data = self.view.data | dict(thumbs=self._thumbs(shown), color=self.color)
-        return widget_page(path, 'Embedding map', f'{len(self.view.data["captions"])} images.', data, 'map.js',
+        return widget_page(path, 'Embedding map', f'{_counted(self.num, "image")}.', data, 'map.js',
                            footer=self.images.attribution, style=asset('explorer.css'))

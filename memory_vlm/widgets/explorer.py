@@ -133,6 +133,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         counts = dict(layer=side.layers, head=side.heads, token=tokens, pin=tokens, patch=side.layout.num_patches)
         return checked_index(int(value), counts[name], name)
 
+    def __repr__(self): return 'AttentionExplorer: needs a running kernel; keep() shows it in a saved notebook.'
     def _first_caption(self, i): return next(iter(self.images.captions(i)), '')
 
     @property
@@ -323,13 +324,13 @@ def snapshot(self:AttentionExplorer):
     shown = np.unique(np.linspace(0, count - 1, min(count, 16)).round().astype(int)) if count else np.zeros(0, int)
     if self.token != 'cls' and self.token < count and self.token not in shown:
         shown[np.abs(shown - self.token).argmin()] = self.token
-    kind = 'token' if self.main.layout.num_memory else 'patch'
+    kind, cls = 'token' if self.main.layout.num_memory else 'patch', shared(sides)
     names = [f'{kind} {m}' + ' *' * bool(m == self.token) for m in shown]
-    cls = shared(sides)
     names = ['CLS' + ' *' * (self.token == 'cls')] * cls + names
     maps = [_token_maps(s.look(self.image)[0], self.layer, self.head, way)[[*range(cls), *(s.layout.num_cls + shown)]]
             for s in sides]
     grid = tuple(np.max([m.shape[1:] for m in maps], axis=0))
+    left += ''.join(f' Maps of {s.name} are not finite (NaN).' for s, m in zip(sides, maps) if np.isnan(m[cls:]).any())
     title = dict(reads='Attention of tokens to patches', read_by='Attention of patches to tokens')[way]
     note = f'{self._described()}. {len(shown)} of {len(self.main.others)} {kind}s; *: selected.{left}'
     image, uniform = self.images[self.image].numpy(), 1 / self.main.layout.num_keys

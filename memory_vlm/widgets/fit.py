@@ -67,8 +67,11 @@ class _FixedImageMaps:
         with training_paused(self.learn.model), capture(self.learn.model, self.layer, mean='heads') as maps:
             image_features(self.learn.model, self.images)
         self.maps = np.stack([maps.heatmap(self.layer, token=m).numpy() for m in self.tokens], 1) # (P,T,h,w)
+        if self.kept and self.kept[-1][0] == self.step: del self.kept[-1]
         self.kept.append((self.step, self.maps))
-        if len(self.kept) > _KEPT_MAPS: del self.kept[1:-1:2] # the first and the last stay
+        if len(self.kept) > _KEPT_MAPS: # drop the one whose neighbors are nearest; the first and the last stay
+            steps = np.array([step for step, _ in self.kept])
+            del self.kept[1 + int((steps[2:] - steps[:-2]).argmin())]
 
     def norm(self): # one scale for all maps of this fit
         return _robust_scale(np.concatenate([maps for _, maps in self.kept]), self.even)
@@ -142,7 +145,7 @@ class FitDashboard(Panel):
             raise UserError(f'{type(learn).__name__} cannot be watched: give a Learner, from make_learner. '
                             "The curves of a finished run are in its report.html, which `memory_vlm report` writes.")
         self.learn, self.every, self.steps, self.folder = learn, every, steps, folder
-        self.running = self.fitting = self.stopping = self.placed = False
+        self.running = self.fitting = self.stopping = self.placed = self._placing = False
         self.history, self.redraws, self.spent, self.progress, self.checkpoint = History(), 0, 0., 'No fit yet.', None
         self._first = 0
         self.watch = _FixedImageMaps(learn, images, tokens, layer)
@@ -169,10 +172,9 @@ class FitDashboard(Panel):
                                   layout=W.Layout(width='auto', display='none'))
         for control in (self.log_axis, self.smooth, self.compare):
             control.observe(self.guarded(lambda _: self._draw_curves()), 'value')
-        self.when = W.SelectionSlider(options=['now'], description='maps at step', style=style,
-                                      layout=W.Layout(width='420px', max_width='100%', display='none'))
-        self.when.observe(self.guarded(lambda _: self._draw_maps()), 'value')
-        self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='100%')), W.HTML()
+        self.when_row, self.when, self.when_text = W.HBox(), None, W.Label()
+        self._new_slider()
+        self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='calc(100% - 4px)')), W.HTML()
         if self.watch.images is None:
             self.maps.layout.display = 'none'
             self.scale.value = 'No maps: the model has no memory tokens, or no image was chosen.'
@@ -182,7 +184,17 @@ class FitDashboard(Panel):
                          W.GridBox([*self.panels.values()],
                                    layout=W.Layout(
                                        grid_template_columns='repeat(auto-fit, minmax(max(220px, 30%), 1fr))')),
-                         self.when, self.maps, self.scale]
+                         self.when_row, self.maps, self.scale]
+
+    def _new_slider(self):
+        "Make the slider of a fit. It only grows: a browser that gets fewer steps chooses one itself."
+        if self.when is not None: self.when.close()
+        self.when = W.IntSlider(max=0, description='maps of this fit', readout=False,
+                                style=dict(description_width='initial'),
+                                layout=W.Layout(width='340px', max_width='80%'))
+        self.when.observe(self.guarded(lambda change: self._choose_maps(change.new)), 'value')
+        self.when_row.layout.display, self._at = 'none', None
+        self.when_row.children = [self.when, self.when_text]
 
     def _repr_mimebundle_(self, **kwargs):
         "Record that a cell shows the dashboard, so that `fit_...` does not display it again."
@@ -228,6 +240,7 @@ def _begin(self:FitDashboard):
     if len(self.history.table()['step']): self.earlier = self.data()
     self.compare.layout.display = '' if self.earlier else 'none'
     self.watch.kept.clear()
+    self._new_slider()
     self.history, self.checkpoint, self._first = History(), None, len(self.learn.evaluations)
     self.fitting, self.stopping = True, self.stopping and self.running
     self._started = time.perf_counter()
@@ -298,11 +311,22 @@ def _draw_curves(self:FitDashboard):
 
 @patch
 def _draw_maps(self:FitDashboard):
-    "Draw the maps at the chosen step; all maps of a fit share one scale."
+    "Draw the maps at the chosen step, or the latest; all maps of a fit share one scale."
     if not self.watch.kept: return
-    steps = [str(step) for step, _ in self.watch.kept]
-    at = -1 if self.when.value not in steps else len(steps) - 1 - steps[::-1].index(self.when.value)
+    steps = np.array([step for step, _ in self.watch.kept])
+    last = len(steps) - 1
+    at = last if self._at is None else int(abs(steps - self._at).argmin()) # the chosen one may have been dropped
+    self._placing = True
+    self.when.max, self.when.value = last, at
+    self._placing = False
+    self.when_text.value = f'step {steps[at]}' + ' (latest)' * (at == last)
     self.maps.value, self.scale.value = png_bytes(self.watch.sheet(at)), self.watch.scale()
+
+@patch
+def _choose_maps(self:FitDashboard, at:int): # Position of the slider
+    if self._placing: return
+    self._at = None if at >= len(self.watch.kept) - 1 else self.watch.kept[at][0]
+    self._draw_maps()
 
 @patch
 def _redraw(self:FitDashboard):
@@ -313,11 +337,8 @@ def _redraw(self:FitDashboard):
     self.watch.step = self.learn.train_iter if self.redraws or self.fitting else 0
     self.watch.look()
     if self.watch.maps is not None:
-        chosen, steps = self.when.value, list(dict.fromkeys(str(step) for step, _ in self.watch.kept))
-        self.when.options = [*steps[:-1], 'now']
-        self.when.value = chosen if chosen in steps[:-1] else 'now'
-        self.when.layout.display = '' if len(steps) > 1 else 'none'
         self._draw_maps()
+        self.when_row.layout.display = '' if len(self.watch.kept) > 1 else 'none'
     took = time.perf_counter() - start
     self.redraws, self.spent = self.redraws + 1, self.spent + took
     self._due = time.perf_counter() + max(self.every, took * (1 / _DRAW_SHARE - 1))

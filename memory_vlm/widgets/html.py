@@ -21,11 +21,13 @@ from PIL import Image
 
 # %% ../../nbs/widgets/02_html.ipynb #94772544
 def _quantize(values:np.ndarray)->tuple:
-    "Pack numbers as uint8, value = max * (byte / 255)^2; return them and the maxima along the first axis."
+    """Pack numbers as uint8, value = max * (byte / 255)^2; return them and the maxima along the first axis, None where
+    a number is not finite."""
     values = np.asarray(values, np.float32)
     top = values.reshape(len(values), -1).max(1)
     scaled = values / np.where(top > 0, top, 1).reshape(-1, *[1] * (values.ndim - 1))
-    return (np.sqrt(scaled.clip(0, 1)) * 255).round().astype(np.uint8), [float(t) for t in top]
+    packed = (np.sqrt(np.nan_to_num(scaled).clip(0, 1)) * 255).round().astype(np.uint8)
+    return packed, [float(t) if np.isfinite(t) else None for t in top]
 
 def _pack_bytes(values:np.ndarray)->dict:
     "Pack numbers for a page."
@@ -38,7 +40,7 @@ def _unpack_bytes(
 )->np.ndarray:   # float (H, ...)
     "Unpack numbers as the script of the page does."
     q = np.frombuffer(base64.b64decode(data['data']), np.uint8).reshape(shape) / 255
-    return np.array(data['max']).reshape(-1, *[1] * (len(shape) - 1)) * q ** 2
+    return np.array(data['max'], float).reshape(-1, *[1] * (len(shape) - 1)) * q ** 2
 
 # %% ../../nbs/widgets/02_html.ipynb #75b68f28
 def image_url(

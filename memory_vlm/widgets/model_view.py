@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from contextlib import contextmanager
 from ..attention import AttentionMaps, capture, checked_index
-from ..core import UserError, pick
+from ..core import UserError, _counted, pick
 from ..evaluation.validation import with_queries
 from ..interp.caption_maps import caption_map
 from ..interp.features import _model_input, map_layer
@@ -20,6 +20,7 @@ from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from memory_vlm.widgets.base import (
     ImageSet,
+    _check_finite,
     _text_encoder,
     _with_same_weights,
     image_features,
@@ -123,10 +124,12 @@ class _ModelView:
         "Return all that the explorer shows about a caption; None without a caption or a text tower."
         if self.encode_text is None or not caption.strip(): return None
         cosine, rest = self.score(i, caption, others)
+        if not np.isfinite([cosine, *rest]).all():
+            return dict(text='The cosine of image and caption is not finite (NaN): the weights may have diverged.')
         text = f'cosine of image and caption {cosine:.3f}'
         if len(rest):
             rank = 1 + int((rest > cosine + 1e-6).sum())
-            text += (f', rank {rank} compared with {len(rest)} captions of this data '
+            text += (f', rank {rank} compared with {_counted(len(rest), "caption")} of this data '
                      f'(mean {rest.mean():.3f}, maximum {rest.max():.3f})')
         found = dict(text=f'{text}.', cosine=cosine, others=rest.round(4).tolist())
         try: return found | self.shares(i, caption)
@@ -152,6 +155,7 @@ class _ModelView:
             norms = maps.norms[:, 0, maps.layout.patches] # (B,P)
             parts['outliers'].append((norms > 3 * median(norms)[:, None]).float().mean(1))
             parts['difference'].append(_map_difference(maps))
+        _check_finite(torch.cat(parts['feature']))
         found = {name: torch.cat(x).numpy() for name, x in parts.items()}
         captions = [self.images.captions(i)[:1] for i in range(n)]
         if self.encode_text is None or not all(captions): return found

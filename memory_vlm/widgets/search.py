@@ -21,6 +21,7 @@ from ..training.run_dir import LoadedModel, as_model
 from ..viz.plots import overlay, token_overlays
 from memory_vlm.widgets.base import (
     ImageSet,
+    _check_finite,
     _robust_scale,
     _text_encoder,
     _with_same_weights,
@@ -56,7 +57,9 @@ class _IndexView:
                 return image_features(self.model, self.images.batch(range(i, min(i + batch, self.n))))
         def encode_all(): return torch.cat([*map(encode, range(0, self.n, batch))]).float().cpu()
         if self.version != weights_version(self.model):
-            self.cached, self.version = _with_same_weights(self.model, encode_all)
+            found, version = _with_same_weights(self.model, encode_all)
+            _check_finite(found)
+            self.cached, self.version = found, version
         return self.cached
 
     def search(

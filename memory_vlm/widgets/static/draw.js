@@ -19,7 +19,7 @@ function drawMap(canvas, photo, values, grid, scale, opacity) {
   pen.drawImage(photo, 0, 0, width, height);
   if (!values) return;
   const cells = new ImageData(grid[1], grid[0]);
-  for (let p = 0; p < values.length; p++) cells.data.set((scale.signed ? signedColor : heatColor)(scale.at(values[p]), opacity), 4 * p);
+  for (let p = 0; p < values.length; p++) if (Number.isFinite(values[p])) cells.data.set((scale.signed ? signedColor : heatColor)(scale.at(values[p]), opacity), 4 * p);
   const small = Object.assign(document.createElement("canvas"), { width: grid[1], height: grid[0] });
   small.getContext("2d").putImageData(cells, 0, 0);
   pen.imageSmoothingEnabled = false;

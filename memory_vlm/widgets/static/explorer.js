@@ -189,7 +189,7 @@ function makeExplorer(root, host) {
     view.hover.textContent = "";
     if (p < 0) return;
     Object.assign(box.style, { left: `${p % columns * 100 / columns}%`, top: `${Math.floor(p / columns) * 100 / rows}%`, width: `${100 / columns}%`, height: `${100 / rows}%` });
-    if (view.values) view.hover.textContent = `${placeName(p, view.side)}: ${number(view.values[p])}${view.signed ? "" : `, ${times(view.values[p], view.side)}`}`;
+    if (view.values) view.hover.textContent = `${placeName(p, view.side)}: ${number(view.values[p])}${view.signed || view.difference || !Number.isFinite(view.values[p]) ? "" : `, ${times(view.values[p], view.side)}`}`;
   }
 
   function makeTiles(view) {
@@ -247,7 +247,7 @@ function makeExplorer(root, host) {
       drawGrid(view);
     }
     for (const view of views) drawLarge(view);
-    const alike = sides[0].raw && alikeness(sides[0].raw.filter((m, t) => m && main().tokens[t] >= 0));
+    const alike = sides[0].raw && alikeness(sides[0].raw.filter((m, t) => m && finite(m) && main().tokens[t] >= 0));
     about.textContent = `${main().title || main().name}, ${main().kind === "memory" ? `${main().all} memory token${main().all === 1 ? "" : "s"}` : "no memory"}${alike === null ? "" : `: mean cosine of the maps of two ${main().kind === "memory" ? "tokens" : "patches"} ${alike.toFixed(2)}${alike > 0.95 ? ", they look alike here" : ""}`}`;
     for (const update of Object.values(selects)) update();
     opacity.value = S.opacity;
@@ -262,7 +262,7 @@ function makeExplorer(root, host) {
     let values = S.show === "caption" ? patchesOf(side) : view.maps?.[t], scale = view.largeScale;
     if (view.difference) {
       const [a, b] = views.filter((v) => !v.difference).map((v) => (S.show === "caption" ? patchesOf(v.side) : v.maps?.[v.t]));
-      values = a && b ? subtract(Float32Array.from(a), b) : null;
+      values = a && b && finite(a) && finite(b) ? subtract(Float32Array.from(a), b) : null;
       scale = values && makeScale(S.scale, values, 0, true, values.length);
     }
     view.values = values;
@@ -270,7 +270,7 @@ function makeExplorer(root, host) {
     if (canvas.width !== wide * dense) Object.assign(canvas, { width: wide * dense, height: Math.round(wide * dense * ratio) });
     canvas.style.aspectRatio = `${shown.width} / ${shown.height}`;
     if (canvas.height !== Math.round(canvas.width * ratio)) canvas.height = Math.round(canvas.width * ratio);
-    const known = values && scale.most > 1e-12 && (view.difference || S.show !== "minus_pin" || t !== view.pin); // not two equal maps
+    const known = values && finite(values) && scale.most > 1e-12 && (view.difference || S.show !== "minus_pin" || t !== view.pin); // not two equal maps
     drawMap(canvas, photo, values, side.grid, scale, S.opacity);
     if (known && !view.difference) outline(canvas, largest(S.show === "minus_pin" ? values.map(Math.abs) : values), side.grid, [6, 4]); // the patch that the sentence names
     outline(canvas, movedPatch(S.patch, main().grid, side.grid), side.grid, []);
@@ -282,7 +282,8 @@ function makeExplorer(root, host) {
   function describe(view, t, values) {
     const side = view.side;
     const far = values ? largest(values.map(Math.abs)) : 0; // of a signed map
-    if (view.difference) return !values ? "There is no difference of these maps." : values[far] ? `The difference is largest at ${placeName(far, side)}: ${number(values[far])}.` : "The two maps are equal.";
+    if (view.difference) return !values ? "No difference is shown: a map is missing or not finite." : values[far] ? `The difference is largest at ${placeName(far, side)}: ${number(values[far])}.` : "The two maps are equal.";
+    if (values && !finite(values)) return `${tokenName(side, side.tokens[t])}, layer ${S.layer}: the map is not finite (NaN). Weights of ${side.name} may have diverged.`;
     const score = scoreOf(side);
     if (S.show === "caption" && values && score && !score.exact) return `Relevance of each patch for “${S.caption}” by gradients, on an arbitrary scale: ${side.name} has no exact contributions.`;
     if (S.show === "caption" && values && word) return `The word “${score.words[word - 1]}” changes the cosine by ${number(score.word_scores[word - 1])}; the map shows by how much it changes the contribution of each patch.`;
@@ -338,7 +339,7 @@ function makeExplorer(root, host) {
     const { side, grid } = view, measure = QUANTITIES[view.quantity.value], high = Math.max(10, Math.min(18, Math.round(200 / side.layers)));
     view.cells = [...Array(side.layers).keys()].map((l) => {
       if (!side.blocks[l]) return [];
-      return ["mean", ...Array(side.heads).keys()].map((h) => { const map = side.has.includes(way()) && view.t >= 0 && (h === "mean" || side.blocks[l].heads > 1) ? mapsOf(side, l, h, way())?.[view.t] : null; return map ? measure(map, side) : undefined; });
+      return ["mean", ...Array(side.heads).keys()].map((h) => { const map = side.has.includes(way()) && view.t >= 0 && (h === "mean" || side.blocks[l].heads > 1) ? mapsOf(side, l, h, way())?.[view.t] : null; return map && finite(map) ? measure(map, side) : undefined; });
     });
     const range = paintGrid(grid, view.cells, side.heads + 1, S.layer, S.head === "mean" ? 0 : S.head + 1, high, getComputedStyle(root).color);
     view.legend = range ? [element("span", number(range[0])), element("span", "", `display:inline-block;width:110px;height:10px;margin:0 6px;border-radius:2px;background:linear-gradient(to right,${range[2]})`), element("span", number(range[1]))] : [];
@@ -375,7 +376,7 @@ function makeExplorer(root, host) {
     for (const side of shown.sides) {
       if (side.kind !== "memory" || !side.blocks[S.layer]) continue;
       const patch = movedPatch(S.patch, main().grid, side.grid), memory = [...side.tokens.keys()].filter((t) => side.tokens[t] >= 0), names = memory.map((t) => `token ${side.tokens[t]}`);
-      const lists = ["reads", "read_by"].map((w) => { const maps = mapsOf(side, S.layer, S.head, w); return maps && memory.map((t) => maps[t][patch]); });
+      const lists = ["reads", "read_by"].map((w) => { const maps = mapsOf(side, S.layer, S.head, w); return maps && finite(maps[memory[0]]) && memory.map((t) => maps[t][patch]); });
       const top = Math.max(2 * side.uniform, ...lists.flatMap((l) => l || [])), here = `the patch at ${placeName(patch, side)}`, prefix = shown.sides.length > 1 ? `${side.name}: ` : "";
       if (lists[0]) below.append(bars(`${prefix}Attention of memory tokens to ${here}`, lists[0], names, top, side.uniform));
       if (lists[1]) below.append(bars(`${prefix}Attention of ${here} to memory tokens: ${percent(total(lists[1]))} in total`, lists[1], names, top, side.uniform));

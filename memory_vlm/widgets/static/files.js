@@ -18,7 +18,7 @@ function svgOf(src, values, side, scale, opacity, words, ratio, width = 480) {
   const quoted = (text) => text.replace(/[<>&"]/g, (c) => `&#${c.charCodeAt(0)};`), [rows, columns] = side.grid, height = width * ratio;
   const space = Object.assign(element("div"), { innerHTML: "<svg></svg>" }).firstChild.namespaceURI, w = width / columns, h = height / rows, lines = wrapped(words), color = scale.signed ? signedColor : heatColor;
   const cells = [...values].map((v, p) => {
-    const [r, g, b, a] = color(scale.at(v), opacity).map((x) => Math.round(x));
+    const [r, g, b, a] = !Number.isFinite(v) ? [0, 0, 0, 0] : color(scale.at(v), opacity).map((x) => Math.round(x));
     return a ? `<rect x="${+(p % columns * w).toFixed(2)}" y="${+(Math.floor(p / columns) * h).toFixed(2)}" width="${+w.toFixed(2)}" height="${+h.toFixed(2)}" fill="rgb(${r},${g},${b})" fill-opacity="${(a / 255).toFixed(3)}"/>` : "";
   });
   const text = lines.map((line, i) => `<text x="2" y="${height + 18 + 17 * i}">${quoted(line)}</text>`);

@@ -1,10 +1,12 @@
 // The embedding map: images and captions in two dimensions, a lasso, and a list of the hardest pairs.
 //   host.data {points: [{x, y, id, caption: whether it is a caption}], columns: {name: values by id}, captions: by id,
-//   wrong: by id, twin: name or ""}; host.open(id) (if there is an explorer), host.select(ids), host.thumbs(ids): answered by thumbs({id: src})
+//   wrong: by id, twin: name or "", how: projection, ways: those to choose from, note};
+//   host.project(how) (with a kernel), host.open(id) (if there is an explorer), host.select(ids), host.thumbs(ids): answered by thumbs({id: src})
 
 const RAMP = [[43, 123, 186], [150, 150, 156], [217, 95, 2]]; // low, middle, high; on light and dark pages
 const ramp = (x) => { const at = Math.min(Math.max(x, 0), 0.9999) * 2, i = Math.floor(at); return `rgb(${[0, 1, 2].map((k) => Math.round(RAMP[i][k] + (RAMP[i + 1][k] - RAMP[i][k]) * (at - i)))})`; };
 const LISTED = 8;
+const short = (text) => (text.length > 110 ? `${[...text].slice(0, 110).join("")}…` : text);
 
 function inside(x, y, polygon) { // even-odd rule
   let within = false;
@@ -23,59 +25,76 @@ function spread(values, log) {
 
 const pairWords = (data, id) => {
   const rank = data.columns.rank?.[id], twin = data.columns.twin_rank?.[id];
-  return `image ${id}: “${data.captions[id]}”${rank ? `, rank ${rank} of ${data.captions.length}` : ""}${twin ? `, ${data.twin} rank ${twin}` : ""}`;
+  return `image ${id}: “${short(data.captions[id])}”${rank ? `, rank ${rank} of ${data.captions.length}` : ""}${twin ? `, ${data.twin} rank ${twin}` : ""}`;
 };
 
 function makeMap(root, host) {
   const { data } = host, count = data.captions.length, names = Object.keys(data.columns), H = 400, pad = 14;
   const make = (parent, tag, text = "", name = "") => { const made = parent.appendChild(element(tag, text)); made.className = name; return made; };
-  let chosen = [], now = -1, lasso = null, scaled = [];
+  const base = element("canvas"), radius = count > 1000 ? 2.5 : 4.5; // all points, painted once
+  let chosen = [], now = -1, lasso = null, places = [];
   root.className = "mvlm-x mvlm-map";
   root.dataset.lmSuppressShortcuts = "true";
   const bar = make(root, "div", "", "controls"), label = make(bar, "label", "color ", "choice"), select = make(label, "select"), shown = make(bar, "label", "", "choice"), box = make(shown, "input"), scale = make(bar, "span", "", "note");
   for (const name of names) make(select, "option", name.replace("_", " "));
   select.setAttribute("aria-label", "color");
-  Object.assign(box, { type: "checkbox", checked: false, onchange: () => { fit(); draw(); } });
+  if (host.project && data.ways?.length > 1) {
+    const how = make(make(bar, "label", "projection ", "choice"), "select");
+    for (const name of data.ways) make(how, "option", name.toUpperCase());
+    Object.assign(how, { selectedIndex: data.ways.indexOf(data.how), onchange: () => host.project(data.ways[how.selectedIndex]) });
+  }
+  Object.assign(box, { type: "checkbox", checked: false, onchange: () => { fit(); paint(); } });
   shown.append(" captions");
-  const canvas = make(root, "canvas", "", "plot"), tip = make(root, "div", `${host.open ? "Click a point to open it" : "Point at an image to read its caption"}; draw around points to select them.`, "value"), title = make(root, "h4"), list = make(root, "div", "", "pairs");
+  const canvas = make(root, "canvas", "", "plot"), tip = make(root, "div", `${host.open ? "Click a point to open it" : "Point at an image to read its caption"}; draw around points to select them.`, "value");
+  make(root, "p", data.note, "note");
+  const title = make(root, "h4"), list = make(root, "div", "", "pairs");
   tip.setAttribute("role", "status");
   Object.assign(canvas, { tabIndex: 0 });
   canvas.setAttribute("role", "application");
   canvas.style.cssText = `width:100%;height:${H}px;display:block;cursor:crosshair;border:1px solid var(--line);border-radius:4px;touch-action:pan-y`;
   let x0, x1, y0, y1; // of the points that are shown
-  const fit = () => { const span = (key) => { const v = (box.checked ? data.points : images).map((p) => p[key]); return [Math.min(...v), Math.max(...v)]; }; [x0, x1] = span("x"); [y0, y1] = span("y"); };
-  const place = (p) => [pad + (p.x - x0) / (x1 - x0 || 1) * (canvas.clientWidth - 2 * pad), pad + (1 - (p.y - y0) / (y1 - y0 || 1)) * (H - 2 * pad)];
+  const fit = () => { const span = (key) => { const v = (box.checked ? data.points : images).map((p) => p[key]); return v.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity]); }; [x0, x1] = span("x"); [y0, y1] = span("y"); };
+  const part = (v, low, high) => (high > low ? (v - low) / (high - low) : 0.5);
   const images = data.points.filter((p) => !p.caption), imageOf = new Map(images.map((p) => [p.id, p]));
   fit();
 
-  function draw() {
-    const wide = canvas.clientWidth || 600, pen = canvas.getContext("2d"), name = names[select.selectedIndex] ?? "", log = name.includes("rank"), ink = getComputedStyle(root).color;
-    scaled = data.columns[name] ? spread(data.columns[name], log) : new Array(count).fill(0);
-    if (canvas.width !== 2 * wide) Object.assign(canvas, { width: 2 * wide, height: 2 * H });
+  function paint() {
+    const wide = canvas.clientWidth || 600, pen = base.getContext("2d"), name = names[select.selectedIndex] ?? "", picked = new Set(chosen);
+    const scaled = data.columns[name] ? spread(data.columns[name], name.endsWith("rank")) : new Array(count).fill(0);
+    const place = (p) => [pad + part(p.x, x0, x1) * (wide - 2 * pad), pad + (1 - part(p.y, y0, y1)) * (H - 2 * pad)];
+    places = images.map((p) => [p.id, ...place(p)]);
+    for (const it of [base, canvas]) Object.assign(it, { width: 2 * wide, height: 2 * H });
     pen.setTransform(2, 0, 0, 2, 0, 0);
-    pen.clearRect(0, 0, wide, H);
     for (const p of data.points) {
-      const [x, y] = place(p);
-      pen.globalAlpha = chosen.length && !chosen.includes(p.id) ? 0.2 : 0.9;
+      if (p.caption && !box.checked) continue;
+      const [x, y] = place(p), r = 2 * radius / 3;
+      pen.globalAlpha = picked.size && !picked.has(p.id) ? 0.2 : 0.9;
       pen.fillStyle = pen.strokeStyle = ramp(scaled[p.id]);
-      if (p.caption) { if (box.checked) { pen.lineWidth = 1.5; pen.beginPath(); pen.moveTo(x - 3, y - 3); pen.lineTo(x + 3, y + 3); pen.moveTo(x - 3, y + 3); pen.lineTo(x + 3, y - 3); pen.stroke(); } continue; }
+      pen.lineWidth = r / 2;
       pen.beginPath();
-      pen.arc(x, y, p.id === now ? 7 : 4.5, 0, 7);
-      pen.fill();
-      if (p.id === now) { pen.globalAlpha = 1; pen.strokeStyle = ink; pen.lineWidth = 2; pen.stroke(); }
+      if (p.caption) { pen.moveTo(x - r, y - r); pen.lineTo(x + r, y + r); pen.moveTo(x - r, y + r); pen.lineTo(x + r, y - r); pen.stroke(); } else { pen.arc(x, y, radius, 0, 7); pen.fill(); }
     }
-    pen.globalAlpha = 1;
-    if (lasso) { pen.strokeStyle = ink; pen.lineWidth = 1.5; pen.setLineDash([5, 4]); pen.beginPath(); lasso.forEach(([x, y], i) => (i ? pen.lineTo(x, y) : pen.moveTo(x, y))); pen.stroke(); pen.setLineDash([]); }
-    const values = [...(data.columns[name] ?? [])].sort((a, b) => a - b);
+    const [low, high] = (data.columns[name] ?? []).reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
     scale.replaceChildren();
-    if (values.length) { make(scale, "span", `${number(values[0])} `); make(scale, "span", "", "ramp").style.cssText = `display:inline-block;width:90px;height:10px;margin:0 4px;background:linear-gradient(to right,${[0, 0.5, 1].map(ramp)})`; make(scale, "span", number(values.at(-1))); }
-    canvas.setAttribute("aria-label", `Embedding map of ${count} images, colored by ${name}. Left and right arrows move between images${host.open ? ", Enter opens one" : ""}.${now < 0 ? "" : ` ${pairWords(data, now)}`}`);
+    if (data.columns[name]) { make(scale, "span", `${number(low)} `); make(scale, "span", "", "ramp").style.cssText = `display:inline-block;width:90px;height:10px;margin:0 4px;background:linear-gradient(to right,${[0, 0.5, 1].map(ramp)})`; make(scale, "span", number(high)); }
+    draw();
+  }
+  function draw() { // over the points: the one under the mouse, and the lasso
+    const pen = canvas.getContext("2d"), at = places.find(([id]) => id === now);
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, canvas.width, canvas.height);
+    if (base.width) pen.drawImage(base, 0, 0);
+    pen.setTransform(2, 0, 0, 2, 0, 0);
+    Object.assign(pen, { strokeStyle: getComputedStyle(root).color, lineWidth: 2 });
+    if (at) { pen.beginPath(); pen.arc(at[1], at[2], radius + 3, 0, 7); pen.stroke(); }
+    if (lasso) { pen.lineWidth = 1.5; pen.setLineDash([5, 4]); pen.beginPath(); lasso.forEach(([x, y], i) => (i ? pen.lineTo(x, y) : pen.moveTo(x, y))); pen.stroke(); pen.setLineDash([]); }
+    canvas.setAttribute("aria-label", `Embedding map of ${count} images, colored by ${names[select.selectedIndex]}. Left and right arrows move between images${host.open ? ", Enter opens one" : ""}.${now < 0 ? "" : ` ${pairWords(data, now)}`}`);
   }
   function point(id) { now = id; tip.textContent = id < 0 ? "" : pairWords(data, id); draw(); }
   const openImage = host.open ?? point; // a saved page has no explorer
   function nearest(x, y) {
     let best = -1, least = 144;
-    for (const p of images) { const [a, b] = place(p), d = (a - x) ** 2 + (b - y) ** 2; if (d < least) [best, least] = [p.id, d]; }
+    for (const [id, a, b] of places) { const d = (a - x) ** 2 + (b - y) ** 2; if (d < least) [best, least] = [id, d]; }
     return best;
   }
   const at = (e) => { const r = canvas.getBoundingClientRect(); return [e.clientX - r.left, e.clientY - r.top]; };
@@ -94,7 +113,7 @@ function makeMap(root, host) {
       if (id >= 0) openImage(id); else choose([]);
       return draw();
     }
-    choose(images.filter((p) => inside(...place(p), line)).map((p) => p.id));
+    choose(places.filter(([, a, b]) => inside(a, b, line)).map(([id]) => id));
   };
   root.addEventListener("keydown", (e) => {
     if (e.ctrlKey || e.metaKey || e.altKey || (e.shiftKey && e.key === "Enter")) return;
@@ -112,7 +131,7 @@ function makeMap(root, host) {
     if (tell) host.select(ids);
     tip.textContent = ids.length ? `${ids.length} of ${count} images selected; Esc clears.` : "";
     pairs();
-    draw();
+    paint();
   }
   function pairs() { // the hardest of the selected images; each with the caption that comes before its own
     const ids = (chosen.length ? [...chosen] : [...Array(count).keys()]), rank = data.columns.rank, cosine = data.columns.cosine;
@@ -122,24 +141,24 @@ function makeMap(root, host) {
     ids.sort((a, b) => rank[b] - rank[a] || cosine[a] - cosine[b]);
     const few = ids.slice(0, LISTED), wanted = new Set();
     for (const id of few) {
-      const row = make(list, "div", "", "pair");
-      for (const [i, own] of [[id, true], [data.wrong[id], false]]) {
+      const row = make(list, "div", "", "pair"), alone = data.captions[data.wrong[id]] === data.captions[id]; // there is no other caption
+      for (const [i, own] of alone ? [[id, true]] : [[id, true], [data.wrong[id], false]]) {
         const open = make(row, "button"), image = open.appendChild(new Image()), words = make(open, "span");
         Object.assign(open, { type: "button", title: `${host.open ? "Open image" : "Show on the map: image"} ${i}`, onclick: () => openImage(i) });
         Object.assign(image, { alt: "", width: 52, height: 52 });
         image.dataset.id = i;
         const twin = data.columns.twin_rank?.[id];
-        words.textContent = own ? `“${data.captions[i]}”: rank ${rank[id]}${twin ? `; ${data.twin}: ${twin}` : ""}` : `${rank[id] > 1 ? "first" : "second"}: “${data.captions[i]}”`;
+        words.textContent = own ? `“${short(data.captions[i])}”: rank ${rank[id]}${twin ? `; ${data.twin}: ${twin}` : ""}` : `${rank[id] > 1 ? "first" : "second"}: “${short(data.captions[i])}”`;
         wanted.add(i);
       }
     }
     host.thumbs([...wanted]);
   }
-  const watch = new ResizeObserver(() => draw());
+  const watch = new ResizeObserver(paint);
   watch.observe(root);
-  select.onchange = draw;
+  select.onchange = paint;
   if (names.includes(host.color)) select.selectedIndex = names.indexOf(host.color);
-  draw();
+  paint();
   pairs();
   return {
     thumbs: (sources) => { for (const image of list.querySelectorAll("img")) if (sources[image.dataset.id]) image.src = sources[image.dataset.id]; },

@@ -5,7 +5,7 @@ function render({ model, el }) {
   let map = null;
   el.append(element("style", CSS_TEXT), root);
   const host = {
-    open: (id) => model.send({ want: "open", id }), thumbs: (ids) => model.send({ want: "thumbs", ids }),
+    open: (id) => model.send({ want: "open", id }), thumbs: (ids) => model.send({ want: "thumbs", ids }), project: (how) => model.send({ want: "project", how }),
     select: (ids) => { model.set("selected", ids); model.save_changes(); },
   };
   function build() {
@@ -13,6 +13,7 @@ function render({ model, el }) {
     map?.stop();
     root.replaceChildren();
     map = makeMap(root, { ...host, data: model.get("data"), color: model.get("color") });
+    if (model.get("selected").length) map.choose(model.get("selected"));
   }
   build();
   model.on("change:data change:color", build);

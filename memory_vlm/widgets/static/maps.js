@@ -11,7 +11,7 @@ function openLayer(side, layer) {
     if (!packed) continue;
     const raw = typeof packed.data === "string" ? bytes(packed.data) : packed.data, out = new Float32Array(raw.length), size = raw.length / block.heads;
     for (let h = 0; h < block.heads; h++) {
-      const unit = packed.max[h] / 65025;
+      const unit = (packed.max[h] ?? NaN) / 65025; // null: the attention of this head is not finite
       for (let i = h * size; i < (h + 1) * size; i++) out[i] = unit * raw[i] * raw[i];
     }
     open[way] = out;
@@ -34,6 +34,7 @@ function mapsOf(side, layer, head, way) {
 }
 
 const total = (values) => values.reduce((a, b) => a + b, 0);
+const finite = (values) => values.every(Number.isFinite);
 const largest = (values) => values.reduce((best, v, i) => (v > values[best] ? i : best), 0);
 const subtract = (a, b) => a.map((v, i) => v - b[i]);
 
@@ -67,7 +68,7 @@ function quantile(values, q) {
 // A scale: `at(value)` is 0..1, or -1..1 for a signed scale. The robust scale ends at the 99th
 // percentile, below the largest patch of every map (an outlier is often the same in all), and at least at 3 x uniform.
 function makeScale(kind, values, uniform, signed, patches = Infinity) {
-  const sizes = signed ? values.map(Math.abs) : values, most = sizes.reduce((a, b) => Math.max(a, b), 1e-12);
+  const known = values.filter(Number.isFinite), sizes = signed ? known.map(Math.abs) : known, most = sizes.reduce((a, b) => Math.max(a, b), 1e-12);
   const high = kind === "robust" ? Math.max(quantile(sizes, 1 - Math.max(0.01, 1.5 / patches)), signed ? 0 : 3 * uniform, 1e-12) : most;
   const low = Math.min(uniform / 10, high / 10), curve = {
     sqrt: (x) => Math.sqrt(x), log: (x) => Math.max(0, Math.log(x * high / low) / Math.log(high / low)),
@@ -105,7 +106,9 @@ function placeName(p, side) { return `row ${Math.floor(p / side.grid[1])}, colum
 
 // One sentence about the map of the chosen token.
 function sentence(side, state, t, map, maps) {
-  const where = `${tokenName(side, side.tokens[t])}, layer ${state.layer}, ${state.head === "mean" ? "mean of heads" : `head ${state.head}`}`, best = largest(map);
+  const left = state.head !== "mean" && side.heads > 1 && side.blocks?.[state.layer]?.heads === 1; // a page may keep only the mean of the heads
+  const head = left ? "mean of heads (this page has no single heads of this layer)" : state.head === "mean" ? "mean of heads" : `head ${state.head}`;
+  const where = `${tokenName(side, side.tokens[t])}, layer ${state.layer}, ${head}`, best = largest(map);
   const share = state.direction === "reads" ? `${percent(total(map))} of its attention is on patches` : `on average it receives ${percent(total(map) / map.length)} of the attention of a patch`;
   const rest = maps.filter((m, i) => m && i !== t && side.tokens[i] >= 0);
   const alike = rest.length ? ` Cosine with the mean map of ${side.kind === "memory" ? "the other tokens" : side.tokens[t] < 0 ? "the patches" : "the other patches"}: ${cosine(map, meanOf(rest)).toFixed(2)}.` : "";
