@@ -90,7 +90,7 @@ class AttentionMaps:
         return self.array('patch_mean')
     @property
     def value_norms(self)->Tensor:
-        "Norm of each key's value after the output projection, ||W_O v||, fp32 (B, L, H, K). With `values=True`."
+        "Norm of each key's value after output projection and LayerScale, ||W_O v||, fp32 (B, L, H, K); `values=True`."
         return self.array('value_norms')
     @property
     def value_totals(self)->Tensor:
@@ -161,15 +161,23 @@ def heatmap(
     return self.layout.to_grid(values.mean(1))
 
 # %% ../nbs/30_attention.ipynb #8fb7059f
-def _output_weight(attn:nn.Module)->Tensor:
-    "Return the weight of the output projection (D, H d). Raises `UserError` if it is not known."
-    found = next((getattr(attn, n) for n in ('proj', 'out_proj', 'attn_out_proj') if hasattr(attn, n)), None)
-    if found is None: raise UserError(f'{type(attn).__name__} has no output projection that is known; use values=False')
-    return found.weight
+def _layer_scale(block:nn.Module)->Tensor|None: # (D,)
+    "Return the factors of LayerScale on what attention adds, as timm, timm's Eva and open_clip name them."
+    scale = next((m for n in ('ls1', 'ls_1', 'ls') if (m := getattr(block, n, None)) is not None), None)
+    return getattr(block, 'gamma_1', None) if scale is None else getattr(scale, 'gamma', None)
+
+def _output_weight(attn:nn.Module, block:nn.Module)->Tensor:
+    "Return the weight of the output projection (D, H d or more), times LayerScale. Raises `UserError` if unknown."
+    names = 'proj', 'out_proj', 'attn_out_proj' # a parallel block has one of the last two
+    found, scale = next((m for n in names if (m := getattr(attn, n, None)) is not None), None), _layer_scale(block)
+    if found is None:
+        raise UserError(f'{type(attn).__name__} has no output projection that is known, so the norms of its values are '
+                        'not known; capture(model, values=False) records its attention')
+    return found.weight if scale is None else scale.unsqueeze(1) * found.weight
 
 def _value_norms(v:Tensor, weight:Tensor)->Tensor:
     "Return the norm of each head's value after the output projection, ||W_O v||: the most it can add to a token."
-    heads = weight.float().unflatten(1, (v.shape[1], -1)) # (D,H,d)
+    heads = weight.float()[:, :v.shape[1] * v.shape[3]].unflatten(1, (v.shape[1], -1)) # (D,H,d); behind them, an MLP's
     gram = torch.einsum('ohd,ohe->hde', heads, heads)
     v = v.float()
     return (v @ gram * v).sum(-1).clamp_min(0).sqrt()
@@ -183,7 +191,7 @@ class _Recorder:
         self.full, self.norms, self.states, self.values, self.patches = full, norms, states, values, patches
         self.outputs = norms or states or patches # hook the outputs of blocks, too
 
-    def attention(self, layer, attn, q, k, v, weights):
+    def attention(self, layer, block, q, k, v, weights):
         "Record one attention call."
         layout, start = self.maps.layout, self.first_query(q.shape[2], k.shape[2])
         if start == 0 and layer == self.maps.layers[0]: self.maps.begin()
@@ -200,7 +208,8 @@ class _Recorder:
             self.fill(place('to_memory', N, memory)[:, :, queries], weights, columns=layout.memory, over=3)
         if self.full: self.fill(place('full', N, K)[:, :, queries, :k.shape[2]], weights)
         if self.values:
-            lengths, w = _value_norms(v, _output_weight(attn)), weights() # (B,H,k), (B,H,n,k)
+            weight = _output_weight(getattr(block, 'attn', block), block)
+            lengths, w = _value_norms(v, weight), weights() # (B,H,k), (B,H,n,k)
             share = w.sum(2).mean(1) / N # (B,k)
             if start: self.maps.place(layer, 'received', (B, K), device=q.device).add_(share)
             else: self.put(layer, 'received', share, (B, K), slice(0, k.shape[2]), dim=1)
@@ -319,6 +328,6 @@ def capture(
         if tower.grid_of: stack.callback(tower.embed.register_forward_pre_hook(partial(recorder.resize, tower)).remove)
         for i in layers:
             attn, block = tower.attentions[i], tower.blocks[i]
-            stack.enter_context(attention_hooks(attn, partial(recorder.attention, i, attn)))
+            stack.enter_context(attention_hooks(attn, partial(recorder.attention, i, block)))
             if recorder.outputs: stack.callback(block.register_forward_hook(partial(recorder.output, i)).remove)
         yield maps

@@ -331,6 +331,8 @@ def eval_models(
     if train_images and train_images.classes != labeled.classes:
         different = sorted(set(train_images.classes) ^ set(labeled.classes))[:5]
         raise UserError(f"'{train}' and '{data}' have different classes: {different}")
+    if train_images and os.path.realpath(train_images.name) == os.path.realpath(labeled.name):
+        raise UserError(f"'{train}' is both train and data, so each image would be its own neighbor; give other images")
     device = device or default_device()
     found, counts, seen, missing, reports, unmeasured = {}, (0, 0), [], {}, {}, {}
     how = batch_size, num_workers, max_bad_fraction

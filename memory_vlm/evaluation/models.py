@@ -105,7 +105,8 @@ def _caption_ids(captions:list)->torch.Tensor:
 
 def _open_with_data(name:str, data:str|None, split:str)->LoadedModel:
     "Open a model, with its own evaluation data or with other data. Raises `UserError` if there is none."
-    loaded = as_model(_timm_name(name) or name) # `timm:` would add a text tower with random weights
+    of_timm = _timm_name(name) if isinstance(name, str) else None # `timm:` would add a text tower with random weights
+    loaded = as_model(of_timm or name)
     if data is None and loaded.cfg is None:
         raise UserError(f"'{name}' is not part of a run, so its evaluation data is unknown; add --data, such as a "
                         'folder of images')

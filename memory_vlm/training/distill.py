@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from math import cos, pi
 from ..clip import MEMORY_NAMES, MemoryCLIP, normalize_images
 from ..core import UserError
 from torch import Tensor, nn
@@ -56,12 +57,18 @@ def _repeat(batches:Iterable):
         count = 0
         for count, batch in enumerate(batches, 1): yield batch
 
+def _rate_factor(step:int, steps:int, warmup:int)->float: # 0..1
+    "Return the learning rate of a step relative to the largest: a linear rise, then a cosine that ends at 0."
+    if step < warmup: return (step + 1) / (warmup + 1)
+    return (1 + cos(pi * (step - warmup) / max(1, steps - warmup))) / 2
+
 def distill_registers(
     model,                  # A pretrained model without memory, as `MemoryCLIP.from_pretrained` takes it
     batches:Iterable,       # Batches of images, as `encode_image` takes them, or tuples that begin with such
     memory:str|dict='registers', # Memory of the student, as `MemoryCLIP.add_memory` takes it
     steps:int=1000,         # Steps of the optimizer (count); batches are repeated
-    learning_rate:float=1e-4, # At the start; falls to 0 along a cosine
+    learning_rate:float=2e-5, # Largest rate, after the warm-up; falls to 0 along a cosine
+    warmup:float=0.1,       # Share of the steps in which the rate rises, 0..1
     num_views:int=8,        # Views of each image over which the teacher averages (count)
     train:Sequence[str]=None, # Patterns of parameters that are trained beside memory; None: positions, patch embedding
                             # and last block of the image tower
@@ -79,7 +86,8 @@ def distill_registers(
     for n, p in student.named_parameters(): trained_before[n], _ = p.requires_grad, p.requires_grad_(n in names)
     weights = [p for n, p in student.named_parameters() if n in names]
     optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=0.)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rise = int(warmup * steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, steps, rise))
     generator, rows = torch.Generator().manual_seed(seed), []
     for batch in islice(_repeat(batches), steps):
         x = normalize_images((batch if torch.is_tensor(batch) else batch[0]).to(device), student.mean, student.std)
