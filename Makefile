@@ -44,7 +44,7 @@ test: $(INSTALLED_DEV)
 	@echo "== 2 of 3: run all notebooks"
 	@$(TEST) OMP_NUM_THREADS=1 $(ENV)/bin/nbdev-test --n-workers 2 --timing
 	@echo "== 3 of 3: quick tests"
-	@$(TEST) $(PY) -m pytest --durations=10 $(NO_TESTS)
+	@$(TEST) OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal --durations=10 $(NO_TESTS)
 
 test-slow: $(INSTALLED_DEV)
 	@echo "== 1 of 2: notebooks with slow cells"

@@ -1,6 +1,6 @@
 """Memory and time of a contrastive batch computed in parts, compared with one batch of the size of a part.
 
-    python benchmarks/accumulate.py                                  # 512 pairs as 8 x 64, and 64 pairs; the default architecture
+    python benchmarks/accumulate.py                                  # 512 pairs as 8 x 64, and 64; default architecture
     python benchmarks/accumulate.py --batch 8 --parts 2              # small
     python benchmarks/accumulate.py --parts 32                       # 2048 pairs
     python benchmarks/accumulate.py --csv benchmarks/results/accumulate.csv  # also append the results to a file

@@ -12,8 +12,8 @@ Rule, written before the run: `caption_map` at its defaults is the measure. It p
 prior, attention of CLS in the last layer, the same map of a tower with random weights) if the 95 % CI of the paired
 difference of pointing accuracy, over images, excludes 0 for all three with Holm's correction. It is faithful if the
 interval of insertion minus deletion, against random order and against the attention of CLS, excludes 0. Variants (maps
-of one class against the mean of all classes, and gradients on fewer images) are shown beside it. Images of seeds from 10000 on were used
-while writing; the table is of the seeds from 0. """
+of one class against the mean of all classes, and gradients on fewer images) are shown beside it. Images of seeds from
+10000 on were used while writing; the table is of the seeds from 0. """
 import argparse
 import json
 import numpy as np
@@ -41,8 +41,8 @@ DRAWINGS = dict(zip(
      'kite', 'skateboard', 'wine glass', 'knife', 'spoon', 'banana', 'apple', 'sandwich', 'orange', 'broccoli',
      'carrot', 'hot dog', 'pizza', 'donut', 'cake', 'chair', 'couch', 'potted plant', 'bed', 'toilet', 'tv', 'laptop',
      'mouse', 'keyboard', 'cell phone', 'book', 'clock', 'scissors', 'teddy bear', 'toothbrush'],
-    '🚲 🚗 🏍 ✈ 🚌 🚆 🚚 ⛵ 🚦 🐦 🐈 🐕 🐎 🐑 🐄 🐘 🐻 🦓 🦒 🎒 ☂ 👜 👔 🎿 🪁 🛹 🍷 🔪 🥄 🍌 🍎 🥪 🍊 🥦 🥕 🌭 🍕 🍩 🎂 🪑 🛋 🪴 🛏 🚽 📺 💻 🖱 ⌨ '
-    '📱 📖 ⏰ ✂ 🧸 🪥'.split()))
+    '🚲 🚗 🏍 ✈ 🚌 🚆 🚚 ⛵ 🚦 🐦 🐈 🐕 🐎 🐑 🐄 🐘 🐻 🦓 🦒 🎒 ☂ 👜 👔 🎿 🪁 🛹 🍷 🔪 🥄 🍌 🍎 🥪 🍊 '
+    '🥦 🥕 🌭 🍕 🍩 🎂 🪑 🛋 🪴 🛏 🚽 📺 💻 🖱 ⌨ 📱 📖 ⏰ ✂ 🧸 🪥'.split()))
 SIZE, RESULTS = 224, Path(__file__).parent/'results'/'caption_heatmaps.csv'
 FAITHFUL = ['exact', 'CLS attention, last layer'] # maps whose insertion and deletion are measured
 CONTROLS = ['center prior', 'CLS attention, last layer', 'random weights']
@@ -81,7 +81,8 @@ def compose_image(seed, photos):
 
 def vision_towers(weights):
     "Return the pretrained tower, and one with random weights."
-    make = lambda: open_clip.create_model('ViT-B-16-quickgelu', pretrained_hf=False, pretrained_image=False).visual.eval()
+    name = 'ViT-B-16-quickgelu'
+    make = lambda: open_clip.create_model(name, pretrained_hf=False, pretrained_image=False).visual.eval()
     torch.manual_seed(0)
     random, model = make(), make()
     model.load_state_dict(load_file(weights))
@@ -149,17 +150,19 @@ def main():
         row = dict(method=method)
         if method in hits:
             low, high = mean_interval(hits[method]).clamp(0, 1).tolist()
-            row |= dict(images=len(hits[method]), pointing=round(float(hits[method].mean()), 4), low=round(low, 4), high=round(high, 4),
-                        energy=round(float(np.mean(shares[method])), 4))
+            row |= dict(images=len(hits[method]), pointing=round(float(hits[method].mean()), 4),
+                        low=round(low, 4), high=round(high, 4), energy=round(float(np.mean(shares[method])), 4))
         if method in CONTROLS:
             low, high = mean_interval(hits['exact'] - hits[method]).clamp(-1, 1).tolist()
-            row |= dict(exact_minus_this=round(float((hits['exact'] - hits[method]).mean()), 4), difference_low=round(low, 4),
-                        difference_high=round(high, 4), p_holm=f'{float(corrected[method]):.2g}')
+            row |= dict(exact_minus_this=round(float((hits['exact'] - hits[method]).mean()), 4),
+                        difference_low=round(low, 4), difference_high=round(high, 4),
+                        p_holm=f'{float(corrected[method]):.2g}')
         if method in areas:
             insertion, deletion = areas[method].mean(0).tolist()
             gap = areas['exact'].diff(dim=1).neg() - areas[method].diff(dim=1).neg() # of insertion minus deletion
             low, high = mean_interval(gap.flatten()).tolist()
-            row |= dict(insertion=round(insertion, 4), deletion=round(deletion, 4), exact_gap_minus_this=round(float(gap.mean()), 4),
+            row |= dict(insertion=round(insertion, 4), deletion=round(deletion, 4),
+                        exact_gap_minus_this=round(float(gap.mean()), 4),
                         gap_low=round(low, 4), gap_high=round(high, 4))
         rows.append(row)
         print(row)

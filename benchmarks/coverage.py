@@ -3,9 +3,9 @@
     python benchmarks/coverage.py
     python benchmarks/coverage.py --repeats 300 --csv benchmarks/results/coverage.csv
 
-Each repeat draws results of single images with a known truth, without a model, and computes the interval that the report,
-`ablate`, `eval` or a study would show. Goals at 128 images and more: 93 to 97 % of the intervals contain the truth (more
-where next to nothing changes, since counts are whole numbers), and at most 5 % of the models are wrongly called used. The
+Each repeat draws results of single images with a known truth (no model) and computes the interval that the report,
+`ablate`, `eval` or a study would show. Goals at 128 images or more: 93 to 97 % of the intervals contain the truth (more
+where next to nothing changes, since counts are integers), and at most 5 % of the models are wrongly called used. The
 share itself has a standard error of 1.3 points over 300 repeats; `--only` repeats one case more often."""
 import argparse
 import pandas as pd

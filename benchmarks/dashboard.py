@@ -66,8 +66,8 @@ def main():
     with learn.no_bar(), learn.no_logging(): asyncio.run(dash.fit_cosine(1000, cbs=turns))
     seconds, steps = map(np.array, zip(*turns.seen[:args.blocks // 2 * 2]))
     per_step = seconds / steps
-    value, (low,
-            high), without, with_it = ratio(per_step), interval(per_step), np.median(per_step[1::2]), np.median(per_step[0::2])
+    value, (low, high) = ratio(per_step), interval(per_step)
+    without, with_it = np.median(per_step[1::2]), np.median(per_step[0::2])
     drawing = dash.spent / max(dash.redraws, 1)
     print(f'{machine(learn.dls.device.type)}; {learn.cfg.model.name}, batch {learn.cfg.training.batch_size}; redraw '
           f'every {args.every:g} s')

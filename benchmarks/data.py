@@ -66,7 +66,8 @@ def rate(batches, num_images):
 
 
 def resident(): # resident memory (MB)
-    with open('/proc/self/statm', encoding='utf-8') as f: return int(f.read().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20
+    with open('/proc/self/statm', encoding='utf-8') as f: pages = int(f.read().split()[1])
+    return pages*os.sysconf('SC_PAGE_SIZE')/2**20
 
 
 def first_batch(path): # Return the source and the time to its first batch (seconds)

@@ -97,7 +97,7 @@ CASES = {'vision': (261, 0, None), 'keys and values': (197, 64, None), 'odd': (3
 
 
 def attention_gradients(attend, qkv, memory, mask, upstream):
-    "Return output and gradients of attention with the strides of `MemoryAttention`: packed (B,N,3,H,d), memory (H,M,d)."
+    "Return output and gradients of attention with `MemoryAttention`'s strides: packed (B,N,3,H,d), memory (H,M,d)."
     leaves = [t.detach().clone().requires_grad_() for t in (qkv, memory)]
     q, k, v = leaves[0].permute(2, 0, 3, 1, 4).unbind(0) # (B,H,N,d)
     more = leaves[1].expand(len(q), *memory.shape)
@@ -443,7 +443,7 @@ def host(args):
             yield measured(what, lambda: [step(ids=x) for x in several], ' of six lengths, after the compilation')
 
 
-# Name -> function of the arguments that yields rows, and its share of the time. What a section leaves is for the others.
+# Name -> function of the arguments that yields rows, share of the time. What a section leaves goes to the others.
 SECTIONS = dict(kernels=(kernels, 3), bisect=(bisect, 6), cells=(cells, 3), train_step=(train_step, 3),
                 loss_memory=(loss_memory, 2), capture=(capture, 2), compile=(compile, 5), overhead=(overhead, 3),
                 host=(host, 3))
@@ -453,8 +453,8 @@ def run_section(name, args, limit):
     "Run a section in a process of its own; return its rows, those before a failure too."
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder)/'rows', Path(folder)/'log'
-        command = [sys.executable, __file__, *args.overrides, '--run', name, '--rows', str(path), '--device', args.device,
-                   '--batch', str(args.batch), '--precisions', *args.precisions]
+        command = [sys.executable, __file__, *args.overrides, '--run', name, '--rows', str(path),
+                   '--device', args.device, '--batch', str(args.batch), '--precisions', *args.precisions]
         with log.open('w') as f: process = psutil.Popen(command, stdout=f, stderr=subprocess.STDOUT)
         try: status, failure = process.wait(limit), None
         except (psutil.TimeoutExpired, KeyboardInterrupt) as e:

@@ -41,7 +41,8 @@ def main():
     print(f'from memory_vlm.clip import MemoryCLIP: {ratio:.2f} x torch, timm and open_clip')
     print(f'import memory_vlm.data.loaders: {loaders:.2f} x torch')
     print(f'train.py --help: {beyond:.1f} s beyond torch and Hydra')
-    if args.csv: store(args.csv, [dict(model_over_base=round(ratio, 3), loaders_over_torch=round(loaders, 3), help_beyond_seconds=round(beyond, 2))])
+    if args.csv: store(args.csv, [dict(model_over_base=round(ratio, 3), loaders_over_torch=round(loaders, 3),
+                                       help_beyond_seconds=round(beyond, 2))])
 
 
 if __name__ == '__main__': main()

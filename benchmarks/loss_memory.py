@@ -2,7 +2,7 @@
 
     python benchmarks/loss_memory.py                        # B = 8192, D = 512, on the CPU or, if there is one, on CUDA
     python benchmarks/loss_memory.py --loss siglip --batch 4096
-    python benchmarks/loss_memory.py --large --csv benchmarks/results/loss_large.csv # 8192, 16384 and 32768 pairs, on one rank and on two
+    python benchmarks/loss_memory.py --large --csv benchmarks/results/loss_large.csv # 8192-32768 pairs, 1 and 2 ranks
     python benchmarks/loss_memory.py --csv benchmarks/results/loss_memory.csv  # also append the results to a file
 
 Method:
@@ -143,7 +143,8 @@ def extra_memory_of(args, name, batch, ranks=1):
     command = [sys.executable, __file__, '--memory-of', name, '--loss', args.loss, '--batch', batch, '--dim',
                args.dim, '--ranks', ranks,
                '--device', args.device, '--dtype', str(args.dtype).removeprefix('torch.'), '--threads', args.threads]
-    memory, took = subprocess.run([str(c) for c in command], check=True, capture_output=True, encoding='utf-8').stdout.split()
+    done = subprocess.run([str(c) for c in command], check=True, capture_output=True, encoding='utf-8')
+    memory, took = done.stdout.split()
     return int(memory), float(took)
 
 

@@ -1,4 +1,4 @@
-"""Time that the checks before a fit take (s), at the default architecture, and memory that they predict beside measured.
+"""Time that the checks before a fit take (s), at the default architecture, and predicted beside measured memory.
 
     python benchmarks/preflight.py                                      # built-in scenes
     python benchmarks/preflight.py training.data.train_path=data/train training.data.val_path=data/val
@@ -31,7 +31,8 @@ GOAL = 10. # seconds, on 2 cores
 ERROR = 0.15 # of the predicted memory
 DATA = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.data.num_workers=0',
         'training.data.cache_mb=0', 'training.logging.wandb=false']
-WIDE = ['model=base', 'model.image_size=64', 'model.embed_dim=512', 'model.depth=6', 'model.text.depth=2', 'training.precision=fp32']
+WIDE = ['model=base', 'model.image_size=64', 'model.embed_dim=512', 'model.depth=6', 'model.text.depth=2',
+        'training.precision=fp32']
 SETTINGS = { # name -> world size, overrides
     'weights count': (1, ['training.batch_size=2']),
     'activations count': (1, ['training.batch_size=32']),
@@ -90,7 +91,8 @@ def run_memory(names):
         found = json.loads(said[0].strip().splitlines()[-1])
         error = found['predicted'] / found['measured'] - 1
         print(f"{name:20} {found['predicted'] / 1e9:6.3f} GB predicted, {found['measured'] / 1e9:6.3f} measured: "
-              f"{error:+.0%} ({'meets' if abs(error) <= ERROR else 'MISSES'} {ERROR:.0%})  {found['parts']}", flush=True)
+              f"{error:+.0%} ({'meets' if abs(error) <= ERROR else 'MISSES'} {ERROR:.0%})  {found['parts']}",
+              flush=True)
         yield dict(setting=name, ranks=world, predicted_gb=round(found['predicted'] / 1e9, 3),
                    measured_gb=round(found['measured'] / 1e9, 3), error=round(error, 3))
 

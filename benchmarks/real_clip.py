@@ -89,7 +89,7 @@ def registers(model, images, captions, score, args):
     print(found, flush=True)
     store(RESULTS/'real_clip_registers.csv', found.table.round(4).to_dict('records'), images=len(images),
           passed=found.passed)
-    rows = [dict(half=half, neurons=n, registers=r, block=i + 1, outliers=round(x, 5))
+    rows = [dict(half=half, neurons=n, registers=r, block=i, outliers=round(x, 5))
             for (n, r, half), rate in found.rates.items() for i, x in enumerate(rate.tolist())]
     store(RESULTS/'real_clip_outliers.csv', rows, images=len(images))
     if args.save: found.edit.save(args.save)
@@ -179,7 +179,7 @@ def distill(model, images, captions, score, args):
         known = {} if before is None else dict(before=before.mean().item(), change=(values - before).mean().item())
         low, high = interval(values if before is None else values - before).flatten().tolist()
         return dict(what=what, model=name, block=block, value=values.mean().item(), **known, low=low, high=high)
-    rows = [row('outliers', name, shares[name][:, l], shares['before'][:, l], l + 1)
+    rows = [row('outliers', name, shares[name][:, l], shares['before'][:, l], l)
             for name in ('after', 'masked') for l in range(shares['before'].shape[1])]
     def changes(values): return change_interval(values[:, None]).clamp(-1, 1)
     right = {name: score(outputs, other).double() for name, (_, outputs) in found.items()}

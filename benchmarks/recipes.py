@@ -37,7 +37,8 @@ def row(recipe, seed, folder):
     captions = torch.tensor([numbers[text] for _, text in texts]) # equal texts are one caption
     return dict(recipe=recipe, seed=seed, train=len(run.learn.dls.train.source), valid=len(source),
                 steps=run.learn.train_iter,
-                **{m: round(run.metrics[m], 4) for m in METRICS}, chance=round(chance_recall(owners, captions=captions)['i2t/R@1'], 4),
+                **{m: round(run.metrics[m], 4) for m in METRICS},
+                chance=round(chance_recall(owners, captions=captions)['i2t/R@1'], 4),
                 cpu_seconds=round(seconds), threads=torch.get_num_threads())
 
 
@@ -45,8 +46,9 @@ def table(runs):
     "Return a row per recipe: mean and standard deviation over seeds, chance level, and processor time."
     groups = runs.groupby('recipe', sort=False)
     spread = {m: [f'{mean:.1%} ± {std:.1%}' for mean, std in zip(groups[m].mean(), groups[m].std())] for m in METRICS}
+    minutes = (groups.cpu_seconds.mean() / 60).round(1)
     return pd.DataFrame(dict(seeds=groups.seed.nunique(), steps=groups.steps.first(), images=groups.valid.first(),
-                             chance=groups.chance.first().map('{:.1%}'.format)) | spread | dict(cpu_minutes=(groups.cpu_seconds.mean() / 60).round(1)))
+                             chance=groups.chance.first().map('{:.1%}'.format)) | spread | dict(cpu_minutes=minutes))
 
 
 def main():

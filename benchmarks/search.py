@@ -94,8 +94,8 @@ def graph(args, kind, at):
     index.ids[:args.graph//100] += args.graph # one percent is encoded again
     follow, _ = timed(lambda: _Graph(index, path, silent))
     ms = [1000*statistics.median(t for t, _ in found) for found in (quick, exact)]
-    print(f'{kind}: {args.graph:,} rows of {args.dim}: recall@10 {recall:.3f}; a query takes {ms[0]:.1f} ms by the graph '
-          f'and {ms[1]:.1f} ms exactly; {build:.0f} s to build, {follow:.1f} s to follow 1 %, '
+    print(f'{kind}: {args.graph:,} rows of {args.dim}: recall@10 {recall:.3f}; a query takes {ms[0]:.1f} ms by the '
+          f'graph and {ms[1]:.1f} ms exactly; {build:.0f} s to build, {follow:.1f} s to follow 1 %, '
           f'{path.stat().st_size/args.graph:.0f} bytes per row in the file')
     return dict(kind=kind, rows=args.graph, recall_at_10=round(recall, 3), graph_ms=round(ms[0], 2),
                 exact_ms=round(ms[1], 1), build_seconds=round(build), follow_seconds=round(follow, 1),
@@ -136,8 +136,8 @@ def main():
             for i in range(args.indexed): photograph(rng).save(place/f'{i:04}.jpg', quality=90)
         model = (MemoryCLIP.from_pretrained(args.model) if args.model else own()).to(args.device)
         source, names, _ = open_images(place)
-        loader = make_loader(_ImagePaths(source, np.arange(len(source))), image_size=model.cfg.image_size, batch_size=64,
-                             train=False, num_workers=args.workers, max_bad_fraction=1)
+        loader = make_loader(_ImagePaths(source, np.arange(len(source))), image_size=model.cfg.image_size,
+                             batch_size=64, train=False, num_workers=args.workers, max_bad_fraction=1)
         def load():
             for _ in loader: pass
         def make(k): return open_index(model, place, at/f'index-{k}', num_workers=args.workers)

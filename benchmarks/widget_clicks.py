@@ -1,6 +1,6 @@
 """How long a click in `AttentionExplorer` takes to show in a real JupyterLab: patch, token, layer, head and image.
 
-    python benchmarks/widget_clicks.py                                   # the quickstart's model, 20 clicks of each kind
+    python benchmarks/widget_clicks.py                                  # the quickstart's model, 20 clicks of each kind
     python benchmarks/widget_clicks.py --csv benchmarks/results/widget_clicks.csv
 
 A headless Chromium drives the page. Time is measured in the page, from the click event to the last change of the
@@ -28,7 +28,8 @@ KINDS = dict(
     patch=('.frame canvas', "const b = e.getBoundingClientRect(); e.dispatchEvent(new MouseEvent('click', "
                             "{bubbles: true, clientX: b.left + (i * 29) % b.width, clientY: b.top + (i * 53) % "
                             "b.height}));"),
-    token=('.choice.token select', "e.selectedIndex = 1 + i % 8; e.dispatchEvent(new Event('change', {bubbles: true}));"),
+    token=('.choice.token select',
+           "e.selectedIndex = 1 + i % 8; e.dispatchEvent(new Event('change', {bubbles: true}));"),
     head=('.choice.head select', "e.selectedIndex = i % 5; e.dispatchEvent(new Event('change', {bubbles: true}));"),
     image=('.gallery input', "e.value = i + 1; e.dispatchEvent(new Event('change', {bubbles: true}));"))
 
@@ -42,7 +43,8 @@ def clicks(page, kind, count):
         const watch = new MutationObserver(found => {{
             if (found.some(m => m.attributeName === 'src' || m.type === 'childList')) last = performance.now();
         }});
-        watch.observe(e.closest('.jp-OutputArea-output'), {{subtree: true, childList: true, attributes: true, attributeFilter: ['src']}});
+        watch.observe(e.closest('.jp-OutputArea-output'), {{subtree: true, childList: true, attributes: true,
+                                                            attributeFilter: ['src']}});
         const start = performance.now();
         {act}
         await new Promise(r => setTimeout(r, 1500));

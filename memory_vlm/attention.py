@@ -238,7 +238,9 @@ class _Recorder:
         if in_backward(): return
         with eager_attention(x.device.type):
             layout, x = self.maps.layout, x.detach()
-            if self.norms: self.put(layer, 'norms', torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32))
+            if self.norms:
+                at_least = torch.promote_types(x.dtype, torch.float32)
+                self.put(layer, 'norms', torch.linalg.vector_norm(x, dim=-1, dtype=at_least))
             if self.states:
                 _, memory, patches = layout.split(x)
                 if layout.num_cls: self.put(layer, 'cls_states', x[:, layout.readout].squeeze(1))

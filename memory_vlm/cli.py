@@ -20,10 +20,12 @@ from fastcore.script import anno_parser
 from functools import wraps
 from io import TextIOWrapper
 from .config import compose, config_dir, explain_arguments, hydra_overrides, register_schema
-from .core import Progress, UserError, _to_json, pick
+from .core import Progress, UserError, _counted, _output_path, _to_json, pick
 from .imports import import_code
 from memory_vlm.overrides import (
     _as_options,
+    _check_flags,
+    _check_ranges,
     _name_flags,
     explain_keys,
     find_keys,
@@ -31,7 +33,6 @@ from memory_vlm.overrides import (
     with_imports,
     with_resumed,
 )
-from .schema import schema_fields
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from typing import Annotated
@@ -81,17 +82,6 @@ def _arguments(words:Sequence[str])->Iterator[None]:
     sys.argv[1:] = words
     try: yield
     finally: sys.argv[1:] = before
-
-def _check_flags(words:Sequence[str]):
-    "Raise `UserError` for a setting that is written as an option, such as `--epochs=3`."
-    for word in words:
-        name, equals, value = word.removeprefix('--').partition('=')
-        key = name.replace('-', '_')
-        found = [k for k in schema_fields() if k == key or k.endswith(f'.{key}')]
-        if word.startswith('--') and key not in _HYDRA_FLAGS and found:
-            raise UserError(f"'{word}' is not an option; write {found[0]}={value if equals else 'VALUE'}")
-
-_HYDRA_FLAGS = ('version', 'run', 'info', 'package')
 
 def fit_main(
     words:Sequence[str]=None, # Hydra's arguments; None: those of the shell
@@ -172,7 +162,9 @@ def _make_shards_command(
     from memory_vlm.data.sources import open_source
     pairs = open_source(source, split, image_key=image_key, caption_key=caption_key, image_dir=image_dir,
                         key='data')
+    kept = len([*Path(folder).glob('*.tar')])
     with Progress('shards') as bar: shards = make_shards(pairs, folder, per_shard, bar.update_to)
+    if kept: print(f'Kept as they were: {_counted(kept, "shard")}. To write them again, remove {folder} first')
     print('To train on them, with a part held out for validation: '
           f"memory_vlm fit \"training.data.train_path='{shards}'\" training.data.val_path=")
     return 0
@@ -180,7 +172,7 @@ def _make_shards_command(
 # %% ../nbs/50_cli.ipynb #a262ae28
 @_answers
 def _eval_command(
-    models:Annotated[str, dict(nargs='+')], # Runs, checkpoints, or open_clip names such as ViT-B-32/TAG
+    models:Annotated[str, dict(nargs='+')], # Runs, checkpoints, or names of open_clip or timm such as ViT-B-32/TAG
     data:Annotated[str, dict(opt=False)],   # Images with captions, or a folder of images for each class
     classes:str=None,       # .txt (a class per line) or YAML file of classes and templates, or 'imagenet'
     templates:str=None,     # .txt with a prompt such as "a photo of a {}" per line, or imagenet, simple, photo, plain
@@ -297,6 +289,7 @@ def _search_command(
     from fastai.torch_core import default_device
     from memory_vlm.search import index_path, open_index, search
     from memory_vlm.training.run_dir import open_trained
+    if index: _output_path(index) # before images are encoded
     clip = open_trained(model).model.to(default_device())
     workers, path = workers if workers is not None else min(8, os.cpu_count() or 1), index or index_path(model, data)
     with Progress('images') as bar: images = open_index(clip, data, path, num_workers=workers, progress=bar.update_to)
@@ -346,6 +339,7 @@ def _run_command(command:_Command, words:Sequence[str])->int:
     words, files = split_imports(words)
     words = _as_options(words, parser)
     options = {k: v for k, v in vars(parser.parse_intermixed_args(words)).items() if k not in ('pdb', 'xtra', 'import')}
+    _check_ranges(options)
     import_code(files)
     if command.function is _config_command: options['words'] = with_imports(options['words'], files)
     if command.function is _study_command: options['imports'] = files
@@ -393,5 +387,8 @@ def _run(words:Sequence[str]|None)->int:
     with _short_warnings():
         try: return _run_command(pick(COMMANDS, name, 'command'), rest)
         except UserError as e: print(e, file=sys.stderr)
+        except OSError as e: # a file or folder that cannot be read or written
+            if not e.filename: raise
+            print(f"'{e.filename}' cannot be used: {e.strerror}", file=sys.stderr)
         except KeyboardInterrupt: return 130
     return 2

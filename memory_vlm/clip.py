@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from contextlib import nullcontext
 from fastcore.basics import patch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
+from json import JSONDecodeError
 from .config import compose
 from .core import UserError, random_stream
 from .data.tokenizer import text_tokenizer
@@ -26,6 +27,7 @@ from .schema import MemoryConfig, ModelConfig
 from .vision import make_vit, memory_arguments
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -260,7 +262,10 @@ def _from_pretrained(cls:MemoryCLIP, *, model_id, revision, cache_dir, force_dow
                         'give a folder written by save_pretrained')
     if (folder/'tokenizer_config.json').exists(): cfg['text']['tokenizer'] = str(model_id)
     model = cls(cfg)
-    load_model(model, folder/'model.safetensors', strict=True)
+    try: load_model(model, folder/'model.safetensors', strict=True)
+    except (SafetensorError, RuntimeError) as e: # a damaged file; names or shapes of other weights
+        raise UserError(f"'{folder/'model.safetensors'}' does not hold the weights of the model in config.json: "
+                        f"{' '.join(str(e).split())[:400]}") from e
     return model.eval()
 
 _HUB_OPTIONS = {'force_download', 'token', 'cache_dir', 'local_files_only', 'revision'}
@@ -282,7 +287,9 @@ def from_pretrained(
         if not Path(name).is_dir() or (Path(name)/'config.json').exists():
             options = dict(cache_dir=os.environ.get('TRANSFORMERS_CACHE')) | kwargs
             with nullcontext() if Path(name).is_dir() else hub_errors(str(name), str(name)):
-                return super(MemoryCLIP, cls).from_pretrained(name, **options)
+                try: return super(MemoryCLIP, cls).from_pretrained(name, **options)
+                except (JSONDecodeError, UnicodeDecodeError) as e:
+                    raise UserError(f"'{name}/config.json' is damaged: {e}") from e
     return open_pretrained(cls, str(name), memory, **kwargs)
 
 # %% ../nbs/12_clip.ipynb #c4fa3111

@@ -14,6 +14,7 @@ import numpy as np
 import os
 import random
 import torch
+import yaml
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -67,6 +68,18 @@ def _output_path(path:str|Path)->Path:
     except OSError as e: raise UserError(f"'{path}' cannot be written: {e.strerror}") from e
     if os.access(path if path.exists() else path.parent, os.W_OK): return path
     raise UserError(f"'{path}' cannot be written: it is read-only")
+
+def _load_yaml(text:str, loader:type=yaml.SafeLoader):
+    "Read YAML. Raises `YAMLError` also for a mapping that has a key twice, of which YAML keeps the last."
+    class Strict(loader):
+        def construct_mapping(self, node, deep=False):
+            seen = set()
+            for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
+                if key.value in seen and key.value != '<<':
+                    raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is there twice", key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+    return yaml.load(text, Strict)
 
 # %% ../nbs/00_core.ipynb #f8b440cd
 def pick(

@@ -30,7 +30,7 @@ from .data.sources import open_sources, source_options
 from .data.tokenizer import text_tokenizer
 from .data.transforms import Preprocessing
 from .distributed import Interrupts, broadcast_from_main, detect_lost_ranks, is_main, rank, world_size
-from .evaluation.validation import encode, encode_numbered, score
+from .evaluation.validation import encode, encode_numbered, evaluation_mode, score
 from .loss import LOSSES, similarity
 from .memory import check_memory
 from .models.attention_hooks import WITHOUT_CUDNN_ATTENTION
@@ -198,6 +198,8 @@ class MemoryLearner(Learner):
     def first_batch(self)->int: # above 0 in the first epoch of a resumed fit
         return max(0, self.train_iter - self.epoch * len(self.dls.train))
     def steps_of(self, n_epoch:int)->int: # Optimizer steps that a fit of `n_epoch` epochs takes
+        if n_epoch < 0 or n_epoch % 1:
+            raise UserError(f'{n_epoch} is not a whole number of epochs; set learn.max_steps to end a fit within one')
         return min(n_epoch * len(self.dls.train), self.max_steps or math.inf)
 
 # %% ../nbs/20_learner.ipynb #268405ad
@@ -212,7 +214,7 @@ def fit_schedule(
 ):
     "Fit by a schedule of this package, counted in optimizer steps."
     t = self.cfg.training
-    n_epoch, lr = n_epoch or t.epochs, t.learning_rate if lr_max is None else lr_max
+    n_epoch, lr = t.epochs if n_epoch is None else n_epoch, t.learning_rate if lr_max is None else lr_max
     total = self.steps_of(n_epoch)
     lr_at = make_schedule(kind, lr, total / len(self.dls.train), **(schedule_kwargs(t.scheduler_kwargs) | kwargs))
     self.fit(n_epoch, lr, cbs=L(StepScheduler(lr_at, total)) + L(cbs))
@@ -292,11 +294,8 @@ def show_results(self:MemoryLearner, ds_idx:int=1, dl=None, max_n:int=9, **kwarg
     "Show images with the captions that the model ranks first."
     dl = dl or self.dls[ds_idx]
     batch = dl.one_batch()
-    training = self.model.training
-    self.model.eval()
-    with torch.no_grad(): outs = self.model(*[t.to(self.dls.device) for t in batch[:2]])
+    with evaluation_mode(self.model): outs = self.model(*[t.to(self.dls.device) for t in batch[:2]])
     if outs[0].dim() == 3: outs = similarity(*outs[:2]), torch.eye(len(outs[1]), device=outs[1].device) # the same order
-    self.model.train(training)
     dl.show_results(batch, outs, max_n=max_n, **kwargs) # the figure stays open, so that a notebook shows it
 
 MemoryLearner.metrics = Learner.metrics.setter(lambda self, v: setattr(

@@ -218,8 +218,9 @@ _DATA = 'training.data.'
 def _as_options(words:Iterable[str], parser:ArgumentParser)->list[str]:
     """Return the arguments of a command, with settings of the data as `fit` takes them, such as
     `training.data.image_key=photo`, as its options. Raises `UserError` for an unknown option."""
-    known = [o for a in parser._actions for o in a.option_strings]
-    takes_data = {'data', 'source'} & {a.dest for a in parser._actions if not a.option_strings}
+    known = [o for a in parser._actions for o in a.option_strings if a.dest not in ('pdb', 'xtra')] # fastcore's own
+    unnamed = {a.dest for a in parser._actions if not a.option_strings}
+    takes_data = {'data', 'source'} & unnamed
     def translate(word):
         key, equals, value = word.partition('=')
         value = value.strip('\'"') # as Hydra reads it
@@ -227,9 +228,38 @@ def _as_options(words:Iterable[str], parser:ArgumentParser)->list[str]:
         if equals and key.startswith(_DATA) and option in known: return f'{option}={value}'
         if takes_data and key in (f'{_DATA}train_path', f'{_DATA}val_path') and value: return value
         if key.startswith('--') and not any(o.startswith(key) for o in known):
-            raise UserError(f"'{key}' is not an option{suggest(key, known)}; {parser.prog} --help lists them")
+            if (name := key.removeprefix('--')) in unnamed:
+                raise UserError(f"'{key}' is not an option: {name} is written without a name. {parser.epilog}")
+            near = suggest(key.removeprefix('--'), [o.removeprefix('--') for o in known if o.startswith('--')], 1, '--')
+            raise UserError(f"'{key}' is not an option{near}; {parser.prog} --help lists them")
         return word
     return [translate(w) for w in words]
+
+_RANGES = dict(images=(1,), top=(1,), per_shard=(1,), workers=(0,), max_len=(3,), seconds=(0,), seed=(0,),
+               max_bad_fraction=(0, 1)) # Smallest and largest value of the numbers that commands take
+
+def _check_ranges(options:Mapping):
+    "Raise `UserError` for a number that an option cannot be."
+    for name, (low, *high) in _RANGES.items():
+        if (value := options.get(name)) is None or low <= value <= min(high, default=float('inf')): continue
+        limit = f'at least {low}' + ''.join(f' and at most {h}' for h in high)
+        raise UserError(f"--{name.replace('_', '-')}={value:g} must be {limit}")
+
+_HYDRA_FLAGS = ('help hydra-help version cfg resolve package run multirun shell-completion config-path config-name '
+                'config-dir experimental-rerun info').split()
+
+def _check_flags(words:Iterable[str]):
+    "Raise `UserError` for a setting of a fit that is written as an option, such as `--epochs=3`."
+    for word in words:
+        name, equals, value = word.removeprefix('--').partition('=')
+        if not word.startswith('--') or not name: continue
+        key = name.replace('-', '_')
+        found = [k for k in schema_fields() if k == key or k.endswith(f'.{key}')]
+        if key not in _HYDRA_FLAGS and found:
+            raise UserError(f"'{word}' is not an option; write {found[0]}={value if equals else 'VALUE'}")
+        if not any(f.startswith(name) for f in _HYDRA_FLAGS):
+            raise UserError(f"'--{name}' is not an option; settings are written KEY=VALUE, such as "
+                            'training.data.train_path=my/images; memory_vlm config lists them')
 
 def _name_flags(message:str, options:Mapping)->str:
     "Return a message with flags of a command, such as `--image-key`, in place of keys and parameters."

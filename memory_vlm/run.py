@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fastai.callback.core import Callback
@@ -20,17 +21,18 @@ from io import BytesIO
 from math import ceil
 from .ablation import _FEW_IMAGES
 from .clip import MemoryCLIP
+from .config import validate
 from .core import UserError, _counted, _fork_random
 from .distributed import LostRankError, broadcast_from_main, is_main, process_group, world_size
 from .imports import _imports_of, import_run
-from .learner import MemoryLearner, make_learner
-from .models.pretrained import find_pretrained
+from .learner import CONFIG_CHECKS, MemoryLearner, make_dls, make_learner
+from .models.pretrained import find_pretrained, with_pretrained
 from .training.callbacks import CheckpointCallback, DivergedError, LogCallback, ResumeCallback, is_probing
 from .training.checkpoint import checkpoint_folder, newest_checkpoint, read_manifest
 from .training.logging import MetricLog, read_metrics
 from .training.optim import make_schedule, schedule_kwargs
 from .training.preflight import preflight
-from .training.run_dir import choose_run, make_run_dir, run_lock
+from .training.run_dir import _compared_settings, choose_run, make_run_dir, run_lock, with_run_weights
 from .viz.html import memory_figures
 from .viz.page import write_report_page
 from .viz.style import to_png
@@ -241,7 +243,11 @@ def fit(
     A further fit of the result's learner trains its model and writes nothing into the run folder. Raises `UserError`
     before anything is written or if too much of the data is unusable, and `LostRankError` if another process has
     ended."""
-    with process_group(): return _fit_in_group(cfg, metrics)
+    return _fit(cfg, metrics, set())
+
+def _fit(cfg:DictConfig, metrics, said:set)->Run:
+    "`fit`, without the warnings that were printed before (`said`), which it extends; a study has many fits."
+    with process_group(): return _fit_in_group(cfg, metrics, said)
 
 def _with_own_code(learn:MemoryLearner, cfg:DictConfig, run:Path, metrics)->tuple[MemoryLearner, DictConfig]:
     "Return the learner of a resumed run with the code that the run keeps, if another one was imported."
@@ -252,7 +258,14 @@ def _with_own_code(learn:MemoryLearner, cfg:DictConfig, run:Path, metrics)->tupl
     learn.cfg.training.imports = recorded
     return learn, learn.cfg
 
-def _fit_in_group(cfg:DictConfig, metrics=())->Run:
+def _new_lines(found:list[str], said:set)->list[str]: # Extends `said` by the warnings among them
+    "Return lines without the warnings that are in `said`; in place of these a line with their number."
+    again, warned = said.intersection(found), {l for l in found if l.startswith('Warning: ')}
+    said |= warned
+    new = [l for l in found if l not in again]
+    return new + [f'{_counted(len(again), "warning")} as in an earlier run'] * bool(again)
+
+def _fit_in_group(cfg:DictConfig, metrics, said:set)->Run:
     "Train a configuration in an open process group."
     learn = make_learner(cfg, metrics=metrics)
     cfg = learn.cfg # with the sizes of `model.pretrained`
@@ -261,7 +274,7 @@ def _fit_in_group(cfg:DictConfig, metrics=())->Run:
     finished = broadcast_from_main(lambda: bool(run) and (run/'DONE').exists())
     if run is None: _check_frozen_text(learn)
     if finished: _check_longer(learn, run)
-    found = preflight(learn) if cfg.training.preflight else []
+    found = _new_lines(preflight(learn), said) if cfg.training.preflight else []
     folder = run or broadcast_from_main(make_run_dir, cfg)
     with ExitStack() as stack:
         broadcast_from_main(lambda: stack.enter_context(run_lock(folder)))
@@ -287,3 +300,25 @@ def _fit_in_group(cfg:DictConfig, metrics=())->Run:
               flush=True) # a launcher may kill the process before it ends
     metrics = {k: v for k, v in learn.evaluation.items() if k not in ('step', 'epoch')}
     return Run(folder, learn, metrics, learn.interrupted, learn.interrupts.caught, not lost)
+
+# %% ../nbs/40_run.ipynb #420a53b8
+_OWN_KEY = re.compile(r'\+*training\.(seed|run_dir|resume)=') # Keys that a study sets for each run
+
+def _check_plan(plan:Mapping, words:Sequence[str]):
+    "Raise `UserError` for a run that could not start, before the first fit; warn of variants that do not differ."
+    if own := next((w for w in words if _OWN_KEY.match(w)), None):
+        raise UserError(f"'{own}' has no effect in base or variants, because the study sets it for each run; "
+                        'seeds are listed in seeds')
+    same, data = {}, {}
+    for (name, _), cfg in plan.items():
+        t, settings = cfg.training, {k: v for k, v in _compared_settings(cfg).items() if k != 'training.seed'}
+        names = same.setdefault(str(settings), {})
+        if not names: # only the first of equal ones
+            cfg = with_pretrained(validate(with_run_weights(cfg), CONFIG_CHECKS))
+            data[str((t.data, t.batch_size, t.accumulate_grad_batches, cfg.model.text))] = cfg
+        names[name] = True
+    for names in same.values():
+        if len(names) > 1: warnings.warn(f"{' and '.join(names)} have the same configuration: they do not differ")
+    with warnings.catch_warnings(action='ignore'): # the fit shows them
+        for cfg in data.values() if len(data) > 1 else ():
+            make_dls(OmegaConf.merge(cfg, dict(training=dict(data=dict(cache_mb=0)))))

@@ -13,22 +13,21 @@ import pandas as pd
 import re
 import time
 import yaml
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from .config import compose
-from .core import UserError, _near_path, _unreadable, format_duration, pick
+from .core import UserError, _load_yaml, _near_path, _unreadable, format_duration, pick
 from .evaluation.compare import check_table_path
 from .evaluation.intervals import holm
 from .imports import import_run
 from .models.cost import model_cost
 from .overrides import command_words, find_keys, with_imports
-from .run import fit
-from .schema import Config, schema_fields
+from .run import _check_plan, _fit
+from .schema import schema_fields
 from .training.callbacks import DivergedError
 from .training.checkpoint import better_values
 from .training.logging import read_metrics
-from .training.run_dir import config_differences
+from .training.run_dir import _read_config, config_differences
 from .viz.style import INK, SERIES, Plot, make_figure, sizable, style
-from omegaconf import OmegaConf
 from pathlib import Path
 from scipy.optimize import brentq
 from scipy.stats import nct, t
@@ -37,7 +36,7 @@ from scipy.stats import nct, t
 def _read_run(folder:Path)->dict:
     "Return seed, steps, cost and last evaluation of a run. Raises `UserError` if it was never evaluated."
     import_run(folder)
-    cfg, log = OmegaConf.load(folder/'config.yaml'), read_metrics(folder)
+    cfg, log = _read_config(folder), read_metrics(folder)
     of_class = re.compile('/(precision|recall|f1)/') # of one class, which classes.csv has
     scores = [c for c in log if (c == 'val_loss' or '/' in c) and not of_class.search(c)]
     if not scores: raise UserError(f"'{folder}' contains no evaluation; leave this run out, or fit it again")
@@ -50,7 +49,7 @@ def _read_run(folder:Path)->dict:
                 **log.dropna(subset=scores[:1])[scores].iloc[-1], folder=str(folder))
 
 # %% ../nbs/41_study.ipynb #f3ea9887
-def _variant_names(cfgs:Sequence)->list[str]:
+def _variant_names(cfgs:Iterable)->list[str]:
     "Return a short name for each configuration, without its seed."
     own = re.compile(r'training\.(seed|resume|run_dir|logging\.\w+)=')
     words = [[w for w in command_words(c) if not own.match(w)] for c in cfgs]
@@ -90,8 +89,7 @@ def collect(
     if not found:
         raise UserError(f"there is no finished run (a folder with a file DONE) in: "
                         f"{', '.join(map(str, folders)) or 'no folder'}")
-    schema, given = OmegaConf.structured(Config), _names_in_studies(found) # an older run may lack a key
-    names = _variant_names([OmegaConf.merge(schema, OmegaConf.load(f/'config.yaml')) for f in found])
+    given, names = _names_in_studies(found), _variant_names(map(_read_config, found))
     runs = pd.DataFrame([dict(variant=given.get(f, n)) | _read_run(f) | _tuned_words(f) for n, f in zip(names, found)])
     runs, order = runs.drop_duplicates(['variant', 'seed'], keep='last'), [*dict.fromkeys(given.values())]
     place = runs.variant.map(lambda v: order.index(v) if v in order else len(order)) # a study has an order of its own
@@ -232,7 +230,7 @@ def read_spec(
     path:str|Path,
 )->dict:           # The same keys
     "Read the description of a study. Raises `UserError` for a file that is none."
-    try: spec = yaml.load(Path(path).read_text(encoding='utf-8'), yaml.BaseLoader) # texts only: `off` stays a name
+    try: spec = _load_yaml(Path(path).read_text(encoding='utf-8'), yaml.BaseLoader) # texts only: `off` stays a name
     except (OSError, UnicodeError, yaml.YAMLError) as e: raise _unreadable(path, 'YAML', e) from e
     if not isinstance(spec, dict) or not isinstance(spec.get('variants'), dict):
         raise UserError(f"'{path}' describes no study; it needs `variants:` with a line `name: [key=value, ...]` each")
@@ -262,6 +260,13 @@ def _study_of(source:str, folder:Path=None, baseline:str=None, imports:Sequence=
     baseline = baseline or (spec['baseline'] if spec['baseline'] in [*runs.variant] else None)
     return runs, baseline, spec['metrics']
 
+def _left_out(runs:pd.DataFrame)->str:
+    "Return which runs of the studies of a table have begun and not finished, as text."
+    studies = sorted({place for f in runs.folder if ((place := Path(f).parent.parent)/_RECORD).exists()})
+    begun = [r.parent for s in studies for r in sorted(s.glob('*/seed*/config.yaml')) if not (r.parent/'DONE').exists()]
+    found = ', '.join(f'{r.parent.name} {r.name}' for r in begun)
+    return f'. Left out, because these have diverged or not finished: {found}' if found else ''
+
 def _footnote(runs:pd.DataFrame, baseline:str|None)->str:
     "Return what the numbers of `study_table` are."
     several = bool(runs.groupby('variant').seed.nunique().max() > 1)
@@ -270,6 +275,7 @@ def _footnote(runs:pd.DataFrame, baseline:str|None)->str:
     chosen = ('. Tuned: settings chosen for each variant on held-out training data, which no score here has seen'
               if 'tuned' in runs else '')
     names = ', '.join(runs.variant.unique())
+    chosen += _left_out(runs)
     if baseline is None: return f'{means}{chosen}. `--baseline NAME` adds differences; NAME: {names}'
     corrected = (", with 95 % CIs and p-values corrected for the number of comparisons (Holm's method); detectable: "
                  'the true difference that such seeds find in 4 of 5 studies') * several
@@ -363,7 +369,8 @@ def study(
     if len({c.training.run_dir for c in plan.values()}) < len(plan):
         raise UserError(f"two runs would share a folder; names must differ in letters or digits, seeds from each "
                         f"other: {', '.join(variants)}; {list(seeds)}")
-    todo = {key: cfg for key, cfg in plan.items() if not _is_finished(cfg)}
+    _check_plan(plan, [w for ws in (base, *variants.values()) for w in ws])
+    todo, said = {key: cfg for key, cfg in plan.items() if not _is_finished(cfg)}, set()
     spec = dict(variants=variants, seeds=seeds, base=base, config_name=config_name, tuned=tuned)
     _record_study(folder, spec, baseline, metrics)
     start = time.perf_counter()
@@ -371,7 +378,7 @@ def study(
         left = (time.perf_counter() - start) / max(i - 1, 1) * (len(todo) - i + 1)
         about = f'; about {format_duration(left)} left' if i > 1 else ''
         print(f'Run {i} of {len(todo)}: {name}, seed {seed}{about}')
-        try: run = fit(cfg)
+        try: run = _fit(cfg, (), said)
         except DivergedError as e: print(f'Left out of the table: {e}')
         else:
             if run.interrupted: raise KeyboardInterrupt(f'run {i} of {len(todo)}; call study again to resume')

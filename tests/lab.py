@@ -116,8 +116,11 @@ class Notebook:
     def ask(self, expression):
         "Return the value of an expression in the kernel, once it is idle."
         return json.loads(self.js("""
-            const future = panel.sessionContext.session.kernel.requestExecute({code: `import json; print(json.dumps(${arg}))`, store_history: false});
+            const code = `import json; print(json.dumps(${arg}))`;
+            const future = panel.sessionContext.session.kernel.requestExecute({code, store_history: false});
             let text = '';
-            future.onIOPub = (m) => { text += m.content.text ?? (m.content.ename ? JSON.stringify(m.content.evalue) : ''); };
+            future.onIOPub = (m) => {
+                text += m.content.text ?? (m.content.ename ? JSON.stringify(m.content.evalue) : '');
+            };
             await future.done;
             return text;""", expression))

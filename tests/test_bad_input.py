@@ -73,14 +73,17 @@ TABLES = {
     'a file of blank lines': ('a.csv', '\n\n', 'is empty'),
     'lines with a cell too many': ('a.csv', f'{CSV}0.jpg,one, two\n', 'do not have 2 cells'),
     'a suffix in upper case': ('A.CSV', f'{CSV}0.jpg,one\n', [['one']]),
-    'UTF-16 without a mark': ('a.csv', f'{CSV}0.jpg,one\n'.encode('utf-16-le').decode('latin-1'), 'is not UTF-8; to conv'),
+    'UTF-16 without a mark': ('a.csv', f'{CSV}0.jpg,one\n'.encode('utf-16-le').decode('latin-1'),
+                              'is not UTF-8; to conv'),
     'images that are not there': ('a.csv', f'{CSV}x.jpg,one\n', 'set training.data.image_dir'),
     'addresses of images': ('a.csv', 'url,caption\nhttp://x/0.jpg,one\n', 'download them first'),
     'a JSON caption that is NaN': ('a.jsonl', '{"image":"0.jpg","caption":NaN}\n{"image":"1.jpg","caption":"a"}\n',
                                    [None, ['a']]),
     'a JSON caption in nested lists': ('a.jsonl', '{"image":"0.jpg","caption":[["a"]]}\n', 'a caption must be a text'),
-    'half a character in JSON': ('a.jsonl', '{"image":"0.jpg","caption":"a\\ud800"}\n', 'line 1: .*half of a character'),
-    'several images in a JSON line': ('a.jsonl', '{"image":["0.jpg","1.jpg"],"caption":"a"}\n', 'column of images holds'),
+    'half a character in JSON': ('a.jsonl', '{"image":"0.jpg","caption":"a\\ud800"}\n',
+                                 'line 1: .*half of a character'),
+    'several images in a JSON line': ('a.jsonl', '{"image":["0.jpg","1.jpg"],"caption":"a"}\n',
+                                      'column of images holds'),
     'a JSON line without an image': ('a.jsonl', '{"caption":"a"}\n{"image":"1.jpg","caption":"b"}\n', 'row 1'),
     'JSON nested without end': ('a.jsonl', '{"image":"0.jpg","caption":' + '['*20_000 + '\n', 'line 1'),
     'two JSON objects in a line': ('a.jsonl', '{"image":"0.jpg","caption":"a"}{"image":"1.jpg","caption":"b"}\n',
@@ -122,7 +125,8 @@ def png(value, size=(8, 8)):
 
 NAMES, FILES, WORDS = ['0.png', '1.png', '2.png'], [png(i) for i in range(3)], ['a', 'b', 'c']
 DATES = [datetime.datetime(2020, 1, 2, 10)]*3
-NOT_UTF8 = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(np.arange(4, dtype=np.int32)), pa.py_buffer(b'a\xffc')])
+NOT_UTF8 = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(np.arange(4, dtype=np.int32)),
+                                                  pa.py_buffer(b'a\xffc')])
 ALONE, TWO = [['a'], ['b'], ['c']], [['a', 'x'], ['b', 'y'], None]
 # name: (column of images, column of captions, captions of all images or a part of the message)
 COLUMNS = {
@@ -218,7 +222,8 @@ SHARDS = {
     'a number in JSON': ([('0.png', FILES[0]), ('0.json', '{"caption": 3}')], [['3']], None),
     'null and NaN in JSON': ([('0.png', FILES[0]), ('0.json', '{"caption": null}'), ('1.png', FILES[1]),
                               ('1.json', '{"caption": NaN}')], [None, None], None),
-    'an object in JSON': ([('0.png', FILES[0]), ('0.json', '{"caption": {"raw": "a"}}')], "a.tar/0.png: field 'caption'", None),
+    'an object in JSON': ([('0.png', FILES[0]), ('0.json', '{"caption": {"raw": "a"}}')],
+                          "a.tar/0.png: field 'caption'", None),
     'a list as JSON': ([('0.png', FILES[0]), ('0.json', '["a"]')], 'a.tar/0.png: the JSON must be an object', None),
     'JSON without a caption': ([('0.png', FILES[0]), ('0.json', '{"x": "a"}')], 'a.tar/0.png: .* its fields: x', None),
     'JSON that is cut short': ([('0.png', FILES[0]), ('0.json', '{"caption"')], 'a.tar/0.png: the JSON cannot', None),
@@ -381,7 +386,8 @@ FOLDERS = {
     'a text that is a broken link': ([A, ('a.txt', '-> gone.txt')], 'a.txt cannot be read as text', None),
     'an image without a text': ([A, ('a.txt', b'one'), B], [['one']], '1 images without a text'),
     'a text without an image': ([A, ('a.txt', b'one'), ('b.txt', b'two')], [['one']], '1 texts without an image'),
-    'hidden files': ([A, ('a.txt', b'one'), ('._a.png', b'x'), ('._a.txt', b'x'), ('.cache/b.png', b'x')], [['one']], None),
+    'hidden files': ([A, ('a.txt', b'one'), ('._a.png', b'x'), ('._a.txt', b'x'), ('.cache/b.png', b'x')],
+                     [['one']], None),
     'folders in folders': ([('1/2/a.png', FILES[0]), ('1/2/a.txt', b'one')], [['one']], None),
     'folders in a circle': ([A, ('a.txt', b'one'), ('again', '-> .')], [['one']], None),
     'an image in a folder of its suffix': ([('x.png/a.png', FILES[0]), ('x.png/a.txt', b'one')], [['one']], None),
@@ -392,14 +398,18 @@ FOLDERS = {
     'one class': ([('cat/a.png', FILES[0]), ('cat/b.png', FILES[1])], 'contains no pair: 2 images', None),
     'class folders': ([('cat/a.png', FILES[0]), ('2_big-dog/b.png', FILES[1])],
                       [['a', 'photo', 'of', 'a', 'big', 'dog'], ['a', 'photo', 'of', 'a', 'cat']], None),
-    'a table without its images': ([('metadata.csv', b'file_name,text\na.png,one\n')], 'none of 1 images was found', None),
-    'COCO without captions': ([('captions.json', b'{"images": [], "annotations": [{"bbox": []}]}')], 'without captions', None),
+    'a table without its images': ([('metadata.csv', b'file_name,text\na.png,one\n')],
+                                   'none of 1 images was found', None),
+    'COCO without captions': ([('captions.json', b'{"images": [], "annotations": [{"bbox": []}]}')],
+                              'without captions', None),
     'JSON that is cut short': ([('captions.json', b'{"a.png": "on')], 'captions.json cannot be read as JSON', None),
     'JSON nested without end': ([('captions.json', b'['*99_999)], 'captions.json cannot be read as JSON', None),
     'COCO with other ids': ([A, ('captions.json', b'{"images": [{"id": 1, "file_name": "a.png"}], "annotations": '
-                                                  b'[{"image_id": "1", "caption": "one"}]}')], 'no caption of its images', None),
-    'COCO with a caption too many': ([A, ('captions.json', b'{"images": [{"id": 1, "file_name": "a.png"}], "annotations":'
-                                          b' [{"image_id": 1, "caption": 3}, {"image_id": 2, "caption": "x"}]}')],
+                                                  b'[{"image_id": "1", "caption": "one"}]}')],
+                            'no caption of its images', None),
+    'COCO with a caption too many': ([A, ('captions.json', b'{"images": [{"id": 1, "file_name": "a.png"}], '
+                                          b'"annotations": [{"image_id": 1, "caption": 3}, '
+                                          b'{"image_id": 2, "caption": "x"}]}')],
                                      [['3']], '1 images with captions are not in the list'),
     'a data set whose list is damaged': ([('state.json', b'{')], 'state.json does not list Arrow files', None),
     'a data set without its file': ([('state.json', b'{"_data_files": [{"filename": "a.arrow"}]}')], 'a.arrow', None),
@@ -417,7 +427,8 @@ def test_folder_is_read_right_or_refused_in_one_line(at, name):
         write_image(f'x/{file}', data)
     def read():
         source = open_source('x', 'train')
-        return [[word for c in source.captions(0) for word in c.split()]] if isinstance(expected, str) else read_all(source)
+        if isinstance(expected, str): return [[word for c in source.captions(0) for word in c.split()]]
+        return read_all(source)
     with warnings.catch_warnings(record=True, action='always') as caught:
         assert_right_or_one_line(read, expected, 'x')
     said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
@@ -441,8 +452,9 @@ def put_pairs(count, caption='{}'):
 
 @pytest.mark.parametrize('data, part', [
     ('gone', 'does not exist'), ('x', 'contains no pair'), ('a.csv', 'is empty'), ('a.parquet', 'write it again'),
-    ('a.tar', 'contains no pair'), ('a.md', 'unknown data format'), ('x + gone', 'contains no pair'), ('builtin:scene', 'scenes'),
-    ('x*0', 'weights must be above 0'), ('a-{0..3}.tar', '4 of 4 shards are missing'), ('', 'is empty')])
+    ('a.tar', 'contains no pair'), ('a.md', 'unknown data format'), ('x + gone', 'contains no pair'),
+    ('builtin:scene', 'scenes'), ('x*0', 'weights must be above 0'), ('a-{0..3}.tar', '4 of 4 shards are missing'),
+    ('', 'is empty')])
 def test_check_of_data_that_cannot_be_opened_exits_with_status_2(at, capsys, data, part):
     Path('x').mkdir()
     for name in ('a.csv', 'a.parquet', 'a.tar', 'a.md'): Path(name).touch()
@@ -506,7 +518,8 @@ FITS = {
     'captions that are all empty': ('training.data.train_path=blank', 'no caption'),
     'a template without a place': ('training.data.train_path=classes training.data.templates=[photo]', 'must hold {}'),
     'a table of no rows': ('training.data.train_path=a.csv', 'a.csv has no line after the column names'),
-    'a column that does not exist': ('training.data.train_path=b.csv training.data.caption_key=words', "no column 'words'"),
+    'a column that does not exist': ('training.data.train_path=b.csv training.data.caption_key=words',
+                                     "no column 'words'"),
     'a damaged Parquet file': ('training.data.train_path=a.parquet', 'a.parquet cannot be read as Parquet'),
     'a missing shard': ('training.data.train_path="x-{0..3}.tar"', 'shards are missing'),
 }

@@ -1,6 +1,6 @@
-"""Devices besides the CPU and CUDA, such as Apple's MPS: nothing needs float64 there, and tensors of two devices never meet.
+"""Devices besides the CPU and CUDA, such as MPS: nothing needs float64 there, and tensors of two devices never meet.
 
-No such device is here, so torch's `meta` stands for it: shapes, dtypes and devices are those of a real device, copies to
+No such device is here, so torch's `meta` stands for it: shapes, dtypes and devices are those of a real one, copies to
 the CPU are zeros. Autocast, which knows no `meta`, is off."""
 import pytest
 import torch
@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 META = torch.device('meta')
 MEMORY = sorted(p.stem for p in (Path(__file__).parents[1]/'configs/model/memory').glob('*.yaml'))
-SMALL = ['model.image_size=32', 'model.patch_size=16', 'model.embed_dim=32', 'model.num_heads=2', 'model.text.embed_dim=32',
-         'training.optimizer_kwargs.fused=false']
+SMALL = ['model.image_size=32', 'model.patch_size=16', 'model.embed_dim=32', 'model.num_heads=2',
+         'model.text.embed_dim=32', 'training.optimizer_kwargs.fused=false']
 
 
 class AnotherDevice(TorchDispatchMode):
@@ -38,7 +38,8 @@ class AnotherDevice(TorchDispatchMode):
             raise RuntimeError(f'{func} of two devices: {[(t.device.type, tuple(t.shape)) for t in tensors]}')
         found = func(*args, **kwargs)
         for t in tree_leaves(found):
-            if isinstance(t, torch.Tensor) and t.is_meta and t.dtype == torch.float64: raise TypeError(f'{func}: float64')
+            if isinstance(t, torch.Tensor) and t.is_meta and t.dtype == torch.float64:
+                raise TypeError(f'{func}: float64')
         return found
 
 
@@ -52,7 +53,8 @@ def device(monkeypatch):
 @pytest.mark.parametrize('memory', MEMORY)
 def test_step_and_capture(memory, device):
     model = make_model(compose([*SMALL, f'model/memory={memory}'], config_name='quickstart').model).to(device)
-    images, ids = torch.empty(4, 3, 32, 32, dtype=torch.uint8, device=device), torch.ones(4, 9, dtype=torch.long, device=device)
+    images = torch.empty(4, 3, 32, 32, dtype=torch.uint8, device=device)
+    ids = torch.ones(4, 9, dtype=torch.long, device=device)
     LOSSES['clip'](*model(images, ids)).backward()
     assert all(p.grad.device == device for p in model.parameters() if p.grad is not None)
     with capture(model, values=True, norms=True, states=True) as maps: model.encode_image(images)
@@ -63,7 +65,8 @@ def test_step_and_capture(memory, device):
 
 @pytest.mark.slow
 def test_fit_report_and_ablation(device):
-    learn = make_learner(compose([*SMALL, 'training.max_steps=2', 'training.batch_size=8'], config_name='quickstart'), device=device)
+    cfg = compose([*SMALL, 'training.max_steps=2', 'training.batch_size=8'], config_name='quickstart')
+    learn = make_learner(cfg, device=device)
     learn.fit_schedule(learn.cfg.training.scheduler)
     assert learn.evaluation['step'] == 2
     assert len(report.memory_report(learn, num_images=16).rows)

@@ -47,7 +47,7 @@ def fitted(words):
 
 
 def compare(name):
-    "Compare a sharded fit with DDP; return the largest differences of losses, norms, weights (absolute) and evaluations."
+    "Compare a sharded fit with DDP; return the largest differences of loss, norms, weights (absolute) and evaluations."
     words = [*SHARDED, *COMBINATIONS[name]]
     plain, sharded = fitted([*words, 'training.fsdp=false']), fitted(words)
     assert plain[1].shape == sharded[1].shape and plain[1].isfinite().all()
@@ -72,7 +72,8 @@ def read(run):
 
 def on_rank(rank, world, folder, f, args):
     torch.set_num_threads(1)
-    if world > 1: dist.init_process_group('gloo', init_method=f'file://{folder}/store{world}', rank=rank, world_size=world)
+    if world > 1:
+        dist.init_process_group('gloo', init_method=f'file://{folder}/store{world}', rank=rank, world_size=world)
     result = f(*args)
     (folder/f'{f.__name__}{world}-{rank}').write_text(json.dumps(result), encoding='utf-8')
     if world > 1: dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_check.py finds a wrong attention kernel, survives failures, and a fit restores the kernels of torch."""
+"""benchmarks/gpu_check.py finds a wrong attention kernel, survives failures, and a fit restores torch's kernels."""
 import json
 import pytest
 import subprocess

@@ -1,4 +1,4 @@
-"""Every mechanism of memory in every precision: outputs and gradients of fp32, in training, evaluation, capture and interventions."""
+"""Each memory mechanism in each precision: outputs and gradients of fp32 in training, eval, capture, interventions."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,8 +120,8 @@ def test_capture_and_interventions(mechanism, dtype, half):
 
 @pytest.mark.parametrize('dtype', [None, 'bf16', 'fp16'])
 @pytest.mark.parametrize('preset', ['default', 'gated', 'cross_attention', 'ema_bank', 'learnable_memory',
-                                    'learnable_memory_protected',
-                                    'memory_transformer', 'persistent', 'registers', 'off', 'jumbo', 'random_registers'])
+                                    'learnable_memory_protected', 'memory_transformer', 'persistent', 'registers',
+                                    'off', 'jumbo', 'random_registers'])
 def test_steps_of_a_clip(preset, dtype):
     model = MemoryCLIP.from_config(compose(['model=tiny', f'model/memory={preset}']).model).train()
     ids, images = torch.randint(1, 49000, (4, 12)), torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)

@@ -133,8 +133,8 @@ def test_mistakes_name_the_mechanism_and_the_method(place, old, new, expected):
 
 
 def test_a_study_records_the_code_and_compose_reads_it(place):
-    Path('spec.yaml').write_text('variants: {leaky: [model.memory.memory_update=leaky, training.max_steps=1]}\nseeds: 1\n'
-                                 f'base: {json.dumps(TINY[1:-2])}\n')
+    Path('spec.yaml').write_text('variants: {leaky: [model.memory.memory_update=leaky, training.max_steps=1]}\n'
+                                 f'seeds: 1\nbase: {json.dumps(TINY[1:-2])}\n')
     assert run('study', 'spec.yaml', '--import', 'leaky.py')[0] == 0
     forget()
     assert run('study', 'runs/spec')[0] == 0 # reads a finished run
@@ -146,8 +146,8 @@ def test_a_study_records_the_code_and_compose_reads_it(place):
 def test_ranks_and_workers_import_it(place):
     words = [*TINY, 'training.max_steps=2', 'training.data.num_workers=1', 'training.preflight=true',
              'training.data.prefetch_factor=2', '--import=leaky.py']
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port', str(free_port()),
-                           str(ROOT/'train.py'), *words], env=os.environ | dict(PYTHONPATH=str(ROOT)), timeout=300,
-                          capture_output=True, encoding='utf-8')
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port',
+                           str(free_port()), str(ROOT/'train.py'), *words], env=os.environ | dict(PYTHONPATH=str(ROOT)),
+                          timeout=300, capture_output=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr[-2000:]
     assert (find_run('runs/leaky')/'imports/leaky/leaky.py').exists()

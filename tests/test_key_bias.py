@@ -22,7 +22,8 @@ POSITIONS = {p: ['model.memory.memory_position=' + p] + ['model.memory.memory_up
 
 def model(position='prepend', start=-2., words=()):
     torch.manual_seed(0)
-    found = MemoryCLIP.from_config(compose([*SMALL, *POSITIONS[position], f'model.memory.key_bias={start}', *words]).model)
+    words = [*SMALL, *POSITIONS[position], f'model.memory.key_bias={start}', *words]
+    found = MemoryCLIP.from_config(compose(words).model)
     for memory in found.visual.memory_tokens(): torch.nn.init.normal_(memory.tokens)
     return found.eval()
 

@@ -55,7 +55,8 @@ def refuse(request):
 def test_server(tmp_path, kind):
     stop = threading.Event()
     answer = refuse if kind == 'refuses the key' else lambda request: stop.wait(30)
-    with patch.dict(_WANDB_SECONDS, start=1., log=1., finish=1.), wandb_server(answer): steps, found = log_steps(tmp_path)
+    with patch.dict(_WANDB_SECONDS, start=1., log=1., finish=1.), wandb_server(answer):
+        steps, found = log_steps(tmp_path)
     stop.set()
     assert (steps, len(found)) == ([1, 2, 3], 1) and found[0].startswith('WandbWriter could not write: ')
 

@@ -81,7 +81,7 @@ def check(rank, name, readout, dtype, tile, eps, false_negatives):
     torch.testing.assert_close(loss, expected, atol=eps, rtol=0)
     for (key, p), q in zip(model.named_parameters(), alone.parameters(), strict=True):
         difference = float((p.grad - q.grad).abs().max() / q.grad.abs().max())
-        assert difference < eps, f'{name}, {readout}, {dtype}, {key}: gradients differ by {difference:.2g} of the largest'
+        assert difference < eps, f'{name}, {readout}, {dtype}, {key}: gradient off by {difference:.2g} of the largest'
     with torch.no_grad(): # as in evaluation, where the second half of the work is left out
         torch.testing.assert_close(ours(*model(*own), **kwargs), expected, atol=eps, rtol=0)
 

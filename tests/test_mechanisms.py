@@ -54,7 +54,7 @@ def test_captured_attention_is_explicit_attention(name):
         q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, 4, 32)).permute(2, 0, 3, 1, 4)
         if block.memory is not None: k = torch.cat([k, block.memory_keys()[0].expand(2, -1, -1, -1)], 2)
         expected = (q @ k.mT / 32 ** .5).softmax(-1)
-        torch.testing.assert_close(maps.full[:, layer].double(), expected, rtol=1e-3, atol=1e-6) # kept in half precision
+        torch.testing.assert_close(maps.full[:, layer].double(), expected, rtol=1e-3, atol=1e-6) # in half precision
 
 
 @pytest.mark.slow
@@ -118,7 +118,8 @@ def test_saved_and_opened_again(name, tmp_path):
 
 
 def test_a_pretrained_model_gets_no_gate(tmp_path):
-    model = MemoryCLIP.from_config(compose(['model=tiny', 'model.depth=1', 'model.text.depth=1', 'model/memory=off']).model)
+    cfg = compose(['model=tiny', 'model.depth=1', 'model.text.depth=1', 'model/memory=off'])
+    model = MemoryCLIP.from_config(cfg.model)
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match='attn_gate=headwise disagrees with .*, which has the default; leave it out'):
         MemoryCLIP.from_pretrained(tmp_path, vit_kwargs=dict(attn_gate='headwise'))

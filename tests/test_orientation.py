@@ -37,7 +37,8 @@ def xmp(orientation=None, element=False):
     return segment(0xe1, b'http://ns.adobe.com/xap/1.0/\0' + packet(tag))
 
 
-EXTENDED = segment(0xe1, b'http://ns.adobe.com/xmp/extension/\0' + b'0'*32 + bytes(8) + packet('tiff:Orientation="3"/>'))
+EXTENDED = segment(0xe1, b'http://ns.adobe.com/xmp/extension/\0' + b'0'*32 + bytes(8)
+                   + packet('tiff:Orientation="3"/>'))
 ICC = segment(0xe2, b'ICC_PROFILE\0\1\1' + ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
 JFIF = segment(0xe0, b'JFIF\0\1\1\0\0\1\0\1\0\0')
 
@@ -93,8 +94,8 @@ def test_a_jpeg_of_another_color_space_is_upright(mode):
 
 
 @pytest.mark.parametrize('damage', [
-    segment(0xe1, b'Exif\0\0no TIFF header'), segment(0xe1, b'Exif\0\0'), segment(0xe1, b'Exif\0\0II*\0\xff\xff\xff\xff'),
-    exif(0), exif(9), exif(60000), xmp(9), xmp(0), segment(0xe1, b'')])
+    segment(0xe1, b'Exif\0\0no TIFF header'), segment(0xe1, b'Exif\0\0'),
+    segment(0xe1, b'Exif\0\0II*\0\xff\xff\xff\xff'), exif(0), exif(9), exif(60000), xmp(9), xmp(0), segment(0xe1, b'')])
 def test_a_damaged_orientation_leaves_a_jpeg_as_it_is(damage):
     for side in (None, 30): assert np.array_equal(_read_pixels(jpeg(damage), 'x', side), pillow(jpeg(b''), side))
 

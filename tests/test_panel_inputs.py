@@ -1,4 +1,4 @@
-"""Panels of unusual data in a browser: diverged weights, long, right-to-left and malicious captions, one of everything."""
+"""Panels of unusual data in a browser: diverged weights, long, right-to-left and malicious captions."""
 import json
 import numpy as np
 import pytest
@@ -39,9 +39,11 @@ def model(): return clip()
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory, model):
     "Pages of explorers, by name."
-    made = dict(long=(model, [(image(), LONG)]), html=(model, [(image(), HTML)]), right=(model, [(image(), RIGHT_TO_LEFT)]),
-                none=(model, [image()]), empty=(model, [(image(), '')]), color=(model, [(np.full_like(image(), 255), 'white')]),
-                token=(clip('model.memory.num_memory_tokens=1'), [(image(), 'one')]), nan=(clip(nan=True), [(image(), 'a red apple')]),
+    made = dict(long=(model, [(image(), LONG)]), html=(model, [(image(), HTML)]),
+                right=(model, [(image(), RIGHT_TO_LEFT)]), none=(model, [image()]), empty=(model, [(image(), '')]),
+                color=(model, [(np.full_like(image(), 255), 'white')]),
+                token=(clip('model.memory.num_memory_tokens=1'), [(image(), 'one')]),
+                nan=(clip(nan=True), [(image(), 'a red apple')]),
                 plain=(tiny_vit(num_memory_tokens=0), [image()]),
                 fine=(tiny_vit(img_size=256, patch_size=8, num_memory_tokens=16), [image(256)]))
     folder = tmp_path_factory.mktemp('inputs')
@@ -76,8 +78,8 @@ def test_captions_are_text(offline_page, pages):
     offline_page.goto(pages['right'].as_uri())
     small = offline_page.locator('.spans small').nth(1)
     expect(small).to_have_text(re.compile(r'^: [+-]\d'))
-    xs = small.evaluate("""e => [...e.textContent].map((_, i) => { const r = document.createRange(); r.setStart(e.firstChild, i);
-        r.setEnd(e.firstChild, i + 1); return r.getBoundingClientRect().left; })""")
+    xs = small.evaluate("""e => [...e.textContent].map((_, i) => { const r = document.createRange();
+        r.setStart(e.firstChild, i); r.setEnd(e.firstChild, i + 1); return r.getBoundingClientRect().left; })""")
     assert xs == sorted(xs) # the sign stands before its number
 
 
@@ -118,13 +120,17 @@ def test_panels_of_diverged_weights_say_so():
 def points(count, columns, seed=0, **more):
     "Return data of an embedding map, as its page holds it."
     at = np.random.default_rng(seed).normal(size=(count, 2)).round(3).tolist()
-    return dict(points=[dict(x=x, y=y, id=i, caption=False) for i, (x, y) in enumerate(at)], captions=['a caption'] * count,
-                wrong=[0] * count, columns=dict(cosine=[0] * count) | columns, twin='', color='', note='PCA.', how='pca', ways=['pca']) | more
+    shown = [dict(x=x, y=y, id=i, caption=False) for i, (x, y) in enumerate(at)]
+    return dict(points=shown, captions=['a caption'] * count, wrong=[0] * count,
+                columns=dict(cosine=[0] * count) | columns, twin='', color='', note='PCA.', how='pca',
+                ways=['pca']) | more
 
 
 def open_map(page, data, folder):
-    (folder/'map.html').write_text(f'<!doctype html><meta charset="utf-8"><style>{asset("explorer.css")}</style><div id="root"></div><script>'
-        f'{_scripts("common.js", "map.js")}\nconst asked = [];\nmakeMap(document.getElementById("root"), {{data: {json.dumps(data)}, color: "", '
+    (folder/'map.html').write_text(
+        f'<!doctype html><meta charset="utf-8"><style>{asset("explorer.css")}</style><div id="root"></div><script>'
+        f'{_scripts("common.js", "map.js")}\nconst asked = [];\n'
+        f'makeMap(document.getElementById("root"), {{data: {json.dumps(data)}, color: "", '
         'select() {}, thumbs() {}, project: (how) => asked.push(how)});</script>', encoding='utf-8')
     page.goto((folder/'map.html').as_uri())
 
@@ -135,8 +141,8 @@ def test_colors_of_negative_changes_of_rank(offline_page, tmp_path):
     for i, p in enumerate(data['points']): p |= dict(x=i, y=0)
     open_map(offline_page, data, tmp_path)
     offline_page.get_by_label('color', exact=True).select_option(label='rank change')
-    reds = offline_page.locator('canvas').evaluate("""c => [...Array(41).keys()].map((i) => c.getContext('2d').getImageData(
-        Math.round(28 + i / 40 * (c.width - 56)), c.height / 2, 1, 1).data[0])""")
+    reds = offline_page.locator('canvas').evaluate("""c => [...Array(41).keys()].map((i) => c.getContext('2d')
+        .getImageData(Math.round(28 + i / 40 * (c.width - 56)), c.height / 2, 1, 1).data[0])""")
     assert np.diff(reds).min() >= 0 and reds[0] < 80 and reds[-1] > 200, reds
 
 
@@ -168,7 +174,8 @@ def test_page_of_an_embedding_map_with_unusual_captions(offline_page, model, tmp
             offline_page.goto((tmp_path/f'{name}.html').as_uri())
             expect(offline_page.locator('.pair')).to_have_count(len(part))
             assert offline_page.evaluate('document.documentElement.scrollWidth') == width
-            assert offline_page.locator('.pair').evaluate_all('all => Math.max(...all.map((p) => p.offsetHeight))') < 200
+            heights = offline_page.locator('.pair').evaluate_all('all => all.map((p) => p.offsetHeight)')
+            assert max(heights) < 200
         assert offline_page.title() == 'Embedding map'
     expect(offline_page.locator('.pair')).to_have_text('“a cat”: rank 1') # there is no wrong caption
 
@@ -178,7 +185,8 @@ def test_page_without_single_heads_names_their_mean(offline_page, pages):
     offline_page.locator('.choice.head select').select_option('1')
     expect(offline_page.locator('.figure p')).to_contain_text('token 0, layer 1, head 1: ')
     offline_page.locator('.choice.layer select').select_option('0')
-    expect(offline_page.locator('.figure p')).to_contain_text('layer 0, mean of heads (this page has no single heads of this layer): ')
+    expect(offline_page.locator('.figure p')).to_contain_text(
+        'layer 0, mean of heads (this page has no single heads of this layer): ')
 
 
 def test_results_of_a_search_with_unusual_captions(offline_page, model, tmp_path):

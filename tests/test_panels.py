@@ -63,8 +63,8 @@ PANELS = dict(fit='dash = FitDashboard(learn, steps=5); dash', explorer='one = A
               atlas='atlas = MemoryAtlas(learn, explorer=one); atlas', ablation='panel = AblationPanel(learn); panel',
               search='search = ImageSearch(learn, explorer=one); search',
               map='plot = EmbeddingMap(learn, explorer=one); plot', config='editor = ConfigEditor(cfg); editor')
-LATER = ("learn.fit_cosine(4)\npanel.measure()\nbackground = [type(p).__name__ for p in (atlas, panel, search, plot) if "
-         "p._thread is None]")
+LATER = ("learn.fit_cosine(4)\npanel.measure()\nbackground = [type(p).__name__ for p in (atlas, panel, search, plot) "
+         "if p._thread is None]")
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +78,8 @@ def panels(lab, chromium):
     for name, words in dict(atlas='token 7', search='Best of 22', map='Hardest pairs').items():
         expect(cell(nb, name)).to_contain_text(words, timeout=60_000)
     assert not page.locator('.jupyter-widgets-error-widget').count()
-    assert nb.ask('[str(p.problem) for p in (atlas, panel, search, plot, dash) if p.problem]') == [] # a fit ran beside them
+    problems = '[str(p.problem) for p in (atlas, panel, search, plot, dash) if p.problem]'
+    assert nb.ask(problems) == [] # a fit ran beside them
     yield nb
     page.close()
     assert not failures, failures
@@ -111,7 +112,8 @@ def test_layer_grid_follows_the_theme(panels):
 def test_curves_are_legible_on_a_narrow_page(panels):
     panels.page.set_viewport_size(dict(width=700, height=900))
     panels.page.wait_for_timeout(500)
-    sizes = cell(panels, 'fit').locator('svg[role=img]').evaluate_all('all => all.map((s) => 11 * s.getScreenCTM().a)') # letters
+    letters = 'all => all.map((s) => 11 * s.getScreenCTM().a)'
+    sizes = cell(panels, 'fit').locator('svg[role=img]').evaluate_all(letters)
     panels.page.set_viewport_size(dict(width=1200, height=900))
     assert len(sizes) == 6 and min(sizes) > 9.5, sizes
 
@@ -156,8 +158,10 @@ def test_images_fill_the_map(panels):
     "Captions, which are far from the images, take no room while they are hidden."
     shares = """c => { const { width, height } = c, rgba = c.getContext('2d').getImageData(0, 0, width, height).data;
         const xs = [], ys = [];
-        for (let i = 0; i < width * height; i++) if (rgba[4 * i + 3]) { xs.push(i % width); ys.push(Math.floor(i / width)); }
-        return [[xs, width], [ys, height]].map(([v, n]) => (v.reduce((a, b) => Math.max(a, b)) - v.reduce((a, b) => Math.min(a, b))) / n); }"""
+        for (let i = 0; i < width * height; i++)
+            if (rgba[4 * i + 3]) { xs.push(i % width); ys.push(Math.floor(i / width)); }
+        const extent = (v) => v.reduce((a, b) => Math.max(a, b)) - v.reduce((a, b) => Math.min(a, b));
+        return [[xs, width], [ys, height]].map(([v, n]) => extent(v) / n); }"""
     plot = cell(panels, 'map')
     assert min(plot.locator('canvas').evaluate(shares)) > 0.85
     plot.get_by_label('captions').check()
@@ -175,9 +179,10 @@ def test_ablation_begins_with_its_verdict(panels):
     tops = panel.evaluate("""e => ['b', '.mvlm-figure svg', 'details', 'select', 'table:not(details table)'].map(
         (s) => e.querySelector(s).getBoundingClientRect().top)""")
     assert tops == sorted(tops)
-    expect(panel.locator('b').first).to_contain_text(re.compile(r'No verdict.*by [+-]\d+\.\d points \(95 % CI .*22 images'))
+    verdict = re.compile(r'No verdict.*by [+-]\d+\.\d points \(95 % CI .*22 images')
+    expect(panel.locator('b').first).to_contain_text(verdict)
     assert panel.locator('details').get_attribute('open') is None
-    right = panel.evaluate('e => [e.querySelector("svg").getBoundingClientRect().right, e.getBoundingClientRect().right]')
+    right = panel.evaluate('e => [e.querySelector("svg"), e].map((x) => x.getBoundingClientRect().right)')
     assert right[0] <= right[1] + 1
     hints = panel.locator('button').evaluate_all('all => all.map((b) => b.title).join(" ")')
     assert 'colored means on' in hints and 'blue' not in hints
@@ -205,7 +210,8 @@ def test_importing_prints_nothing(panels):
 def test_a_user_error_is_one_line(lab, page):
     run = ("from contextlib import redirect_stdout\nfrom io import StringIO\nwith redirect_stdout(StringIO()):\n    "
            "fit(compose([*words, 'training.max_steps=2', 'training.run_dir=lines'], config_name='quickstart'))")
-    nb = lab.open(page, lab.write('lines.ipynb', SETUP, run, "open_trained('lines')", "FitDashboard(open_trained('lines'))"))
+    cells = SETUP, run, "open_trained('lines')", "FitDashboard(open_trained('lines'))"
+    nb = lab.open(page, lab.write('lines.ipynb', *cells))
     nb.start()
     page.wait_for_function('() => window.ran', timeout=120_000)
     shown, failed = nb.outputs()[2][0]['data']['text/plain'], nb.outputs()[3][0]
@@ -350,8 +356,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp('report')/'runs'
     return {name: fit(compose(['training.max_steps=4', 'training.batch_size=16', 'training.data.train_path=scenes:tiny',
                                'training.data.val_path=scenes:tiny', 'training.preflight=false', 'model.depth=2',
-                               'model.text.depth=1', 'training.logging.tensorboard=false', f'training.run_dir={folder}/{name}',
-                               *more], config_name='quickstart'))
+                               'model.text.depth=1', 'training.logging.tensorboard=false',
+                               f'training.run_dir={folder}/{name}', *more], config_name='quickstart'))
             for name, more in (('plain', ['model/memory=off']), ('memory', []))}
 
 
@@ -369,9 +375,10 @@ def pages(runs, tmp_path_factory):
     learn, twin, folder = runs['memory'].learn, runs['plain'].learn, tmp_path_factory.mktemp('pages')
     ablation = W.AblationPanel(learn)
     ablation.measure()
-    panels = dict(fit=W.FitDashboard(learn, steps=2), explorer=AttentionExplorer(learn), two=AttentionExplorer(learn, other=twin),
-                  plain=AttentionExplorer(twin), atlas=W.MemoryAtlas(learn), ablation=ablation, search=W.ImageSearch(learn),
-                  map=W.EmbeddingMap(learn, other=twin), config=W.ConfigEditor(learn.cfg))
+    panels = dict(fit=W.FitDashboard(learn, steps=2), explorer=AttentionExplorer(learn),
+                  two=AttentionExplorer(learn, other=twin), plain=AttentionExplorer(twin), atlas=W.MemoryAtlas(learn),
+                  ablation=ablation, search=W.ImageSearch(learn), map=W.EmbeddingMap(learn, other=twin),
+                  config=W.ConfigEditor(learn.cfg))
     return {name: panel.export_html(folder/f'{name}.html') for name, panel in panels.items()}
 
 
@@ -397,7 +404,8 @@ def test_pages_of_panels(offline_page, pages, scheme, name):
     offline_page.wait_for_timeout(500)
     assert offline_page.evaluate('document.documentElement.scrollWidth') == 390
     for ticks in offline_page.locator('.ticks:visible').all(): # of the color scales
-        boxes = sorted(ticks.locator('span').evaluate_all('all => all.map((t) => t.getBoundingClientRect()).map((b) => [b.left, b.right])'))
+        boxes = sorted(ticks.locator('span').evaluate_all(
+            'all => all.map((t) => t.getBoundingClientRect()).map((b) => [b.left, b.right])'))
         assert all(a[1] <= b[0] for a, b in zip(boxes, boxes[1:])), boxes
 
 
@@ -407,7 +415,8 @@ def test_a_pinned_token_is_not_compared_with_itself(offline_page, pages):
     tokens.nth(2).click(modifiers=['Shift'])
     tokens.nth(2).click()
     offline_page.mouse.move(0, 0)
-    expect(offline_page.locator('.figure p')).to_have_text('token 1 is pinned: choose another token to see the difference of their maps.')
+    expect(offline_page.locator('.figure p')).to_have_text(
+        'token 1 is pinned: choose another token to see the difference of their maps.')
     expect(offline_page.locator('.figure .scale')).to_be_hidden()
     tokens.nth(3).click()
     expect(offline_page.locator('.figure p')).to_contain_text('token 2 minus token 1: cosine')
@@ -420,7 +429,8 @@ def test_two_models_fill_the_width(offline_page, pages):
     offline_page.goto(pages['two'].as_uri())
     offline_page.wait_for_timeout(500)
     for part, count in (('.stage', 3), ('.panels', 2)):
-        boxes = offline_page.locator(part).evaluate('e => [e, ...e.children].map((c) => c.getBoundingClientRect()).map((b) => [b.right, b.top])')
+        boxes = offline_page.locator(part).evaluate(
+            'e => [e, ...e.children].map((c) => c.getBoundingClientRect()).map((b) => [b.right, b.top])')
         assert len(boxes) == count + 1 and len({round(top) for _, top in boxes[1:]}) == 1, boxes
         assert boxes[-1][0] == pytest.approx(boxes[0][0], abs=2), boxes
 
@@ -434,7 +444,8 @@ def test_page_of_an_ablation_of_nothing(offline_page, pages):
 
 def test_page_of_an_embedding_map_promises_no_explorer(offline_page, pages):
     offline_page.goto(pages['map'].as_uri())
-    expect(offline_page.get_by_role('status')).to_have_text('Point at an image to read its caption; draw around points to select them.')
+    expect(offline_page.get_by_role('status')).to_have_text(
+        'Point at an image to read its caption; draw around points to select them.')
     pair = offline_page.locator('.pair button').first
     image = pair.locator('img').get_attribute('data-id')
     assert pair.get_attribute('title') == f'Show on the map: image {image}'
@@ -449,7 +460,8 @@ def test_largest_difference_of_two_models(offline_page, tmp_path):
     torch.manual_seed(0)
     with torch.no_grad():
         for p in vits[1].parameters(): p.add_(0.3 * torch.randn_like(p))
-    explorer = AttentionExplorer(vits[0], [np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)], other=vits[1])
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    explorer = AttentionExplorer(vits[0], [image], other=vits[1])
     path, layer, found = explorer.export_html(tmp_path/'two.html'), explorer.layer, []
     data = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', path.read_text(), re.S)[1])
     for side in data['images'][0]['sides']:
@@ -463,7 +475,8 @@ def test_largest_difference_of_two_models(offline_page, tmp_path):
     offline_page.goto(path.as_uri())
     offline_page.locator('.choice.token select').first.select_option(index=token)
     row, column = divmod(int(patch), data['images'][0]['sides'][0]['grid'][1])
-    expect(offline_page.locator('.figure').nth(2).locator('p')).to_contain_text(f'largest at row {row}, column {column}: -')
+    sentence = offline_page.locator('.figure').nth(2).locator('p')
+    expect(sentence).to_contain_text(f'largest at row {row}, column {column}: -')
 
 
 def test_report_of_a_run(offline_page, report):
@@ -472,8 +485,8 @@ def test_report_of_a_run(offline_page, report):
     expect(offline_page.locator('.mvlm-x')).to_have_attribute('aria-busy', 'false')
     assert offline_page.evaluate('document.documentElement.scrollWidth') == 390
     lead = offline_page.locator('p.lead')
-    expect(lead).to_contain_text(re.compile(r'^Does memory matter\? .*points \(95 % CI .*Its twin without memory .*memory '
-                                            r'changes it by [+-]\d'))
+    expect(lead).to_contain_text(re.compile(r'^Does memory matter\? .*points \(95 % CI .*Its twin without memory .*'
+                                            r'memory changes it by [+-]\d'))
     assert lead.bounding_box()['y'] < 200
     heads = offline_page.locator('h2').all_inner_texts()
     assert heads[:4] == ['Training curves', 'What memory does', 'Ablation of memory', 'Attention of memory tokens']

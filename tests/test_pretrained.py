@@ -1,4 +1,4 @@
-"""Models that exist, at their full size and on the command line. Nothing is downloaded: weights are random, built by open_clip."""
+"""Existing models, at full size and on the command line. Nothing is downloaded: open_clip builds random weights."""
 import json
 import numpy as np
 import open_clip
@@ -72,7 +72,8 @@ def test_every_open_clip_model_opens_or_is_refused():
         except UserError as e: assert f'{name} cannot be opened: ' in str(e)
         else: opened.add(name)
     assert len(opened) >= 70
-    families = 'ViT-B-16', 'ViT-B-32-quickgelu', 'ViT-SO400M-14-SigLIP2', 'ViT-bigG-14-CLIPA', 'ViT-H-14-worldwide', 'MobileCLIP2-L-14'
+    families = ('ViT-B-16', 'ViT-B-32-quickgelu', 'ViT-SO400M-14-SigLIP2', 'ViT-bigG-14-CLIPA', 'ViT-H-14-worldwide',
+                'MobileCLIP2-L-14')
     assert opened.issuperset(families) and not opened & {'RN50', 'coca_ViT-L-14', 'EVA02-B-16', 'ViTamin-B',
                                                          'convnext_base', 'PE-Core-B-16'}
 
@@ -208,8 +209,8 @@ def test_memory_on_a_frozen_model(folder, tmp_path):
     assert (cfg.model.embed_dim, cfg.model.depth, cfg.model.memory.dim, cfg.model.vit_kwargs.act_layer) == (64, 3, 64,
             'quick_gelu')
     checkpoint = next(p for p in (tmp_path/'run/checkpoints').iterdir() if (p/'model.safetensors').exists())
-    before, after = MemoryCLIP.from_pretrained(folder,
-                                               memory='registers').state_dict(), MemoryCLIP.from_pretrained(checkpoint).state_dict()
+    before = MemoryCLIP.from_pretrained(folder, memory='registers').state_dict()
+    after = MemoryCLIP.from_pretrained(checkpoint).state_dict()
     assert {n for n in before if not before[n].equal(after[n])} == {'visual.memory.tokens'}
 
 

@@ -237,7 +237,8 @@ def test_torchrun_fits_stops_resumes_and_reports_errors_once(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = outcome(process)
     assert 'DataLoader worker' not in err, err
-    said = re.search(r'Interrupted after (\d+) steps. To resume after step \1, fit again with training.resume=auto', out)
+    message = r'Interrupted after (\d+) steps. To resume after step \1, fit again with training.resume=auto'
+    said = re.search(message, out)
     assert said, f'no word of an interrupt in:\n{out[-2000:]}\nerrors:\n{err[-6000:]}'
     step = int(said[1])
     assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step

@@ -1,4 +1,4 @@
-"""Recipes in configs/experiment: each composes, its header states its results, and those that run here take two steps."""
+"""Recipes in configs/experiment: each composes, its header states results, and those that run here take two steps."""
 import pandas as pd
 import pytest
 import re

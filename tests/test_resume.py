@@ -195,7 +195,8 @@ def test_extension_keeps_the_run_and_can_be_interrupted(tmp_path, capsys):
     assert table.step.is_monotonic_increasing and table.train_loss.notna().sum() == 6
     saved = table['t2i/R@1'].dropna().max()
     best = read_manifest(best_checkpoints(folder/'checkpoints', 't2i/R@1')[0])['metrics']['t2i/R@1']
-    assert best == pytest.approx(saved, abs=1e-5) and read_manifest(list_checkpoints(folder/'checkpoints')[-1])['step'] == 6
+    assert best == pytest.approx(saved, abs=1e-5)
+    assert read_manifest(list_checkpoints(folder/'checkpoints')[-1])['step'] == 6
     assert len(run.learn.evaluations) == table.val_loss.notna().sum()
 
 
@@ -203,7 +204,8 @@ def test_killed_extension_starts_again(tmp_path, monkeypatch):
     "Between the new config.yaml and the removal of DONE, and with a checkpoint that is damaged."
     folder = tmp_path/'run'
     fit_run(folder, kept := 'training.checkpoint.save_top_k=3')
-    with mock.patch.object(Path, 'unlink', side_effect=SystemExit), pytest.raises(SystemExit): extend_run(folder, 4, kept)
+    with mock.patch.object(Path, 'unlink', side_effect=SystemExit), pytest.raises(SystemExit):
+        extend_run(folder, 4, kept)
     assert (folder/'DONE').exists() and 'max_steps: 4' in (folder/'config.yaml').read_text()
     extend_run(folder, 4, kept)
     assert (folder/'DONE').exists() and 'max_steps: 3' in (folder/'config-until-step-3.yaml').read_text()
@@ -214,11 +216,12 @@ def test_killed_extension_starts_again(tmp_path, monkeypatch):
     for path in list_checkpoints(folder/'checkpoints'):
         with (path/'state.pt').open('ab') as f: f.write(b'damage')
     with pytest.raises(ValueError, match='ended at step 4, and no checkpoint is intact'): extend_run(folder, 5, kept)
-    assert (folder/'DONE').exists() and before == ((folder/'config.yaml').read_text(), (folder/'metrics.csv').read_text())
+    after = (folder/'config.yaml').read_text(), (folder/'metrics.csv').read_text()
+    assert (folder/'DONE').exists() and before == after
 
 
-COLUMNS = '''step epoch train_loss val_loss lr grad_norm temperature samples_per_second data_wait i2t/R@1 i2t/R@5 i2t/R@10 t2i/R@1 t2i/R@5
-t2i/R@10 memory/least_usage memory/resets memory/reset_tokens memory/reset_usage'''
+COLUMNS = '''step epoch train_loss val_loss lr grad_norm temperature samples_per_second data_wait i2t/R@1 i2t/R@5
+i2t/R@10 t2i/R@1 t2i/R@5 t2i/R@10 memory/least_usage memory/resets memory/reset_tokens memory/reset_usage'''
 
 
 def test_run_records_its_environment(tmp_path):
@@ -302,7 +305,8 @@ def test_sigterm_saves_and_the_run_resumes(tmp_path, workers):
     status, out, err = stop_train(tmp_path/'run', signal.SIGTERM, *words)
     assert status == 143, err
     assert 'Traceback' not in err
-    step = int(re.search(r'Interrupted after (\d+) steps. To resume after step \1, fit again with training.resume=auto', out)[1])
+    message = r'Interrupted after (\d+) steps. To resume after step \1, fit again with training.resume=auto'
+    step = int(re.search(message, out)[1])
     assert read_manifest(newest_checkpoint(tmp_path/'run'/'checkpoints'))['step'] == step
     status, out, err = stop_train(tmp_path/'run', signal.SIGINT, *words)
     assert status == 130 and f'resumed after step {step}' in out, err

@@ -1,4 +1,4 @@
-"""timm's interface of ViTs with memory: what timm's own tests check of each of its models, for every position of memory."""
+"""timm's interface of ViTs with memory: what timm's own tests check of its models, for every position of memory."""
 import open_clip
 import pytest
 import timm
@@ -21,8 +21,8 @@ MODELS |= {u: dict(memory_update=u) for u in ('gated', 'cross_attention', 'stati
 MODELS |= {'none': dict(num_memory_tokens=0), 'gated-append': dict(memory_update='gated', memory_position='append'),
            'average': dict(memory_position='append', global_pool='avg'),
            'map': dict(global_pool='map', class_token=False), 'redrawn': dict(memory_init='redrawn'),
-           'output-gate': dict(attn_gate='elementwise'), 'plain-output-gate': dict(num_memory_tokens=0, attn_gate='headwise'),
-           'narrow': dict(memory_dim=16),
+           'output-gate': dict(attn_gate='elementwise'),
+           'plain-output-gate': dict(num_memory_tokens=0, attn_gate='headwise'), 'narrow': dict(memory_dim=16),
            'scaled': dict(init_values=0.1, qk_norm=True, no_embed_class=True, pre_norm=True)}
 TRACE = dict(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions(), param_shapes_constant=True)
 QUICK = ('prepend', 'append', 'kv_protected') # the others run with the slow tests

@@ -158,7 +158,8 @@ def test_readme(tmp_path):
         '```python\nrun()\n```\n\n```python\nprint(12)\n```\n\n```text\n12\n```\n')
 
 def test_compare(tmp_path, capsys):
-    for name, memory, first in (('with', 'true', 0.75), ('without', 'false', 0.5), ('read', 'true, readout: maxsim', .8)):
+    for name, memory, first in (('with', 'true', 0.75), ('without', 'false', 0.5),
+                                ('read', 'true, readout: maxsim', .8)):
         for time in ('1', '2'):
             run = tmp_path/name/time
             run.mkdir(parents=True)

@@ -53,7 +53,8 @@ def test_config_error_prints_one_line_and_status_2(mistake):
 def test_missing_data_names_the_key_and_the_fix():
     done = train('training.data.train_path=nowhere/at/all')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
-    for words in ('training.data.train_path', 'nowhere/at/all', "the built-in data set 'scenes'"): assert words in done.stderr
+    for words in ('training.data.train_path', 'nowhere/at/all', "the built-in data set 'scenes'"):
+        assert words in done.stderr
 
 
 def test_internal_error_keeps_its_traceback():
@@ -114,6 +115,7 @@ def test_slow_report_says_what_the_fit_waits_for(monkeypatch, capsys, tmp_path):
     source = SimpleNamespace(source=range(40))
     for memory, lines in ((True, 1), (False, 0)):
         cfg = compose([f'model.memory.enabled={memory}'], config_name='quickstart')
-        learn = SimpleNamespace(interrupted=False, cfg=cfg, dls=SimpleNamespace(valid=source, device=torch.device('cpu')))
+        dls = SimpleNamespace(valid=source, device=torch.device('cpu'))
+        learn = SimpleNamespace(interrupted=False, cfg=cfg, dls=dls)
         run._write_report(tmp_path, learn)
         assert capsys.readouterr().out.count('Measuring what memory does on 40 images, for the report\n') == lines

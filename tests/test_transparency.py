@@ -150,8 +150,9 @@ def test_one_cache_for_both(theirs, ours, images):
 
 
 def test_export_and_back(theirs, ours, images, tmp_path):
-    for model, expected, words in ((MemoryCLIP.from_pretrained(theirs), open_clip_pixels(theirs, images), 'after the resize'),
-                                   (ours, on_white(images), 'put on white')):
+    for model, expected, words in (
+            (MemoryCLIP.from_pretrained(theirs), open_clip_pixels(theirs, images), 'after the resize'),
+            (ours, on_white(images), 'put on white')):
         how = Preprocessing.of(model.cfg)
         for i, memory in enumerate((None, 'registers')):
             if memory and model is not ours: model = MemoryCLIP.from_pretrained(theirs, memory=memory)
@@ -164,7 +165,8 @@ def test_export_and_back(theirs, ours, images, tmp_path):
                 assert torch.equal(loader_pixels(memory_clip_eval_model(again).make_batches(source, 4)), expected)
                 assert words in (tmp_path/f'{words}{i}{end}/README.md').read_text(encoding='utf-8')
             written = json.loads((tmp_path/f'{words}{i} open_clip/open_clip_config.json').read_text())
-            assert written['preprocess_cfg']['transparency'] == _model_facts(model)['image']['transparency'] == how.transparency
+            assert written['preprocess_cfg']['transparency'] == how.transparency
+            assert _model_facts(model)['image']['transparency'] == how.transparency
             assert open_clip.create_model_and_transforms(f'local-dir:{tmp_path}/{words}{i} open_clip')
     with_note = (tmp_path/'put on white0 open_clip/README.md').read_text(encoding='utf-8')
     assert 'so\ngive it transparent images that are put on white' in with_note
@@ -182,7 +184,8 @@ def test_timm_drops_alpha_first(images, tmp_path):
     seen = loader_pixels(_open_with_data(model, images, 'valid').loader)
     for i, x in enumerate(seen):
         assert torch.equal(x, transform(Image.open(source.file(i)).convert('RGB')))
-        pixels = center_crop(torch.from_numpy(source.pixels_for(i, None, alpha=True).copy()).permute(2, 0, 1), 64, how=how)
+        rgba = torch.from_numpy(source.pixels_for(i, None, alpha=True).copy()).permute(2, 0, 1)
+        pixels = center_crop(rgba, 64, how=how)
         rgb = torch.from_numpy(np.array(Image.open(source.file(i)).convert('RGB'))).permute(2, 0, 1)
         assert torch.equal(pixels, center_crop(rgb, 64, how=how))
 
@@ -202,7 +205,8 @@ GIF = saved(PALETTE, 'GIF', transparency=1)
 
 @pytest.mark.parametrize('image', [saved(Image.new('RGBA', (8, 8), (127, 108, 43, 0))), saved(PALETTE, transparency=1),
                                    saved(PALETTE, transparency=b'\xff\x80'), GIF,
-                                   saved(Image.new('RGBA', (8, 8), (127, 108, 43, 0)), 'WEBP', lossless=True, exact=True),
+                                   saved(Image.new('RGBA', (8, 8), (127, 108, 43, 0)), 'WEBP', lossless=True,
+                                         exact=True),
                                    saved(Image.new('RGBA', (8, 8), (127, 108, 43, 0)), 'TIFF'),
                                    saved(Image.new('RGB', (8, 8), (127, 108, 43)), transparency=(127, 108, 43))])
 def test_formats(image, recwarn):
@@ -212,7 +216,8 @@ def test_formats(image, recwarn):
 
 
 def test_opaque_images_are_equal_on_both_ways():
-    for image in (Image.new('RGBA', (8, 8), (9, 8, 7, 255)), Image.new('L', (8, 8), 9), Image.new('I;16', (8, 8), 257*9),
-                  Image.new('CMYK', (8, 8), (9, 8, 7, 6))):
+    for image in (Image.new('RGBA', (8, 8), (9, 8, 7, 255)), Image.new('L', (8, 8), 9),
+                  Image.new('I;16', (8, 8), 257*9), Image.new('CMYK', (8, 8), (9, 8, 7, 6))):
         data = saved(image, 'TIFF')
-        assert np.array_equal(_read_pixels(data), _read_pixels(data, alpha=True)) and _read_pixels(data).shape == (8, 8, 3)
+        pixels = _read_pixels(data)
+        assert np.array_equal(pixels, _read_pixels(data, alpha=True)) and pixels.shape == (8, 8, 3)

@@ -42,6 +42,7 @@ def test_a_mechanism_in_a_file_is_a_command(tmp_path):
     short = ['training.max_steps=2', 'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny',
              'training.batch_size=16']
     for words in ([*fit, *short], ablate):
-        done = subprocess.run([sys.executable, '-m', 'memory_vlm', *words], cwd=tmp_path, capture_output=True, encoding='utf-8')
+        done = subprocess.run([sys.executable, '-m', 'memory_vlm', *words], cwd=tmp_path,
+                              capture_output=True, encoding='utf-8')
         assert done.returncode == 0, done.stdout + done.stderr
     assert 'no ablation' in done.stdout and 'shuffle' in done.stdout

@@ -149,7 +149,8 @@ explorer = AttentionExplorer(wide, data=learn); explorer
 
 def test_explorer_of_64_tokens_is_legible_and_is_kept(lab, page, chromium):
     page.set_viewport_size(dict(width=1400, height=900))
-    nb = notebook(lab, page, 'legible', WIDE, 'explorer.keep()', 'twin = AttentionExplorer(wide, data=learn, other=plain); twin')
+    nb = notebook(lab, page, 'legible', WIDE, 'explorer.keep()',
+                  'twin = AttentionExplorer(wide, data=learn, other=plain); twin')
     live, twin = nb.cell(1), nb.cell(3)
     expect(live).to_contain_text('times uniform')
     expect(live.locator('.tokens').get_by_role('option')).to_have_count(65)
@@ -159,7 +160,8 @@ def test_explorer_of_64_tokens_is_legible_and_is_kept(lab, page, chromium):
     assert all(b['width'] >= 56 <= b['height'] for b in map(size, live.locator('.tokens canvas').all()[:3]))
     assert live.evaluate('c => c.querySelector(".stage").lastElementChild.getBoundingClientRect().right') > 1300
     took = photo(live).evaluate("""c => { const b = c.getBoundingClientRect(), start = performance.now();
-        for (let i = 0; i < 100; i++) c.dispatchEvent(new MouseEvent("mousemove", {clientX: b.left + i * 4, clientY: b.top + i}));
+        for (let i = 0; i < 100; i++)
+            c.dispatchEvent(new MouseEvent("mousemove", {clientX: b.left + i * 4, clientY: b.top + i}));
         return (performance.now() - start) / 100; }""")
     print(f"a hover takes {took:.2f} ms")
     expect(twin).to_contain_text('model − other')
@@ -170,7 +172,9 @@ def test_explorer_of_64_tokens_is_legible_and_is_kept(lab, page, chromium):
 
     nb.js("await app.commands.execute('docmanager:save');")
     path = lab.folder/'legible.ipynb'
-    assert len([o for o in nb.outputs()[2] if 'text/html' in o['data']]) == 1 and len(nb.outputs()[2][0]['data']['text/html']) < 500_000
+    outputs = nb.outputs()[2]
+    assert len([o for o in outputs if 'text/html' in o['data']]) == 1
+    assert len(outputs[0]['data']['text/html']) < 500_000
     nb.js("await panel.sessionContext.session.kernel.restart();")
     page.reload()
     kept = nb.cell(2).frame_locator('iframe')
@@ -219,7 +223,8 @@ def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
 
 
 def test_slider_of_a_fit_stays_at_the_latest_maps(lab, page):
-    nb = notebook(lab, page, 'slider', 'dash = FitDashboard(learn, steps=1); dash', 'learn.fit_cosine(1)', 'learn.fit_cosine(4)')
+    nb = notebook(lab, page, 'slider', 'dash = FitDashboard(learn, steps=1); dash', 'learn.fit_cosine(1)',
+                  'learn.fit_cosine(4)')
     dash, steps = nb.cell(1), nb.ask('learn.train_iter')
     assert steps > 40 # more maps than are kept
     page.wait_for_timeout(1000) # an answer of the browser would come now
@@ -365,7 +370,8 @@ def test_gallery_own_images_and_embedding_map(lab, page, offline_page):
 
 
 BAD = {
-    "AblationPanel(make_learner(compose(['model/memory=off'], config_name='quickstart')))": "ablate(model, data, part='cls')",
+    "AblationPanel(make_learner(compose(['model/memory=off'], config_name='quickstart')))":
+        "ablate(model, data, part='cls')",
     'AttentionExplorer(learn).set_trait("layer", 9)': 'layer=9',
     'AttentionExplorer(learn).set_trait("token", 99)': 'token=99',
     'AttentionExplorer(learn, data=[])': 'the data set is empty',
@@ -428,8 +434,9 @@ def test_explorer_in_marimo(chromium, tmp_path):
         explorer.locator('.choice.layer select').select_option(label='0')
         explorer.locator('.tokens').get_by_role('option', name='token 2').click()
         expect(explorer).to_contain_text('token 2, layer 0, mean of heads')
-        explorer.locator('.figure canvas').first.press('j') # another image comes from the kernel
-        expect(explorer.locator('.figure canvas').first).to_have_attribute('aria-label', re.compile('^image 1: token 2'))
+        canvas = explorer.locator('.figure canvas').first
+        canvas.press('j') # another image comes from the kernel
+        expect(canvas).to_have_attribute('aria-label', re.compile('^image 1: token 2'))
     finally:
         page.close()
         server.terminate()

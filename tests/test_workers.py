@@ -40,7 +40,8 @@ except LostWorkerError as e: print('ended:', e)
 
 
 def python(code, *args, before=()):
-    done = subprocess.run([*before, sys.executable, '-c', code, *args], capture_output=True, encoding='utf-8', timeout=300)
+    done = subprocess.run([*before, sys.executable, '-c', code, *args], capture_output=True, encoding='utf-8',
+                          timeout=300)
     return done.stdout, done.stderr
 
 
@@ -89,7 +90,8 @@ words = ['training.max_steps=3', 'training.batch_size=16', 'training.data.num_wo
          'model.text.depth=1', f'training.run_dir={sys.argv[1]}', 'training.logging.wandb=false']
 print('stopped', fit(compose(words, config_name='quickstart')).interrupted, flush=True)
 '''
-    process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'run')], stdout=subprocess.PIPE, encoding='utf-8')
+    process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'run')],
+                               stdout=subprocess.PIPE, encoding='utf-8')
     lines = []
     while not (lines and lines[-1].startswith('Run folder')): lines.append(process.stdout.readline())
     time.sleep(3) # the workers have started, and none of them sends a batch

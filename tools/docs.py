@@ -47,12 +47,15 @@ ALONE = '---\nhide: [navigation]\n---\n\n' # above a page that has no neighbors 
 STYLE = '''
 .md-typeset table:not([class]) { font-size: .64rem; display: block; overflow-x: auto; max-width: 100%; }
 .md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .6em .8em; }
-.md-typeset table:not([class]) code { word-break: normal; } .md-typeset table:not([class]) td:first-child code { white-space: nowrap; }
+.md-typeset table:not([class]) code { word-break: normal; }
+.md-typeset table:not([class]) td:first-child code { white-space: nowrap; }
 .md-typeset img, .md-typeset svg { max-width: 100%; height: auto; }
-[data-md-color-scheme="slate"] .md-typeset img[src*="/out/"], [data-md-color-scheme="slate"] .md-typeset img[src^="out/"] { background: #fff; }
+[data-md-color-scheme="slate"] .md-typeset img[src*="/out/"],
+[data-md-color-scheme="slate"] .md-typeset img[src^="out/"] { background: #fff; }
 @media (max-width: 45em) { .md-typeset :is(table:not([class]), .output table) td:last-child { min-width: 9rem; } }
 .md-typeset .output table { border-collapse: collapse; font-size: .64rem; margin: 1em 0; }
-.md-typeset .output :is(th, td) { border: .05rem solid var(--md-typeset-table-color); padding: .4em .8em; text-align: right; }
+.md-typeset .output :is(th, td) { border: .05rem solid var(--md-typeset-table-color); padding: .4em .8em;
+  text-align: right; }
 .md-typeset .output { overflow-x: auto; } .md-typeset h3 { margin-top: 2.2em; } .md-grid { max-width: 66rem; }
 .md-typeset .formula { display: block; overflow-x: auto; padding: .4em 0; }
 '''

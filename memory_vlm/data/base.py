@@ -88,6 +88,10 @@ class Source:
         "Return the class of each image, for metrics of classification."
         return None
 
+    def unweighted(self)->'Source': # The source itself, if it is no mixture with weights
+        "Return the source with each image once, at the indices below its length, as evaluation reads it."
+        return self
+
     @property
     def num_indices(self)->int: # Larger than `len` if an epoch leaves some indices out
         "The largest index plus one."

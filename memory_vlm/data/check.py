@@ -13,7 +13,7 @@ import time
 import torch
 from collections import Counter
 from dataclasses import dataclass, field
-from ..core import UserError, _counted
+from ..core import UserError, _counted, _output_path
 from .base import Source
 from .loaders import BadSamples, draw_image_grid
 from .mixture import hash_image
@@ -121,6 +121,8 @@ def _format_span(values): # Minimum, maximum and median
     return f'{low:,}' if low == high else f'{low:,} to {high:,} (median {mid:,})'
 
 # %% ../../nbs/data/12_check.ipynb #c61155e2
+_SHEET_SUFFIXES = '.png', '.jpg', '.jpeg', '.webp', '.pdf', '.svg'
+
 def check(
     data,                    # Path as in `open_source`, or a `Source`
     split:str='train',       # 'train', 'valid' or 'test', for data with these parts
@@ -131,7 +133,10 @@ def check(
     **options,               # Options of `open_source`, such as `caption_key`
 )->DataReport:
     "Check as many images, in random order, as time allows. Raises `UserError` if the data cannot be opened."
+    if sheet and _output_path(sheet).suffix.lower() not in _SHEET_SUFFIXES:
+        raise UserError(f"sheet: '{sheet}' is no image file; give {', '.join(_SHEET_SUFFIXES)}")
     source = data if isinstance(data, Source) else open_source(data, split, key='data', **options)
+    source = source.unweighted()
     report = DataReport(source.name, len(source), BadSamples(source.name, len(source), max_bad_fraction),
                         attribution=source.attribution, limit=tokenizer.length)
     if isinstance(source, TableSource) and source.num_rows is not None:

@@ -38,11 +38,16 @@ def _coco_rows(data:dict)->tuple:
             raise UserError('holds annotations without captions: COCO has its captions in captions_train2017.json and '
                             'captions_val2017.json')
         captions.setdefault(a['image_id'], []).append(a['caption'])
-    ids = {p['id'] for p in data['images']}
-    if captions and ids.isdisjoint(captions):
+    ids = {}
+    for p in data['images']:
+        if (other := ids.setdefault(p['id'], p['file_name'])) != p['file_name']:
+            raise UserError(f"holds two images of the same id {json.dumps(p['id'])}, '{other}' and '{p['file_name']}', "
+                            'so their captions cannot be told apart; give each image an id of its own')
+    if captions and captions.keys().isdisjoint(ids):
         raise UserError(f'contains no caption of its images: their id is such as {json.dumps(next(iter(ids), None))}, '
                         f'the image_id of captions such as {json.dumps(next(iter(captions)))}')
-    if lost := len(captions.keys() - ids): warnings.warn(f'{lost} images with captions are not in the list of images')
+    lost = len(captions.keys() - ids.keys())
+    if lost: warnings.warn(f'{lost} images with captions are not in the list of images')
     return [p['file_name'] for p in data['images']], [captions.get(p['id'], []) for p in data['images']], None
 
 def _karpathy_rows(data)->tuple:
@@ -85,7 +90,7 @@ def _texts_of(name, captions): # Return captions as texts; an error names the im
     except UserError as e: raise UserError(f"holds a caption of '{name}' that cannot be read: {e}") from None
 
 def _make_source(path, names, captions, parts, split, image_dir):
-    rows, has_valid = split_rows(parts, split) if parts else (None, True)
+    rows, has_valid = split_rows(parts, split, path) if parts else (None, True)
     captions = pa.array(map(_texts_of, names, captions), pa.large_list(pa.large_string()))
     source = make_table_source(path, pa.array(names, pa.large_string()), [captions], os.path.dirname(path), image_dir,
                                rows)

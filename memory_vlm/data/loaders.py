@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fastcore.basics import patch
 from functools import partial
-from ..core import UserError, pick, sample_rng
+from ..core import UserError, _counted, pick, sample_rng
 from .base import Source
+from .mixture import Subset
 from .tokenizer import Tokenizer, encode_caption, pad_ids, untokenize
 from .transforms import _DECODE_SHARES, AUGMENTATIONS, Preprocessing
 from multiprocessing import parent_process, queues
@@ -319,11 +320,15 @@ def make_loader(
     "Make the loader of a source. Raises `UserError` for an unknown augmentation, or too few images for a batch."
     settings = {k: v for k, v in locals().items() if k != 'source'}
     augment = pick(AUGMENTATIONS, augmentation, 'training.data.augmentation')
+    source = source if train else source.unweighted()
     shuffle, drop_last = (train if x is None else x for x in (shuffle, drop_last))
     sampler = EpochSampler(source, batch_size, shuffle, drop_last, seed, rank, world_size)
     if drop_last and not len(sampler):
-        raise UserError(f'{source.name} has {len(source)} images, too few for a batch of {batch_size} on each of '
-                        f'{world_size} device(s); set training.batch_size to at most {len(source)//world_size}')
+        most, where = len(source)//world_size, f' on each of {world_size} devices'*(world_size > 1)
+        cure = f'set training.batch_size to at most {most}' if most > 1 else 'give more images'
+        held_out = ', as others are held out for validation'*isinstance(source, Subset)
+        raise UserError(f'{source.name} has {_counted(len(source), "image")} for training{held_out}, too few for a '
+                        f'batch of {batch_size}{where}; {cure}')
     augment = partial(augment if train else AUGMENTATIONS['none'], how=preprocessing)
     dataset = PairDataset(source, image_size, augment, train, seed, tokenizer, preprocessing.transparency != 'white',
                           train and true_captions, _DECODE_SHARES.get(augmentation, 1.) if train else 1.)

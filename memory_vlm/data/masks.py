@@ -28,6 +28,12 @@ from types import SimpleNamespace
 class _Masks:
     "Classes and objects of images by index. `names`: classes, background first; None: unknown."
     names, has_classes, has_objects = None, True, True
+    def claim(self, name:str, i:int): # `name` of a mask
+        "Raise `UserError` if a mask is used for a second image, as images of equal names in several folders would."
+        label, owners = str(self.source.label(i)), self.__dict__.setdefault('owners', {})
+        if owners.setdefault(name, label) == label: return
+        raise UserError(f"'{owners[name]}' and '{label}' have one mask, {name}; give images different names, or put "
+                        'PNG files into folders of the same names as those of the images')
     def read(self, i:int)->tuple: # int64 (H,W), -1: does not count; pairs of masks, of an object and of its box
         raise NotImplementedError
 
@@ -111,6 +117,7 @@ class _CocoMasks(_Masks):
     def read(self, i):
         image = self.images.get(_file_name(self.source, i))
         if image is None: raise UserError(f"'{self.path}' has no image '{_file_name(self.source, i)}'")
+        self.claim(image['file_name'], i)
         size = image.get('height'), image.get('width')
         _check_size(size, self.source, i, f"the image of this name in '{self.path}'")
         try: return self.fill(image, size)
@@ -133,7 +140,10 @@ class _PngMasks(_Masks):
     has_objects = False
     def __init__(self, folder:Path, source:Source): self.folder, self.source = folder, source
     def read(self, i):
-        path = self.folder/f'{Path(_file_name(self.source, i)).stem}.png'
+        image = Path(str(self.source.label(i)))
+        paths = [self.folder/name for name in (f'{image.parent.name}/{image.stem}.png', f'{image.stem}.png')]
+        path = next((p for p in paths if p.exists()), paths[-1])
+        self.claim(str(path), i)
         if not path.exists(): raise UserError(f"'{path}' does not exist; give a PNG file of classes for each image")
         with Image.open(path) as image:
             if image.mode not in ('L', 'P', 'I', 'I;16'):

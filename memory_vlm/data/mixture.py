@@ -44,6 +44,7 @@ class Mixture(_SourceView):
     def __len__(self): return sum(self.counts)
     @property
     def num_indices(self): return int(self.starts[-1])
+    def unweighted(self)->'Mixture': return Mixture(self.sources, [1]*len(self.sources))
 
     def where(self, i):
         k = int(np.searchsorted(self.starts, i, 'right')) - 1
@@ -137,7 +138,7 @@ def _holdout_indices(source, fraction, seed)->np.ndarray: # bool (images)
     return in_valid
 
 def _split_mixture(mixture, fraction, seed): # Split all images together, then mix the training parts
-    plain = Mixture(mixture.sources, [1]*len(mixture.sources))
+    plain = mixture.unweighted()
     in_valid = _holdout_indices(plain, fraction, seed)
     spans = zip(plain.sources, plain.starts, plain.starts[1:])
     parts = [Subset(s, np.flatnonzero(~in_valid[a:b])) for s, a, b in spans]

@@ -277,19 +277,32 @@ def _write_shard(path:str, source:Source, indices)->int:
     os.replace(part, path)
     return count
 
+def _hash_sample(source:Source, most:int=100)->str:
+    "Return a hash of the names and captions of some images."
+    def known(i):
+        try: return source.label(i), source.captions(i)
+        except UserError as e: return str(e)
+    chosen = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist()
+    return hashlib.sha256(repr([known(i) for i in chosen]).encode(errors='surrogateescape')).hexdigest()[:16]
+
 def make_shards(
     source:Source,      # Images and captions
     folder:str|Path,    # Output folder
     per_shard:int=1000, # Images per shard
     progress:Callable=None, # Called with (shards written, number of shards)
 )->str:                 # Value of `training.data.train_path` for these shards
-    "Write a source as shards, or resume writing. Raises `UserError` if the folder holds shards of other data."
-    folder, total = Path(folder), -(-len(source)//per_shard)
+    """Write a source as shards, each image once, or resume writing. Raises `UserError` if the folder holds shards of
+    other data."""
+    if per_shard < 1: raise UserError(f'per_shard={per_shard} must be at least 1')
+    source = source.unweighted()
+    folder, total, note = Path(folder), -(-len(source)//per_shard), Path(folder)/'shards.json'
     folder.mkdir(parents=True, exist_ok=True)
-    origin, note = dict(source=source.name, images=len(source), per_shard=per_shard), folder/'shards.json'
-    if note.exists() and json.loads(note.read_text(encoding='utf-8')) != origin:
-        raise UserError(f'{folder} holds shards of other data: '
-            f'{note.read_text(encoding="utf-8")}; choose another folder')
+    origin = dict(source=source.name, images=len(source), per_shard=per_shard, sample=_hash_sample(source))
+    before = json.loads(note.read_text(encoding='utf-8')) if note.exists() else {}
+    if changed := [k for k in before if before[k] != origin.get(k)]: # earlier versions wrote no sample
+        how = ('other images or captions' if changed == ['sample'] else
+               ', '.join(f'{k}={before[k]} there and {origin.get(k)} here' for k in changed if k != 'sample'))
+        raise UserError(f'{folder} holds shards of other data: {how}; choose another folder')
     if not note.exists() and any(folder.glob('*.tar')):
         raise UserError(f'{folder} already holds tar files; choose another folder')
     note.write_text(json.dumps(origin), encoding='utf-8')

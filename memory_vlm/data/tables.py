@@ -18,7 +18,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from ..core import UserError, suggest
 from .base import IMAGE_SUFFIXES, FileSource, PathList, clean_captions, text_lines
-from .columns import caption_column, flatten_captions, group_rows, image_names, json_captions, one_chunk
+from memory_vlm.data.columns import (
+    _disk_names,
+    _find_root,
+    caption_column,
+    flatten_captions,
+    group_rows,
+    image_names,
+    json_captions,
+    one_chunk,
+)
 from pathlib import Path
 
 # %% ../../nbs/data/03_tables.ipynb #0ce94ef5
@@ -56,21 +65,6 @@ def choose_columns(
     if kind == 'image' and not usual and 'url' in by_name:
         fail('images but URLs of images: download them first, for example with img2dataset')
     return usual or numbered or fail(f'column of {kind}s with a usual name: set training.data.{kind}_key')
-
-# %% ../../nbs/data/03_tables.ipynb #bc15ec9a
-_IMAGE_FOLDERS = ('images', 'Images', 'img', 'train2017', 'val2017', 'train2014', 'val2014', 'flickr30k-images',
-                  'flickr30k_images', 'Flicker8k_Dataset', 'Flickr8k_Dataset')
-
-def _find_root(files:Sequence[str], beside:str, given:str|None, table:str)->str:
-    "Return the folder of a table's images. Raises `UserError` with the folders that were searched."
-    near = (os.path.normpath(os.path.join(beside, up, name)) for up in ('', '..') for name in ('', *_IMAGE_FOLDERS))
-    folders = [given] if given else ['' if d == '.' else d for d in dict.fromkeys(near)]
-    found = {d: sum(os.path.isfile(os.path.join(d, f)) for f in files) for d in folders}
-    best = max(found, key=found.get)
-    if found[best]: return best
-    searched = given or ', '.join(d or '.' for d in folders if os.path.isdir(d or '.'))
-    raise UserError(f"{table}: none of {len(files)} images was found, such as '{files[0]}' in {searched}; "
-                    'set training.data.image_dir to the folder of the images')
 
 # %% ../../nbs/data/03_tables.ipynb #84f297d7
 class TableSource(FileSource):
@@ -110,20 +104,25 @@ def part_of(
 def split_rows(
     splits:list|pa.Array, # Name of the part of each row
     split:str,            # 'train', 'valid' or 'test'
+    where:str='the table', # Name of the data in messages
 )->tuple:                 # Rows, bool (rows), or None for the whole table; whether there is a validation part
     """Return which rows belong to a part. A test part is never trained on. Raises `UserError` for a table with several
-    parts but not this one."""
-    parts = np.array([part_of(s) for s in (splits.to_pylist() if hasattr(splits, 'to_pylist') else splits)], object)
+    parts but not this one; warns of names that stand for no part."""
+    splits = splits.to_pylist() if hasattr(splits, 'to_pylist') else splits
+    parts = np.array([part_of(s) for s in splits], object)
     rows = {s: parts == s for s in SPLITS}
     known = [s for s in SPLITS if rows[s].any()]
-    has_valid = 'valid' in known
+    has_valid, others = 'valid' in known, [str(s) for s, p in zip(splits, parts) if p is None and s not in (None, '')]
+    if split == 'train' and others and (not known or 'train' in known):
+        what = 'are left out' if known else 'are all used for training, as no row is called train, val or test'
+        warnings.warn(f"{where}: rows of the parts {', '.join(sorted({*others})[:3])} ({len(others):,}) {what}")
     if split == 'train' and known and 'train' not in known: # rows without a part are for training
         rows['train'] = parts == None
         if rows['train'].any(): return rows['train'], has_valid
-        if 'test' in known: raise UserError(f"has rows for {' and '.join(known)} and none for training")
+        if 'test' in known: raise UserError(f"{where} has rows for {' and '.join(known)}, and none for training")
     if split in known and (split != 'valid' or not rows['valid'].all()): return rows[split], has_valid
     if len(known) < 2: return None, has_valid
-    raise UserError(f"has no {split} part; its parts: {', '.join(known)}")
+    raise UserError(f"{where} has no {split} part; its parts: {', '.join(known)}")
 
 def make_table_source(
     name:str,               # Name in messages
@@ -156,8 +155,8 @@ def make_table_source(
     if not any('/' in f for f in some) and any('\\' in f for f in some): # written on Windows
         files = pc.replace_substring(files, '\\', '/')
         some = [f.replace('\\', '/') for f in some]
-    source = TableSource(name, PathList(files.cast(pa.large_binary()), _find_root(some, beside, image_dir, name)),
-                         captions, starts)
+    root = _find_root(some, beside, image_dir, name)
+    source = TableSource(name, PathList(_disk_names(root, files).cast(pa.large_binary()), root), captions, starts)
     source._classes = _read_classes(labels)
     return source
 
@@ -387,7 +386,7 @@ def open_table(
             raise UserError(f"{path} has {names.count(twice[0])} columns called '{twice[0]}'; rename all but one")
         return columns
     table = READERS[os.path.splitext(path)[1].lower()](path, choose)
-    rows, has_valid = split_rows(table[chosen['split']], split) if chosen['split'] else (None, True)
+    rows, has_valid = split_rows(table[chosen['split']], split, path) if chosen['split'] else (None, True)
     inside = chosen['image'] not in table.column_names
     source = make_table_source(path, None if inside else table[chosen['image']],
                                [table[c] for c in chosen['captions']], os.path.dirname(path), image_dir, rows,

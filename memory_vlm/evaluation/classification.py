@@ -13,7 +13,7 @@ import torch
 import yaml
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from ..core import UserError, _unreadable, pick
+from ..core import UserError, _load_yaml, _unreadable, pick
 from .retrieval import rank_of_best
 from .validation import with_queries
 from ..loss import similarity
@@ -75,7 +75,7 @@ def read_prompts(
     try:
         text = Path(path).read_text(encoding='utf-8-sig')
         names = [c for line in text.splitlines() if (c := line.strip())]
-        content = dict(classes=names) if is_list else yaml.safe_load(text)
+        content = dict(classes=names) if is_list else _load_yaml(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise _unreadable(path, 'text' if is_list else 'YAML', e) from e
     if not isinstance(content, dict) or not content.get('classes'):

@@ -6,7 +6,6 @@
 __all__ = ['check_table_path', 'Comparison', 'eval_models']
 
 # %% ../../nbs/evaluation/06_compare.ipynb #f339c0fb
-import open_clip
 import os
 import platform
 import torch
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from fastai.torch_core import default_device
 from importlib.metadata import version
-from ..attention import find_clip
 from ..clip import MemoryCLIP
 from ..core import UserError, _output_path, _to_json, pick
 from ..data.base import Source
@@ -42,12 +40,12 @@ from memory_vlm.evaluation.intervals import (
     ratio_values,
     share_interval,
 )
-from .models import EvalModel, memory_clip_eval_model, open_clip_eval_model
+from .models import EvalModel, _check_image_scores, _Features, _open_eval_model
 from .retrieval import _have_several_captions, _rankings, chance_recall, retrieval_ranks
 from .validation import _encode_images, _mean_vector, encode
 from ..interp.features import memory_features
 from ..report import _difference_text, _measure, _ReportComparison
-from ..training.run_dir import LoadedModel, as_model, find_run
+from ..training.run_dir import find_run
 from pathlib import Path
 from torch import Tensor
 
@@ -160,7 +158,8 @@ def _outliers_text(found:_ReportComparison)->str:
                                                  for r in own]
     filled = {k: v + [''] * (depth - len(v)) for k, v in columns.items()}
     corrected = '; corrected over this table' * (len(found.reports) > 1)
-    return f'\n\nShare of {_OUTLIERS} after each block{corrected}:\n\n{_markdown_columns(filled, range(depth))}'
+    title = f'Share of {_OUTLIERS} after each block, from block 0{corrected}'
+    return f'\n\n{title}:\n\n{_markdown_columns(filled, range(depth))}'
 
 def _measures_text(found:_ReportComparison)->str:
     "Return the rows of a memory report, and the outliers after each block, as Markdown."
@@ -231,7 +230,8 @@ class Comparison:
                      'differences; the intervals are not corrected.') if tests else ''
         ranked = _RANKED if any('i2t/mAP' in scores for scores in self.scores.values()) else ''
         about = f'{self.data}: {facts}. In parentheses: 95 % CI over {over}.{corrected}{ranked}'
-        return f'{about}\n\n{_markdown(rows)}{missing}'
+        table = f'\n\n{_markdown(rows)}' * (len(rows) > 2)
+        return f'{about}{table}{missing}'
     _repr_markdown_ = __repr__ = __str__
 
     def save(
@@ -245,27 +245,6 @@ class Comparison:
         return path
 
 # %% ../../nbs/evaluation/06_compare.ipynb #768d58e1
-def _live_eval_model(trained:LoadedModel)->EvalModel:
-    "Return an object for evaluation, called by its run or its configuration."
-    run = None if trained.cfg is None else trained.cfg.training.logging.name
-    found = memory_clip_eval_model(find_clip(trained.model), str(trained.place or run or ''))
-    return found if trained.cfg is None else replace(found, trained_on=_training_data(trained.cfg))
-
-def _training_data(cfg)->str: return join_paths(cfg.training.data.train_path, COLUMN_KEYS['train'])
-
-def _open_eval_model(name)->EvalModel:
-    "Open a model for evaluation. Raises `UserError` for one that cannot be found."
-    if not isinstance(name, (str, Path)): return _live_eval_model(as_model(name))
-    text = str(name)
-    if text.startswith(('local-dir:', 'hf-hub:')): return open_clip_eval_model(text)
-    if text.startswith('open_clip:'): return open_clip_eval_model(text.removeprefix('open_clip:'))
-    if (Path(text)/'open_clip_config.json').exists(): return open_clip_eval_model(f'local-dir:{text}')
-    if not Path(text).exists() and text.partition('/')[0] in open_clip.list_models(): return open_clip_eval_model(text)
-    trained = as_model(name)
-    found = memory_clip_eval_model(trained.model, text)
-    if trained.cfg is not None: found.trained_on = _training_data(trained.cfg)
-    return found
-
 def _was_trained_on(trained_on:str, data)->bool:
     "Return whether data are among the training data of a model, under any spelling of their paths."
     def members(path):
@@ -291,7 +270,8 @@ def _open_class_folder(path:str|Path, prompts:Prompts|None)->LabeledSource:
 
 def _labeled_features(model:EvalModel, source:LabeledSource, how:tuple)->tuple[Tensor, Tensor]:
     "Return features and labels of images."
-    features, rows = _encode_images(model.model, model.make_batches(source, *how))
+    encoder = model.model if model.tokenize else _Features(model.model)
+    features, rows = _encode_images(encoder, model.make_batches(source, *how))
     return features, source.labels[rows]
 
 def _object_names(source, prompts:Prompts|None)->Prompts:
@@ -307,12 +287,13 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
     if isinstance(source, LabeledSource):
         images, labels = _labeled_features(model, source, how)
         classes = Prompts(source.classes, prompts.templates if prompts else TEMPLATES['imagenet'])
-        scores = _zero_shot_scores(model, classes, images, labels)
+        scores = _zero_shot_scores(model, classes, images, labels) if model.tokenize else {}
         if train:
             known, of = _labeled_features(model, train, how)
             scores |= _probe_scores(_mean_vector(images), labels, _mean_vector(known), of)
         if masks is not None: scores |= _localization_scores(model, source, masks)
         return scores, len(images), 0
+    if not model.tokenize: return {} if masks is None else _localization_scores(model, source, masks), len(source), 0
     images, texts, owner, captions = encode(model.model, model.make_batches(source, *how))
     scores = _retrieval_scores(images, texts, owner, captions)
     if _has_object_boxes(source):
@@ -324,7 +305,7 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
     return scores, len(images), len(texts)
 
 def eval_models(
-    names:Sequence,          # Runs, checkpoints, names of open_clip models, models and learners, or `EvalModel`s
+    names:Sequence,          # Runs, checkpoints, names of open_clip and timm, models and learners, or `EvalModel`s
     data:str|Path,           # Images with captions, as training takes them, or folders of images per class
     classes:str|Path|Prompts|None=None, # YAML file of classes and templates, or 'imagenet'; None: the names in the data
     train:str|Path|None=None,# Folders of images per class, for k-NN and a linear probe
@@ -354,7 +335,9 @@ def eval_models(
     found, counts, seen, missing, reports, unmeasured = {}, (0, 0), [], {}, {}, {}
     how = batch_size, num_workers, max_bad_fraction
     for name in names:
-        try: one = name if isinstance(name, EvalModel) else _open_eval_model(name)
+        try:
+            one = name if isinstance(name, EvalModel) else _open_eval_model(name)
+            _check_image_scores(one, train_images, masks, measures)
         except UserError as e:
             missing[str(name) if isinstance(name, (str, Path)) else type(name).__name__] = str(e)
             continue
@@ -371,7 +354,8 @@ def eval_models(
         is_part = source.has_split or folder not in (None, str(data))
         if _was_trained_on(one.trained_on, data) and (split == 'train' or not is_part): seen.append(one.name)
         one.model.to(device)
-        found[one.name], *counts = _score_model(one, source, prompts, train_images, how, masks)
+        found[one.name], *count = _score_model(one, source, prompts, train_images, how, masks)
+        counts = tuple(map(max, counts, count))
         if measures:
             try: reports[one.name] = _measure(one.model, one.name, one.make_batches(source, *how), 256)
             except UserError as e: unmeasured[one.name] = str(e)

@@ -77,7 +77,8 @@ def share_interval(
     z2 = _t_quantile(n, level) ** 2 / size
     center = (share + z2 / 2) / (1 + z2)
     half = z2.sqrt() / (1 + z2) * (spread + z2 / 4).sqrt()
-    return torch.stack([center - half, center + half]).clamp(0, 1)
+    low, high = (center - half).masked_fill(share == 0, 0), (center + half).masked_fill(share == 1, 1) # not rounded
+    return torch.stack([low, high]).clamp(0, 1)
 
 # %% ../../nbs/evaluation/07_intervals.ipynb #1bf8453f
 def _interval_within(values:Tensor, limits:tuple, level:float=0.95)->Tensor:

@@ -98,7 +98,8 @@ def _patch_states(model, images:Tensor, layer:int=-1)->tuple: # -> two of fp32 (
     """Return the output of a block at the patches, the keys of its attention, heads side by side, and the attention of
     the first token, which is CLS if there is one (of `kv_protected` the new CLS), mean over heads."""
     tower, keys, outputs, first = find_tower(model), [], [], []
-    layout, at = tower.layout, tower.layout.patches
+    layout = tower.layout_of(images)
+    at = layout.patches
     def attention(q, k, v, weights):
         keys.append(k.float()[:, :, at].transpose(1, 2).flatten(2))
         first.append(weights(slice(0, 1), at).float().mean(1).squeeze(1))
@@ -107,7 +108,7 @@ def _patch_states(model, images:Tensor, layer:int=-1)->tuple: # -> two of fp32 (
         stack.enter_context(evaluation_mode(tower.vit))
         stack.enter_context(attention_hooks(tower.attentions[layer], attention))
         stack.callback(tower.blocks[layer].register_forward_hook(output).remove)
-        getattr(model, 'encode_image', tower.vit)(images.to(next(tower.vit.parameters()).device))
+        getattr(model, 'encode_image', tower.vit)(tower.place(images))
     return outputs[0].cpu(), keys[0].cpu(), first[-1].cpu() # `kv_protected` attends a second time, for its new CLS
 
 # %% ../../nbs/evaluation/03_localization.ipynb #1b7fccf4
@@ -155,7 +156,7 @@ def lost_corloc(
     """Return how often a box around the most unlike patches finds an object (CorLoc), beside a box in the middle and
     random features. Raises `UserError` if the number of boxes does not fit. Source: arXiv:2109.14279 section 3."""
     if len(boxes) != len(images): raise UserError(f'got boxes of {len(boxes)} images for {len(images)} images')
-    keys, grid, rows = _patch_states(model, images)[1], find_tower(model).layout.grid, {}
+    keys, grid, rows = _patch_states(model, images)[1], find_tower(model).layout_of(images).grid, {}
     for name, hits in _lost_hits(keys, grid, images.shape[-2:], boxes, k, seed).items():
         low, high = share_interval(hits).tolist()
         rows[name] = dict(CorLoc=hits.mean().item(), low=low, high=high)
@@ -243,7 +244,7 @@ def dense_probe(
     if masks.shape[:1] != images.shape[:1] or masks.dim() != 3 or masks.is_floating_point():
         raise UserError(f'got masks {masks.dtype} {tuple(masks.shape)} for {len(images)} images; give one class for '
                         'each pixel, int64')
-    n, num, grid = num_train or len(images) // 2, max(int(masks.max()) + 1, 1), find_tower(model).layout.grid
+    n, num, grid = num_train or len(images) // 2, max(int(masks.max()) + 1, 1), find_tower(model).layout_of(images).grid
     if not 0 <= n < len(images):
         raise UserError(f'num_train={num_train} leaves none of {len(images)} images to judge the probe')
     labels = _patch_classes(masks, grid, num)

@@ -11,18 +11,21 @@ import torch
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from ..attention import find_clip
 from ..clip import MemoryCLIP
 from ..core import UserError, missing_package, suggest
 from ..data.base import Source
 from ..data.loaders import EpochSampler, PairDataset, PairLoader, make_loader, worker_settings
-from ..data.sources import open_source
+from ..data.sources import COLUMN_KEYS, join_paths, open_source
 from ..data.tokenizer import text_tokenizer
 from ..data.transforms import Preprocessing
 from ..models.pretrained import hub_cache_dir, hub_errors
-from ..training.run_dir import LoadedModel, as_model
+from ..models.towers import find_tower
+from ..training.run_dir import LoadedModel, _timm_name, as_model
 from open_clip.pretrained import list_pretrained_tags_by_model
-from open_clip.transform import MaybeConvertMode
+from open_clip.transform import MaybeConvertMode, PreprocessCfg, image_transform_v2
 from pathlib import Path
+from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from zlib import crc32
 
@@ -31,8 +34,8 @@ from zlib import crc32
 class EvalModel:
     "A model with the functions that prepare its inputs."
     name:str              # Name in tables
-    model:nn.Module       # Module with `encode_image` and `encode_text`, in evaluation mode
-    tokenize:Callable     # Texts -> token ids
+    model:nn.Module       # Module with `encode_image` and `encode_text`, or a vision tower alone, in evaluation mode
+    tokenize:Callable|None# Texts -> token ids; None: it has no text tower, or its tokenizer is not known
     make_batches:Callable # (source, batch_size, num_workers, max_bad_fraction) -> batches (images, ids, image_index)
     image_size:int        # Side of its input images (pixels)
     trained_on:str=''     # `training.data.train_path` of its run; empty: unknown
@@ -102,7 +105,7 @@ def _caption_ids(captions:list)->torch.Tensor:
 
 def _open_with_data(name:str, data:str|None, split:str)->LoadedModel:
     "Open a model, with its own evaluation data or with other data. Raises `UserError` if there is none."
-    loaded = as_model(name)
+    loaded = as_model(_timm_name(name) or name) # `timm:` would add a text tower with random weights
     if data is None and loaded.cfg is None:
         raise UserError(f"'{name}' is not part of a run, so its evaluation data is unknown; add --data, such as a "
                         'folder of images')
@@ -111,3 +114,65 @@ def _open_with_data(name:str, data:str|None, split:str)->LoadedModel:
     if isinstance(loaded.model, MemoryCLIP): loader = memory_clip_eval_model(loaded.model).make_batches(source, 32)
     else: loader = _transformed_loader(source, loaded.transform, loaded.tokenize or _caption_ids, 32)
     return replace(loaded, loader=loader)
+
+# %% ../../nbs/evaluation/05_models.ipynb #43110e46
+class _Features(nn.Module):
+    "The features of a vision tower before its classifier; of a dual encoder its image features."
+    def __init__(self, model:nn.Module):
+        super().__init__()
+        self.model = model
+
+    def encode_image(self, images): # (B,3,height,width) -> (B,D)
+        model, images = self.model, find_tower(self.model).place(images)
+        if hasattr(model, 'encode_image'): return model.encode_image(images)
+        if hasattr(model, 'forward_head'): return model.forward_head(model.forward_features(images), pre_logits=True)
+        out = model(images)
+        return out[0] if isinstance(out, tuple) else out
+
+def _image_transform(model:nn.Module)->Callable: # PIL image -> input
+    "Return how a model of timm or open_clip prepares images. Raises `UserError` if it does not know."
+    known = next((m.preprocess_cfg for m in model.modules() if hasattr(m, 'preprocess_cfg')), None) # of open_clip
+    if known is not None: return image_transform_v2(PreprocessCfg(**known), is_train=False)
+    tower = find_tower(model)
+    if not getattr(tower.vit, 'pretrained_cfg', None) or any(hasattr(m, 'encode_image') for m in model.modules()):
+        raise UserError(f'this {type(model).__name__} does not know how its images are prepared; give its name, or an '
+                        '`EvalModel` with a function that makes its batches')
+    return create_transform(**resolve_model_data_config(tower.vit) | dict(input_size=(3, *tower.image_size)))
+
+def _image_eval_model(loaded:LoadedModel, name:str)->EvalModel:
+    "Return a model of timm or open_clip. Raises `UserError` if it does not know how its images are prepared."
+    transform, size = loaded.transform or _image_transform(loaded.model), find_tower(loaded.model).image_size
+    def batches(source, *how): return _transformed_loader(source, transform, loaded.tokenize or _caption_ids, *how)
+    return EvalModel(name, loaded.model.eval(), loaded.tokenize, batches, max(size))
+
+def _check_image_scores(model:EvalModel, train, masks, measures:bool):
+    "Raise `UserError` for a model without text for which nothing is left to be measured."
+    if model.tokenize or train or masks is not None or measures: return
+    raise UserError(f"{type(model.model).__name__} has no text tower (or no tokenizer that is known), so its images "
+                    'cannot be compared with captions or class names; give `train`, a folder of images per class, for '
+                    'k-NN and a linear probe; `masks`; or `measures`')
+
+# %% ../../nbs/evaluation/05_models.ipynb #b5853f13
+def _live_eval_model(trained:LoadedModel)->EvalModel:
+    "Return an object for evaluation, called by its run or its configuration."
+    if not any(isinstance(m, MemoryCLIP) for m in trained.model.modules()):
+        return _image_eval_model(trained, trained.name)
+    run = None if trained.cfg is None else trained.cfg.training.logging.name
+    found = memory_clip_eval_model(find_clip(trained.model), str(trained.place or run or ''))
+    return found if trained.cfg is None else replace(found, trained_on=_training_data(trained.cfg))
+
+def _training_data(cfg)->str: return join_paths(cfg.training.data.train_path, COLUMN_KEYS['train'])
+
+def _open_eval_model(name)->EvalModel:
+    "Open a model for evaluation. Raises `UserError` for one that cannot be found."
+    if not isinstance(name, (str, Path)): return _live_eval_model(as_model(name))
+    text = str(name)
+    if text.startswith(('local-dir:', 'hf-hub:')): return open_clip_eval_model(text)
+    if text.startswith('open_clip:'): return open_clip_eval_model(text.removeprefix('open_clip:'))
+    if (Path(text)/'open_clip_config.json').exists(): return open_clip_eval_model(f'local-dir:{text}')
+    if not Path(text).exists() and text.partition('/')[0] in open_clip.list_models(): return open_clip_eval_model(text)
+    trained = as_model(_timm_name(text) or name) # `timm:` would add a text tower with random weights
+    if not isinstance(trained.model, MemoryCLIP): return _image_eval_model(trained, text)
+    found = memory_clip_eval_model(trained.model, text)
+    if trained.cfg is not None: found.trained_on = _training_data(trained.cfg)
+    return found

@@ -9,7 +9,7 @@ __all__ = ['share']
 import shutil
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from ..core import UserError, pick, require
+from ..core import UserError, _output_path, pick, require
 from ..data.sources import COLUMN_KEYS, join_paths
 from ..evaluation.validation import _chance_of
 from .onnx import FORMATS, export_encoders
@@ -88,6 +88,7 @@ def share(
     if private and not repo: raise UserError('private is for a repository on the hub: give repo=OWNER/NAME too')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"'{folder}' is not empty; give a new or an empty folder")
+    _output_path(folder/'README.md') # before facts are measured
     loaded = as_model(name)
     if to == 'onnx': # before facts are measured and written
         for package in ('onnx', 'onnxscript', 'onnxruntime'): require(package, 'export to ONNX', extra='export')

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ..attention import checked_index, find_memory_vit
 from ..core import UserError
@@ -186,8 +186,9 @@ def _image_encoder(model, tower:Tower):
 def _attribute_directions(model, images:Tensor, directions:Tensor)->Attribution:
     "Split the inner products of normalized image features with directions (X, dim), as `attribute` does."
     tower = find_tower(model)
+    tower = replace(tower, layout=tower.layout_of(images))
     readout, weight = _linear_readout(model, tower), next(tower.vit.parameters())
-    directions, images = directions.to(weight.device).float(), images.to(weight.device)
+    directions, images = directions.to(weight.device).float(), tower.place(images)
     with (evaluation_mode(tower.vit), torch.autocast(weight.device.type, enabled=False),
           _record_readout(tower, readout.rows) as r):
         f = _image_encoder(model, tower)(images).float()                                     # (B,dim)

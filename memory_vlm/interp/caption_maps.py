@@ -11,7 +11,7 @@ import re
 import torch
 import torch.nn.functional as F
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ..core import UserError, pick
 from ..evaluation.validation import evaluation_mode
 from .attribution import _attribute_directions, _image_encoder, _linear_readout
@@ -160,6 +160,7 @@ def caption_map(
     tower = find_tower(model)
     image = image[None] if image.dim() == 3 else image
     if len(image) != 1: raise UserError(f'got {len(image)} images; give one')
+    tower = replace(tower, layout=tower.layout_of(image))
     if words and not isinstance(caption, str): raise UserError('words= needs the caption as a text')
     names, shorter = _without_words(caption, words) if words else ([], [])
     texts = _text_features(model, [caption, *shorter] if isinstance(caption, str) else caption[None], tokenize)
@@ -178,7 +179,7 @@ def caption_map(
     else:
         device = next(tower.vit.parameters()).device
         score = _score_function(model, tower, texts.to(device), mix.to(device))
-        scores, by_key, by_head = _gradient_maps(model, tower, image.to(device), score)
+        scores, by_key, by_head = _gradient_maps(model, tower, tower.place(image), score)
         places = {n: getattr(layout, n) for n in ('patches', 'memory', 'cls') if by_key[:, getattr(layout, n)].numel()}
         total = by_key.sum(-1).clamp_min(1e-30)
         sources = {n: by_key[:, at].sum(-1) / total for n, at in places.items()}

@@ -73,6 +73,9 @@ def _nearest(original:Tensor, labels:Tensor|None)->tuple: # (function, chance)
         near = (features @ original.T).masked_fill(index[:, None] == torch.arange(len(original)), -torch.inf).argmax(1)
         return (labels[near] == labels[index]).double()
     same, n = labels.unique(return_counts=True)[1].double(), len(labels)
+    if n > 1 and same.max() < 2:
+        raise UserError(f'each of the {n} images has a caption or a class of its own, so no nearest image is of the '
+                        "same class; give images with classes, or another score: 'zero_shot', or a function")
     return score, (same * (same - 1)).sum().item() / max(n * (n - 1), 1)
 
 def _zero_shot(loaded:LoadedModel, dl, classes, labels:Tensor|None, rows:Tensor)->tuple: # (function, chance)

@@ -150,16 +150,17 @@ def _shuffle(states, seed):
 _REPLACEMENTS = dict(zero=_zero, mean=_mean, noise=_noise, shuffle=_shuffle)
 
 # %% ../../nbs/interp/02_intervene.ipynb #8c84d8f8
-def _memory_mask(layout:TokenLayout, tokens:list, part:str='memory')->Tensor:
-    "Return an attention mask (N, K), True where allowed, that hides some memory tokens from all others."
-    keys = [getattr(layout, part).start + t for t in tokens]
+def _memory_mask(layout:TokenLayout, tokens:list|None, part:str='memory')->Tensor:
+    "Return an attention mask (N, K), True where allowed, that hides some memory tokens (None: all) from all others."
+    every = list(range(layout.num_keys))[getattr(layout, part)]
+    keys = every if tokens is None else [every[0] + t for t in tokens]
     seen = torch.ones(layout.num_tokens, layout.num_keys, dtype=torch.bool)
     seen[:, keys] = False
     if layout.in_sequence or part != 'memory': seen[keys, keys] = True
     return seen
 
 # %% ../../nbs/interp/02_intervene.ipynb #ef6c67c4
-def _masked_read(read, layout:TokenLayout, tokens:list, part:str):
+def _masked_read(read, layout:TokenLayout, tokens:list|None, part:str):
     "Wrap `MemoryAttention.read` with a mask that hides some memory tokens, for any number of patches."
     outside = layout.num_keys - layout.num_tokens
     def masked(x, q, k, v, attn_mask=None, is_causal=False, wanted=slice(None)):
@@ -170,7 +171,7 @@ def _masked_read(read, layout:TokenLayout, tokens:list, part:str):
     return masked
 
 @contextmanager
-def _mask(tower:Tower, tokens:list, layers:list, part:str):
+def _mask(tower:Tower, tokens:list|None, layers:list, part:str):
     "Mask some tokens of a part in some layers."
     layout = tower.layout
     if part != 'memory' and (not layout.in_sequence or layout.num_new_cls):
@@ -222,8 +223,9 @@ def _rows(layout:TokenLayout, tokens:list, part:str='memory')->Tensor:
     rows = [2 * t + i for t in tokens for i in (0, 1)] if layout.position == 'kv_head' and part == 'memory' else tokens
     return torch.tensor(rows, dtype=torch.long)
 
-def _replace(rows:Tensor, new, layer:int, memory:Tensor)->Tensor:
-    "Replace some rows of memory by those of `new(layer, memory)`."
+def _replace(rows:Tensor|None, new, layer:int, memory:Tensor)->Tensor:
+    "Replace some rows of memory (None: all) by those of `new(layer, memory)`."
+    if rows is None: return new(layer, memory).to(memory.dtype)
     rows = rows.to(memory.device)
     return memory.index_copy(1, rows, new(layer, memory).to(memory.dtype)[:, rows])
 
@@ -240,6 +242,7 @@ def intervene(
     """Replace or mask the memory (or CLS, or the patches) of a model inside the `with` block. Raises `UserError` for a
     kind, part, token or layer that does not exist, for missing `states`, and for a kind that would change nothing."""
     tower, kind = find_tower(model), pick(KINDS, kind, 'kind')
+    is_every_patch = part == 'patches' and tokens is None # however many an image has
     tokens = checked_tokens(tokens, _part_size(tower, part), 'memory token' if part == 'memory' else part)
     layers, rows = checked_tokens(layers, len(tower.blocks), 'layer'), _rows(tower.layout, tokens, part)
     if kind == 'reinit' and part != 'memory': raise UserError(f"reinit applies to memory only, not to part='{part}'")
@@ -247,6 +250,7 @@ def intervene(
         raise UserError(f'{kind} needs states: run the model within `record_states(model)` first')
     if kind in ('mean', 'shuffle') and not states.varies(layers):
         raise UserError(f'{kind} would change nothing: in these layers {part} is the same for every image')
+    if is_every_patch: tokens = rows = None
     with _exclusive(model), EAGER: # compiled code calls no hooks
         if kind == 'mask': change = _mask(tower, tokens, layers, part)
         elif kind == 'reinit': change = _reinit(tower, rows, layers, seed)

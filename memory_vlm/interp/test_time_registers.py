@@ -44,19 +44,19 @@ def _find_tower(model)->Tower:
 def _forward_images(model, images:Tensor, hooks:list)->Tensor:
     "Run images through a model in eval mode, with hooks (module, registering method, function); return the outputs."
     model = getattr(model, 'model', model)
-    forward, device = getattr(model, 'encode_image', model), next(model.parameters()).device
+    forward, tower = getattr(model, 'encode_image', model), find_tower(model)
     with ExitStack() as stack:
         for module, method, hook in hooks: stack.callback(getattr(module, method)(hook).remove)
         stack.enter_context(EAGER)
         stack.enter_context(evaluation_mode(model))
-        outputs = [forward(some.to(device)) for some in images.split(32)]
+        outputs = [forward(tower.place(some)) for some in images.split(32)]
     return torch.cat([(o[0] if isinstance(o, tuple) else o).float().cpu() for o in outputs])
 
 # %% ../../nbs/interp/05_test_time_registers.ipynb #28e79d2f
 def _norms_and_outputs(model, images:Tensor)->tuple: # (B,L,P), (B,D)
     "Return the norm of each patch after each block, and what the model returns."
     tower = find_tower(model)
-    at, norms = tower.layout.patches, [[] for _ in tower.blocks]
+    at, norms = tower.layout_of(images).patches, [[] for _ in tower.blocks]
     def record(into, block, args, x): into.append(x[:, at].float().norm(dim=-1).cpu())
     hooks = [(b, 'register_forward_hook', partial(record, into)) for b, into in zip(tower.blocks, norms)]
     outputs = _forward_images(model, images, hooks)
@@ -88,8 +88,9 @@ class _Neuron(NamedTuple):
 def _mean_activations(model, images:Tensor, where:Tensor, layers:list)->tuple: # (len(layers), F) each
     "Return the mean activation of each neuron over some patches, and over the others."
     tower, sums = _find_tower(model), [[] for _ in layers]
+    at = tower.layout_of(images).patches
     def record(into, fc2, args): # input of fc2 (B,N,F)
-        mask, h = where.split(32)[len(into)].to(args[0].device), args[0][:, tower.layout.patches]
+        mask, h = where.split(32)[len(into)].to(args[0].device), args[0][:, at]
         into.append(torch.stack([h[m].float().sum(0) for m in (mask, ~mask)]).cpu())
     hooks = [(_fc2(tower.blocks[l]), 'register_forward_pre_hook', partial(record, into))
              for l, into in zip(layers, sums)]
@@ -163,6 +164,12 @@ def _drop_tokens(at:slice, module, args, x:Tensor=None)->Tensor:
     shorter = torch.cat([given[:, :at.start], given[:, at.stop:]], dim=1)
     return (shorter, *args[1:]) if x is None else shorter
 
+def _check_size(tower:Tower, embed, args):
+    "Raise `UserError` for images of another size, whose patches do not end where the registers are; a hook."
+    if tower.layout_of(args[0]) == tower.layout: return
+    given, taken = (' x '.join(map(str, s)) for s in (args[0].shape[-2:], tower.image_size))
+    raise UserError(f'got images of {given} pixels; a test-time register of a MemoryViT needs {taken}')
+
 def _register_hooks(model, neurons:list, num_registers:int=1)->list:
     "Insert registers into a model; return the handles of its hooks. Raises `UserError` if it cannot have them."
     if num_registers < 1: raise UserError(f'num_registers={num_registers} must be 1 or more')
@@ -186,6 +193,7 @@ def _register_hooks(model, neurons:list, num_registers:int=1)->list:
     leave = vit.norm.register_forward_pre_hook if hasattr(vit, 'norm') else vit.transformer.register_forward_hook
     first = tower.blocks[min(by_layer)] # what earlier blocks write into the register is nothing that it was trained for
     handles = [entry(insert), first.register_forward_pre_hook(partial(_clear_tokens, at)), leave(drop)]
+    if isinstance(vit, MemoryViT): handles.append(tower.embed.register_forward_pre_hook(partial(_check_size, tower)))
     for layer, ids in by_layer.items():
         shift = partial(_shift_activations, at, patches, ids)
         handles.append(_fc2(tower.blocks[layer]).register_forward_pre_hook(shift))
@@ -217,7 +225,7 @@ def norm_maps(
     "Return the norms of patches before and with a test-time register; `viz.plots.show_norm_maps` draws them."
     before = patch_norms(model, images)[:, layer]
     with test_time_register(model, neurons): after = patch_norms(model, images)[:, layer]
-    return find_tower(model).layout.to_grid(torch.stack([before, after], 1))
+    return find_tower(model).layout_of(images).to_grid(torch.stack([before, after], 1))
 
 # %% ../../nbs/interp/05_test_time_registers.ipynb #588d62c0
 @dataclass

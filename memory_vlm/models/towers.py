@@ -40,6 +40,21 @@ class Tower:
     @property
     def num_heads(self)->int: return self.attentions[0].num_heads
 
+    def layout_of(
+        self,
+        images, # As the model takes them (B, 3, height, width)
+    )->TokenLayout:
+        "Return the token layout for images of this size: `layout`, unless the model takes images of several sizes."
+        return replace(self.layout, grid=tuple(self.grid_of(images.shape[-2:]))) if self.grid_of else self.layout
+
+    def place(
+        self,
+        images, # (B, 3, height, width)
+    ):          # uint8 stays uint8
+        "Move images to the device of the model and, if they are floats, to the dtype of its embedding."
+        weight = next(self.embed.parameters())
+        return images.to(weight.device, weight.dtype if images.is_floating_point() else None)
+
     def check_memory(self):
         "Raise `UserError` if the model has neither memory tokens nor registers."
         if self.layout.num_memory: return
@@ -59,10 +74,15 @@ def find_module(
     return found
 
 # %% ../../nbs/models/09_towers.ipynb #41a3abc8
+def _grid_of(vit):
+    "Return the function from the height and width of an image to its grid, of a model that takes several sizes."
+    return vit.patch_embed.dynamic_feat_size if getattr(vit, 'dynamic_img_size', False) else None
+
 def _memory_vit_tower(vit)->Tower:
     M = vit.layout.num_memory
     def stored(): return torch.stack([memory().reshape(M, -1) for memory in vit.memory_tokens()])
-    return Tower(vit, vit.layout, list(vit.blocks), vit.patch_embed, vit.patch_embed.img_size, stored if M else None)
+    return Tower(vit, vit.layout, list(vit.blocks), vit.patch_embed, vit.patch_embed.img_size, stored if M else None,
+                 grid_of=_grid_of(vit))
 
 # %% ../../nbs/models/09_towers.ipynb #4c1656f4
 def _is_timm_vit(m:nn.Module)->bool:
@@ -84,8 +104,7 @@ def _timm_tower(vit)->Tower:
         return getattr(vit, 'norm_pre', nn.Identity())(tokens + position)
     embed, layout = vit.patch_embed, TokenLayout(tuple(vit.patch_embed.grid_size), M, num_cls=num_cls)
     stored = (lambda: entering(reg[0])[None]) if M else None
-    return Tower(vit, layout, list(vit.blocks), embed, tuple(embed.img_size), stored, entering,
-                 embed.dynamic_feat_size if getattr(vit, 'dynamic_img_size', False) else None)
+    return Tower(vit, layout, list(vit.blocks), embed, tuple(embed.img_size), stored, entering, _grid_of(vit))
 
 # %% ../../nbs/models/09_towers.ipynb #985fc03f
 def _open_clip_tower(vit)->Tower:

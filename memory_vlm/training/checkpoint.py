@@ -18,6 +18,7 @@ import random
 import re
 import shutil
 import torch
+import warnings
 from fastai.callback.schedule import ParamScheduler
 from fastcore.foundation import L
 from ..core import UserError, pick
@@ -158,6 +159,9 @@ def _stateful_callbacks(learn)->dict:
     "Return the callbacks that have a state, by name."
     return {cb.name: cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
 
+def _num_images(learn)->list[int]: # Of training and evaluation; empty for loaders without a source
+    return [len(dl.source) for dl in learn.dls if hasattr(dl, 'source')]
+
 def training_state(
     learn,     # A Learner of `make_learner`, in a fit, between two steps
     epoch:int, # Epoch at which a resumed fit starts; all its steps may be done
@@ -169,6 +173,7 @@ def training_state(
     if sharding: sharding.gather()
     opt = sharding.optimizer_state() if sharding else learn.opt.state_dict()
     return dict(step=learn.train_iter, epoch=epoch, precision=learn.precision, batches=len(learn.dls.train),
+                images=_num_images(learn),
                 pct_train=learn.pct_train, opt=opt,
                 recorded=_records(learn), evaluations=list(learn.evaluations), callbacks=common,
                 ranks=gather_objects(dict(random=_random_state(), callbacks=own)))
@@ -177,7 +182,8 @@ def load_training_state(
     folder:Path, # The checkpoint
     learn,       # The Learner that resumes
 )->dict:         # Its state
-    "Load a training state. Raises `UserError` if it is missing or belongs to other data or another number of ranks."
+    """Load a training state. Raises `UserError` if it is missing or belongs to other data or another number of ranks;
+    warns if the number of images has changed."""
     state, batches = read_state(folder), len(learn.dls.train)
     if 'batches' not in state:
         raise UserError(f"'{folder}' has model weights but no position in a fit, so a fit cannot resume from it")
@@ -185,9 +191,13 @@ def load_training_state(
         raise UserError(f"'{folder}' was written by {were} process(es), and this run has {world_size()}; resume it "
                         f"with as many: "
                         f'torchrun --nproc_per_node={were} train.py ...')
-    if state['batches'] == batches: return state
-    raise UserError(f"'{folder}' was written with {state['batches']} batches per epoch, but the training data now "
-                    f"gives {batches}; resume it with the same data")
+    if state['batches'] != batches:
+        raise UserError(f"'{folder}' was written with {state['batches']} batches per epoch, but the training data now "
+                        f"gives {batches}; resume it with the same data")
+    for what, was, now in zip(('training', 'evaluation'), state.get('images', ()), _num_images(learn)):
+        if was != now: warnings.warn(f"'{folder}' was written with {was:,} images for {what}, and now there are "
+                                     f'{now:,}: the resumed run is not that of unchanged data')
+    return state
 
 def restore_training_state(
     learn,       # A Learner of the same configuration, after `before_fit`

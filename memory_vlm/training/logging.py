@@ -16,7 +16,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable
-from ..core import pick, require
+from ..core import UserError, _unreadable, pick, require
 from omegaconf import OmegaConf
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -219,8 +219,13 @@ _OLD_COLUMNS = dict(pairs_per_second='samples_per_second') # as version 0.1.0 of
 def read_metrics(
     folder:Path, # A run folder
 )->pd.DataFrame: # One row per logged step; a metric that was not logged at a step is NaN
-    "Read `metrics.csv` of a run, also of one written before columns were renamed."
-    table = pd.read_csv(Path(folder)/'metrics.csv')
+    """Read `metrics.csv` of a run, also of one written before columns were renamed. Raises `UserError` if it is missing
+    or damaged."""
+    path = Path(folder)/'metrics.csv'
+    try: table = pd.read_csv(path)
+    except (OSError, ValueError) as e: raise _unreadable(path, 'metrics', e) from e
+    if 'step' not in table or not len(table) or pd.to_numeric(table.step, errors='coerce').isna().any():
+        raise UserError(f"'{path}' is damaged: it has no step")
     for old, new in _OLD_COLUMNS.items():
         if old not in table: continue
         column = table.pop(old)

@@ -7,6 +7,7 @@ __all__ = ['optimizer_kwargs', 'make_optimizer', 'make_schedule', 'schedule_kwar
 
 # %% ../../nbs/training/01_optim.ipynb #5cd54a9a
 import inspect
+import math
 import torch
 from collections.abc import Callable
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
@@ -33,7 +34,12 @@ def optimizer_kwargs(
     unknown = [f"training.optimizer_kwargs.{k} is not an argument of {name}{suggest(k, known)}. Known: {allowed}"
                for k in mine if k not in known]
     if unknown: raise UserError('\n'.join(unknown))
-    return (dict(fused=True) if 'fused' in known else {}) | mine
+    mine = (dict(fused=True) if 'fused' in known else {}) | mine
+    try: create_optimizer_v2([dict(params=[torch.zeros(2, 2)])], name, lr=1e-3, weight_decay=0., **mine)
+    except (TypeError, ValueError, IndexError) as e:
+        given = ', '.join(f'{k}={v}' for k, v in mine.items() if k in kwargs)
+        raise UserError(f'training.optimizer_kwargs: {name} cannot be made with {given}: {e}') from None
+    return mine
 
 # %% ../../nbs/training/01_optim.ipynb #63db5e1a
 def _lr_scales(model:MemoryCLIP, layer_decay:float=1., memory_lr_scale:float=1.)->dict:
@@ -173,9 +179,11 @@ def make_schedule(
     min_lr:float=0.,        # Learning rate at the end
     notice:Callable=print,  # Called with one line if the warm-up is cut
 )->Callable:                # Completed fraction of the run (0..1) -> learning rate
-    "Make the schedule of a run. Raises `UserError` for an unknown kind, or for a negative warm-up or `min_lr`."
+    "Make the schedule of a run. Raises `UserError` for an unknown kind, or for a rate or warm-up that cannot be."
     schedule = pick(_SCHEDULES, kind, 'training.scheduler')
-    if warmup_epochs < 0 or min_lr < 0: raise UserError(f'{warmup_epochs=} and {min_lr=} must be at least 0')
+    if not all(0 <= v < math.inf for v in (lr, warmup_epochs, min_lr)):
+        raise UserError(f'{lr=}, {warmup_epochs=} and {min_lr=} must be finite and at least 0')
+    if epochs == 0: return lambda done: lr
     longest = epochs / 3
     if warmup_epochs > longest:
         notice(f'A warm-up of {warmup_epochs:g} epochs is more than a third of the run; '
@@ -186,11 +194,13 @@ def make_schedule(
 def schedule_kwargs(
     kwargs:dict, # `training.scheduler_kwargs`
 )->dict:         # The same
-    "Raise `UserError` for an argument that no schedule has."
+    "Raise `UserError` for an argument that no schedule has, and for a value that is no number of at least 0."
     known = ['warmup_epochs', 'min_lr']
     unknown = [f"training.scheduler_kwargs.{name} is unknown{suggest(name, known)}. Known: {', '.join(known)}"
                for name in kwargs if name not in known]
-    if unknown: raise UserError('\n'.join(unknown))
+    wrong = [f'training.scheduler_kwargs.{name}={v} must be a number of at least 0' for name, v in kwargs.items()
+             if name in known and not (isinstance(v, Number) and not isinstance(v, bool) and 0 <= v < math.inf)]
+    if unknown + wrong: raise UserError('\n'.join(unknown + wrong))
     return dict(kwargs)
 
 # %% ../../nbs/training/01_optim.ipynb #e48d75d4

@@ -20,7 +20,8 @@ from math import ceil
 from ..clip import MemoryCLIP
 from ..core import UserError, _counted, _fork_random, format_duration
 from ..data.base import Source
-from ..data.mixture import Subset
+from ..data.mixture import Subset, hash_image
+from ..data.shards import ShardSource
 from ..data.tokenizer import Tokenizer, count_truncated, text_tokenizer
 from ..distributed import max_over_ranks, world_size
 from ..evaluation.intervals import share_interval
@@ -30,7 +31,7 @@ from ..models.attention_hooks import EAGER, WITHOUT_CUDNN_ATTENTION
 from ..models.cost import measure_cost
 from ..models.freeze import freeze
 from .fsdp import _sharded_modules, _sharded_names
-from .optim import optimizer_kwargs
+from .optim import optimizer_kwargs, schedule_kwargs
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from statistics import median
@@ -40,7 +41,7 @@ from typing import NamedTuple
 # %% ../../nbs/training/06_preflight.ipynb #c8b3b8bc
 def _sample_images(source:Source, most:int=32, seconds:float=3.)->tuple:
     "Decode some images of a source. Raises `UserError` if none is usable."
-    start, seen, bad = time.perf_counter(), [], []
+    start, seen, bad, source = time.perf_counter(), [], [], source.unweighted()
     for i in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
         try: seen.append((source.pixels(i), source.captions(i)))
         except UserError as e: bad.append(str(e))
@@ -63,7 +64,7 @@ def _data_problems(seen:list, bad:list, name:str)->list[str]:
 
 def _sample_captions(source:Source, most:int=2000, seconds:float=2.)->list[list[str]]:
     "Read the captions of some images."
-    start, captions = time.perf_counter(), []
+    start, captions, source = time.perf_counter(), [], source.unweighted()
     for i in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
         try: captions.append(source.captions(i))
         except UserError: pass # a bad sample, which `_data_problems` reports
@@ -114,6 +115,39 @@ def _size_problem(source:Source, name:str)->list[str]:
     elif whole: what = f'use more than these {whole:,} images, or set training.data.val_path to others'
     else: what = 'set training.data.val_path to more images'
     return [f'{line}{_ENOUGH} images give {100 * _widest_interval(_ENOUGH):.0f} points: {what}']
+
+# %% ../../nbs/training/06_preflight.ipynb #ed744d49
+def _parts(source:Source)->list[Source]: # The sources that a mixture or a subset consists of
+    return sum(map(_parts, source.sources), []) if hasattr(source, 'sources') else [source]
+
+def _file_sizes(source:Source, until:float)->np.ndarray: # int64, of the first images if time is short; may be empty
+    "Return the sizes of image files. A large Parquet file is not read for it."
+    file = source.file(0) if len(source) else None
+    if isinstance(file, bytes) and (isinstance(source, ShardSource) or len(source) <= 5000): return source.sizes()
+    paths = (source.file(i) for i in range(len(source) if isinstance(file, str) else 0))
+    return np.fromiter((_size_of(p) for p in paths if time.perf_counter() < until), np.int64)
+
+def _size_of(path:str)->int:
+    try: return Path(path).stat().st_size
+    except (OSError, ValueError): return 0
+
+def _overlap_problem(train:Source, valid:Source, name:str, most:int=200, seconds:float=2.)->list[str]:
+    "Return a line if files of the validation data are also files of the training data."
+    if isinstance(valid, Subset): return [] # held out with all copies
+    chosen = [(s, i) for s in _parts(valid) for i in np.linspace(0, len(s) - 1, min(most, len(s))).astype(int).tolist()]
+    files = [(f, s.label(i)) for s, i in chosen if (f := s.file(i)) is not None]
+    sizes = [len(f) if isinstance(f, bytes) else _size_of(f) for f, _ in files]
+    held = {hash_image(f): label for (f, label), size in zip(files, sizes) if size}
+    until, found = time.perf_counter() + seconds, {}
+    for s in _parts(train):
+        for i in np.flatnonzero(np.isin(_file_sizes(s, until), [z for z in sizes if z])).tolist():
+            if time.perf_counter() > until: break
+            if (label := held.get(hash_image(s.file(i)))) is not None: found.setdefault(label, s.label(i))
+    if not found: return []
+    pair = ' and '.join(next(iter(found.items())))
+    return [f'{name}: {len(found)} of {len(files)} sampled images for evaluation are also images for training, such as '
+            f'{pair}, so that scores are too good; remove them from one of the two, or leave '
+            'training.data.val_path empty to hold out a part of the training data']
 
 # %% ../../nbs/training/06_preflight.ipynb #22127df6
 def _activations(model, forward)->tuple: # Function of a number of pairs that runs a forward pass -> two floats
@@ -304,9 +338,13 @@ def preflight(
         mistakes += _caption_problems(sampled, text_tokenizer(learn.cfg.model.text), name)
         if key == 'train_path' and learn.cfg.model.contrastive.false_negatives == 'none':
             mistakes += _negative_problems(sampled, t.batch_size, name)
-        if key == 'val_path': mistakes += _size_problem(dl.source, name)
+        if key == 'val_path':
+            mistakes += _size_problem(dl.source, name) + _overlap_problem(learn.dls.train.source, dl.source, name)
         if note := dl.save_shared_memory() if hasattr(dl, 'save_shared_memory') else '': mistakes.append(note)
-    if t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing is learned')
+    lowest = schedule_kwargs(t.scheduler_kwargs).get('min_lr', 0.) if t.scheduler != 'constant' else 0.
+    if t.learning_rate < lowest: mistakes.append(f'training.learning_rate={t.learning_rate:g} is below '
+                                                 f'training.scheduler_kwargs.min_lr={lowest:g}, to which it rises')
+    elif t.learning_rate == 0: mistakes.append('training.learning_rate=0: nothing is learned')
     mistakes += _precision_problems(learn.precision, learn.dls.device)
     each, size = _try_step(learn)
     needs = _rank_memory(learn.model, t, world_size(), t.fsdp, size)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ..clip import MemoryCLIP
 from ..config import config_dir
-from ..core import UserError, _near_path, suggest
+from ..core import UserError, _near_path, _output_path, suggest
 from ..data.loaders import PairLoader, make_loader
 from ..data.sources import has_own_validation, open_source, open_sources, source_options
 from ..data.tokenizer import text_tokenizer
@@ -73,7 +73,7 @@ def make_run_dir(
         stem = _list_runs(cfg)/f'{time.strftime("%Y%m%d-%H%M%S")}-{_config_hash(cfg)}'
         folder = next(f for i in range(1000)
                       if not (f := stem if i == 0 else stem.with_name(f'{stem.name}-{i}')).exists())
-    folder.mkdir(parents=True, exist_ok=True)
+    _output_path(folder/'config.yaml')
     save_imports(cfg.training.imports, folder)
     aside = folder/'.config.yaml'
     aside.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding='utf-8')
