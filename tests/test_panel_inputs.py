@@ -187,3 +187,19 @@ def test_page_without_single_heads_names_their_mean(offline_page, pages):
     offline_page.locator('.choice.layer select').select_option('0')
     expect(offline_page.locator('.figure p')).to_contain_text(
         'layer 0, mean of heads (this page has no single heads of this layer): ')
+
+
+def test_results_of_a_search_with_unusual_captions(offline_page, model, tmp_path):
+    data = [(image(seed=i), c) for i, c in enumerate((LONG, HTML, RIGHT_TO_LEFT, 'x' * 300, 'a cat'))]
+    search = ImageSearch(model, data)
+    search.wait()
+    search.export_html(tmp_path/'search.html')
+    cards = f'<!doctype html><meta charset="utf-8"><title>cards</title><body style="margin:0">{search.body.value}'
+    (tmp_path/'cards.html').write_text(cards, encoding='utf-8')
+    for name in ('search', 'cards'):
+        for width in (390, 1000):
+            offline_page.set_viewport_size(dict(width=width, height=900))
+            offline_page.goto((tmp_path/f'{name}.html').as_uri())
+            expect(offline_page.locator('body')).to_contain_text('word59')
+            assert offline_page.evaluate('document.documentElement.scrollWidth') == width, name
+            assert offline_page.title() != 'run' and offline_page.locator('img[src=x]').count() == 0

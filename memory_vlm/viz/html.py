@@ -78,6 +78,7 @@ _STYLE = '''
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
+h1, .lead, footer { overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
 p.lead { font-size: 1.15rem; margin: .5rem 0 0; max-width: 46rem; }
 .soft, footer { color: var(--soft); font-size: .88rem; }

@@ -13,7 +13,7 @@ import pandas as pd
 import traitlets as T
 import warnings
 from importlib.util import find_spec
-from ..core import UserError, _counted, missing_package, pick, require
+from ..core import MissingPackage, UserError, _counted, missing_package, pick, require
 from ..training.run_dir import as_model
 from ..viz.style import make_figure, style
 from .base import ImageSet, asset, enlarge
@@ -107,17 +107,21 @@ class EmbeddingMap(_LinkedPanel):
 
     def _project(self, frame, data):
         "Place the images and captions, and send the map to the browser."
-        can = self.num >= _LEAST_UMAP and _umap_installed()
-        how = self.projection if self.projection != 'auto' else 'umap' if can else 'pca'
+        wanted, can = self.projection, self.num >= _LEAST_UMAP and _umap_installed()
+        if can and wanted == 'auto':
+            try: _umap_class()
+            except MissingPackage: can = False # it is there, but cannot be imported
+        how = wanted if wanted != 'auto' else 'umap' if can else 'pca'
         if how == 'umap': self.show_message(f'Projecting {self.num} images by UMAP …')
         features = [np.stack([*part.embedding]) for _, part in frame.groupby('kind', sort=False)]
         x, y = np.concatenate(_plane(*features, how=how, seed=self.seed)).T
         self._frame = frame.assign(x=x, y=y)
-        missing = '' if _umap_installed() else f' {missing_package("umap", *_WHY_UMAP)}.'
+        missing = '' if can or self.num < _LEAST_UMAP else f' {missing_package("umap", *_WHY_UMAP)}.'
         points = [dict(x=round(float(r.x), 4), y=round(float(r.y), 4), id=int(r.id), caption=r.kind == 'caption')
                   for r in self._frame.itertuples()]
         self.view.data = data | dict(points=points, how=how, ways=['pca', 'umap'] if can else [how],
                                      note=f'{self._placed_by(how)}{missing}')
+        if self.projection != wanted: self._project(frame, data) # changed meanwhile
 
     def _placed_by(self, how):
         seed = f', seed {self.seed}' * (how == 'umap')
@@ -192,6 +196,7 @@ class EmbeddingMap(_LinkedPanel):
         "Save a page with the map and the hardest pairs; it works without a kernel or a network."
         hardest = self.pairs.id[:64] if 'rank' in self.frame else []
         shown = sorted({int(i) for i in hardest} | {self.view.data['wrong'][i] for i in hardest})
-        data = self.view.data | dict(thumbs=self._thumbs(shown), color=self.color)
+        data = self.view.data | dict(thumbs=self._thumbs(shown), color=self.color, ways=[],
+                                     note=self._placed_by(self.view.data['how']))
         return widget_page(path, 'Embedding map', f'{_counted(self.num, "image")}.', data, 'map.js',
                            footer=self.images.attribution, style=asset('explorer.css'))

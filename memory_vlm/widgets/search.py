@@ -171,7 +171,7 @@ class ImageSearch(_LinkedPanel):
                              for x, what in ((large, f'image {i}'),
                                              (overlay(large, values, norm), 'attention map')))
             cards += (f'<div style="border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px;font-size:12px;'
-                      'line-height:1.4">'
+                      'line-height:1.4;overflow-wrap:anywhere;min-width:0">'
                       f'<b>{rank}</b> · image {i}, cosine {cosine:.3f}<br><button type="button" data-image="{i}" '
                       f'title="Open image {i}" style="display:flex;gap:4px;margin:4px 0;width:100%">{images}</button>'
                       f'{escape(caption)}</div>')
