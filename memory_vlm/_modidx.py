@@ -953,6 +953,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'memory_vlm/evaluation/compare.py'),
                                                'memory_vlm.evaluation.compare._score_model': ( 'evaluation/compare.html#_score_model',
                                                                                                'memory_vlm/evaluation/compare.py'),
+                                               'memory_vlm.evaluation.compare._templates': ( 'evaluation/compare.html#_templates',
+                                                                                             'memory_vlm/evaluation/compare.py'),
                                                'memory_vlm.evaluation.compare._two_sided_p': ( 'evaluation/compare.html#_two_sided_p',
                                                                                                'memory_vlm/evaluation/compare.py'),
                                                'memory_vlm.evaluation.compare._was_trained_on': ( 'evaluation/compare.html#_was_trained_on',

@@ -15,7 +15,7 @@ from datetime import date
 from fastai.torch_core import default_device
 from importlib.metadata import version
 from ..clip import MemoryCLIP
-from ..core import UserError, _output_path, _to_json, pick
+from ..core import UserError, _counted, _output_path, _to_json, pick
 from ..data.base import Source
 from ..data.folders import LabeledSource, check_class_names
 from ..data.sources import COLUMN_KEYS, join_paths, labeled_folder, open_source, parse_mixture
@@ -281,12 +281,14 @@ def _object_names(source, prompts:Prompts|None)->Prompts:
     check_class_names(source.name, source.names, prompts.names)
     return Prompts([prompts.names[n] for n in source.names], prompts.templates)
 
+def _templates(prompts:Prompts|None)->Sequence: return prompts.templates if prompts else TEMPLATES['imagenet']
+
 def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:LabeledSource|None, how:tuple,
                  masks=None)->tuple:
     "Return all scores that the data allows, and the numbers of images and texts."
     if isinstance(source, LabeledSource):
         images, labels = _labeled_features(model, source, how)
-        classes = Prompts(source.classes, prompts.templates if prompts else TEMPLATES['imagenet'])
+        classes = Prompts(source.classes, _templates(prompts))
         scores = _zero_shot_scores(model, classes, images, labels) if model.tokenize else {}
         if train:
             known, of = _labeled_features(model, train, how)
@@ -366,6 +368,8 @@ def eval_models(
     recall = next(iter(found.values())).get('t2i/R@1')
     groups = counts[0] if recall is None else int(recall.unit.max()) + 1
     shared = dict(caption_groups=groups) if groups < counts[0] else {}
+    if any('zero-shot/acc@1' in scores for scores in found.values()):
+        shared['prompts'] = f"{_counted(len(_templates(prompts)), 'prompt')} per class"
     versions = {p: version(p) for p in ('torch', 'timm', 'open_clip_torch')}
     about = dict(images=counts[0], texts=counts[1], **shared, date=str(date.today()),
                  machine=f'{device}, {platform.machine()}', versions=versions)
