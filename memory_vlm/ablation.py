@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from html import escape
 from .attention import find_clip
-from .core import UserError, pick
+from .core import UserError, _check_finite, pick
 from memory_vlm.evaluation.intervals import (
     ALPHA,
     caption_groups,
@@ -329,6 +329,8 @@ def ablate(
     kinds = [pick(KINDS, kind, 'kinds') for kind in kinds]
     with record_states(model, part) as states:
         images, *about = encode(model, dl) if is_recall else model.encode(dl)
+    _check_finite(images)
+    if is_recall: _check_finite(about[0], 'caption')
     notes = {kind: why for kind, why in _inapplicable_kinds(tower, states, layers, part).items() if kind in kinds}
     at = getattr(tower.layout, part)
     tokens = ['all', *(range(at.stop - at.start) if leave_one_out else ())]

@@ -137,6 +137,14 @@ def _counted(n:float, noun:str)->str:
     "Format a number of things, such as '1 step' and '1,200 steps'."
     return f"{n:{',' if isinstance(n, int) else '.3g'}} {noun}{'s' * (n != 1)}"
 
+def _check_finite(values:torch.Tensor, of:str='image', name:str=''): # Features or attention, a row for each; a model
+    "Raise `UserError` if values are not finite; ranks and orders of these would look valid."
+    bad = int((~values.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        who = f'{name}: ' if name else ''
+        raise UserError(f'{who}The features of {bad} of {_counted(len(values), of)} are not finite (NaN): the weights '
+                        'may have diverged.')
+
 # %% ../nbs/00_core.ipynb #f506a535
 def _to_json(value, **layout)->str: # `layout`: of `json.dumps`, such as `indent`
     "Format plain values as JSON; `null` for numbers that are not finite."

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from .clip import MemoryCLIP
-from .core import MissingPackage, UserError, require
+from .core import MissingPackage, UserError, _check_finite, require
 from .data.base import FileSource, PathList, Source
 from .data.folders import is_image, walk_files
 from .data.loaders import make_loader
@@ -267,6 +267,7 @@ def _encode_into(index:ImageIndex, model:MemoryCLIP, source:Source, todo:np.ndar
                 else:
                     vectors = image_vectors(model, images)
                     index.vectors[rows], found = vectors.half().cpu(), _mean_vector(vectors)
+                _check_finite(found)
                 index.features[rows] = found.half().cpu()
                 index.good[rows] = True
                 done = int(which[-1]) + 1

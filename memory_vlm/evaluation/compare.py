@@ -15,7 +15,7 @@ from datetime import date
 from fastai.torch_core import default_device
 from importlib.metadata import version
 from ..clip import MemoryCLIP
-from ..core import UserError, _counted, _output_path, _to_json, pick
+from ..core import UserError, _check_finite, _counted, _output_path, _to_json, pick
 from ..data.base import Source
 from ..data.folders import LabeledSource, check_class_names
 from ..data.sources import COLUMN_KEYS, join_paths, labeled_folder, open_source, parse_mixture
@@ -272,6 +272,7 @@ def _labeled_features(model:EvalModel, source:LabeledSource, how:tuple)->tuple[T
     "Return features and labels of images."
     encoder = model.model if model.tokenize else _Features(model.model)
     features, rows = _encode_images(encoder, model.make_batches(source, *how))
+    _check_finite(features, name=model.name)
     return features, source.labels[rows]
 
 def _object_names(source, prompts:Prompts|None)->Prompts:
@@ -281,14 +282,17 @@ def _object_names(source, prompts:Prompts|None)->Prompts:
     check_class_names(source.name, source.names, prompts.names)
     return Prompts([prompts.names[n] for n in source.names], prompts.templates)
 
-def _templates(prompts:Prompts|None)->Sequence: return prompts.templates if prompts else TEMPLATES['imagenet']
+def _templates(source:Source, prompts:Prompts|None)->Sequence:
+    "Return the prompts of a class: those given, else of folders those of ImageNet, and of drawn objects their names."
+    if prompts: return prompts.templates
+    return TEMPLATES['imagenet' if isinstance(source, LabeledSource) else 'plain']
 
 def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:LabeledSource|None, how:tuple,
                  masks=None)->tuple:
     "Return all scores that the data allows, and the numbers of images and texts."
     if isinstance(source, LabeledSource):
         images, labels = _labeled_features(model, source, how)
-        classes = Prompts(source.classes, _templates(prompts))
+        classes = Prompts(source.classes, _templates(source, prompts))
         scores = _zero_shot_scores(model, classes, images, labels) if model.tokenize else {}
         if train:
             known, of = _labeled_features(model, train, how)
@@ -297,6 +301,8 @@ def _score_model(model:EvalModel, source:Source, prompts:Prompts|None, train:Lab
         return scores, len(images), 0
     if not model.tokenize: return {} if masks is None else _localization_scores(model, source, masks), len(source), 0
     images, texts, owner, captions = encode(model.model, model.make_batches(source, *how))
+    _check_finite(images, name=model.name)
+    _check_finite(texts, 'caption', model.name)
     scores = _retrieval_scores(images, texts, owner, captions)
     if _has_object_boxes(source):
         scores |= _zero_shot_scores(model, _object_names(source, prompts), images, _objects_in_caption(source))
@@ -369,7 +375,7 @@ def eval_models(
     groups = counts[0] if recall is None else int(recall.unit.max()) + 1
     shared = dict(caption_groups=groups) if groups < counts[0] else {}
     if any('zero-shot/acc@1' in scores for scores in found.values()):
-        shared['prompts'] = f"{_counted(len(_templates(prompts)), 'prompt')} per class"
+        shared['prompts'] = f"{_counted(len(_templates(source, prompts)), 'prompt')} per class"
     versions = {p: version(p) for p in ('torch', 'timm', 'open_clip_torch')}
     about = dict(images=counts[0], texts=counts[1], **shared, date=str(date.today()),
                  machine=f'{device}, {platform.machine()}', versions=versions)

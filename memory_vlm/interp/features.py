@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from collections.abc import Iterable
 from ..attention import AttentionMaps, capture
 from ..clip import MemoryCLIP, normalize_images
-from ..core import UserError
+from ..core import UserError, _check_finite
 from ..data.masks import _open_masks
 from ..data.scenes import _box_around
 from memory_vlm.evaluation.localization import (
@@ -217,6 +217,7 @@ def memory_features(
             images = tower.place(images)
             with capture(model, norms=True, states=True, values=True, patches=True, device=None) as maps:
                 seen = encode(images)
+            _check_finite(seen)
             grid = grid or maps.layout.grid
             if maps.layout.grid != grid:
                 raise UserError(f'got images of {maps.layout.grid} patches after images of {grid} patches; a report '

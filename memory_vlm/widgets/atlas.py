@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from html import escape
 from ..attention import capture, checked_index
 from ..clip import MemoryCLIP
-from ..core import UserError, pick
+from ..core import UserError, _check_finite, pick
 from ..interp.features import map_layer
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from ..viz.plots import patch_gallery
 from memory_vlm.widgets.base import (
     ImageSet,
-    _check_finite,
     _format_number,
     _with_same_weights,
     find_model,

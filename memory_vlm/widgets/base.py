@@ -23,7 +23,7 @@ from html import escape
 from IPython import get_ipython
 from matplotlib.colors import Normalize, to_hex
 from ..clip import MemoryCLIP
-from ..core import UserError, _counted
+from ..core import UserError
 from ..data.base import Source
 from ..data.mixture import Subset
 from ..data.sources import open_source
@@ -172,13 +172,6 @@ def image_features(
     "Encode images with the normalization of the model."
     if isinstance(model, MemoryCLIP): return image_vectors(model, _model_input(model, images))
     return torch.nn.functional.normalize(_make_encoder(model)(images).float(), dim=-1)
-
-def _check_finite(values:Tensor): # Features or attention, a row per image
-    "Raise `UserError` if values are not finite; ranks and orders of these would look valid."
-    bad = int((~values.isfinite()).flatten(1).any(1).sum())
-    if bad:
-        raise UserError(f'The features of {bad} of {_counted(len(values), "image")} are not finite (NaN): the weights '
-                        'may have diverged.')
 
 def _text_encoder(loaded:LoadedModel):
     "Return a function: captions -> unit-length features (C, dim) on the CPU; None for a model without a text tower."

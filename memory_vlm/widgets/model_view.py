@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from contextlib import contextmanager
 from ..attention import AttentionMaps, capture, checked_index
-from ..core import UserError, _counted, pick
+from ..core import UserError, _check_finite, _counted, pick
 from ..evaluation.validation import with_queries
 from ..interp.caption_maps import caption_map
 from ..interp.features import _model_input, map_layer
@@ -20,7 +20,6 @@ from ..models.towers import find_tower
 from ..training.run_dir import as_model
 from memory_vlm.widgets.base import (
     ImageSet,
-    _check_finite,
     _text_encoder,
     _with_same_weights,
     image_features,

@@ -12,7 +12,7 @@ import torch
 import traitlets as T
 from html import escape
 from ..attention import AttentionMaps, capture, checked_index
-from ..core import UserError
+from ..core import UserError, _check_finite
 from ..evaluation.validation import with_queries
 from ..interp.features import map_layer
 from ..models.towers import find_tower
@@ -21,7 +21,6 @@ from ..training.run_dir import LoadedModel, as_model
 from ..viz.plots import overlay, token_overlays
 from memory_vlm.widgets.base import (
     ImageSet,
-    _check_finite,
     _robust_scale,
     _text_encoder,
     _with_same_weights,
