@@ -127,7 +127,7 @@ def _check_longer(learn:MemoryLearner, folder:Path):
 
 def _last_step(folder:Path)->int:
     "Return the last step that a run has logged; 0 without a log."
-    return int(read_metrics(folder).step.max()) if (folder/'metrics.csv').exists() else 0
+    return int(max(read_metrics(folder).step, default=0)) if (folder/'metrics.csv').exists() else 0
 
 def _record_schedule(folder:Path, step:int, t:DictConfig):
     "Write the schedule of a resumed run into its configuration, and keep the one until this step."

@@ -39,7 +39,8 @@ def _read_run(folder:Path)->dict:
     cfg, log = _read_config(folder), read_metrics(folder)
     of_class = re.compile('/(precision|recall|f1)/') # of one class, which classes.csv has
     scores = [c for c in log if (c == 'val_loss' or '/' in c) and not of_class.search(c)]
-    if not scores: raise UserError(f"'{folder}' contains no evaluation; leave this run out, or fit it again")
+    if not scores or log.dropna(subset=scores[:1]).empty:
+        raise UserError(f"'{folder}' contains no evaluation; leave this run out, or fit it again")
     training, cost = cfg.training, model_cost(cfg.model)['model']
     speed = log['samples_per_second'].median() if 'samples_per_second' in log else np.nan
     batch = training.batch_size

@@ -247,7 +247,7 @@ def report(cfg):
     "Footer of the report."
     from memory_vlm.viz.page import write_report_page
     from pathlib import Path
-    Path('metrics.csv').write_text('step,epoch\n1,1\n', encoding='utf-8')
+    Path('metrics.csv').write_text('step,epoch\n', encoding='utf-8')
     return write_report_page(Path('.'), fitted(cfg)).read_text().rpartition('</pre>')[2]
 
 

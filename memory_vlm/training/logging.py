@@ -224,7 +224,7 @@ def read_metrics(
     path = Path(folder)/'metrics.csv'
     try: table = pd.read_csv(path)
     except (OSError, ValueError) as e: raise _unreadable(path, 'metrics', e) from e
-    if 'step' not in table or not len(table) or pd.to_numeric(table.step, errors='coerce').isna().any():
+    if 'step' not in table or pd.to_numeric(table.step, errors='coerce').isna().any():
         raise UserError(f"'{path}' is damaged: it has no step")
     for old, new in _OLD_COLUMNS.items():
         if old not in table: continue
