@@ -267,8 +267,9 @@ def _encode_into(index:ImageIndex, model:MemoryCLIP, source:Source, todo:np.ndar
                 else:
                     vectors = image_vectors(model, images)
                     index.vectors[rows], found = vectors.half().cpu(), _mean_vector(vectors)
+                found = found.half().cpu()
                 _check_finite(found)
-                index.features[rows] = found.half().cpu()
+                index.features[rows] = found
                 index.good[rows] = True
                 done = int(which[-1]) + 1
                 progress(done, len(todo))

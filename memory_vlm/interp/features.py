@@ -217,7 +217,7 @@ def memory_features(
             images = tower.place(images)
             with capture(model, norms=True, states=True, values=True, patches=True, device=None) as maps:
                 seen = encode(images)
-            _check_finite(seen)
+            _check_finite(seen.cpu())
             grid = grid or maps.layout.grid
             if maps.layout.grid != grid:
                 raise UserError(f'got images of {maps.layout.grid} patches after images of {grid} patches; a report '
