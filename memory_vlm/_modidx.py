@@ -3258,6 +3258,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'memory_vlm/widgets/embedding.py'),
                                               'memory_vlm.widgets.embedding.EmbeddingMap._thumbs': ( 'widgets/embedding.html#embeddingmap._thumbs',
                                                                                                      'memory_vlm/widgets/embedding.py'),
+                                              'memory_vlm.widgets.embedding.EmbeddingMap.embedding_atlas': ( 'widgets/embedding.html#embeddingmap.embedding_atlas',
+                                                                                                             'memory_vlm/widgets/embedding.py'),
                                               'memory_vlm.widgets.embedding.EmbeddingMap.export_html': ( 'widgets/embedding.html#embeddingmap.export_html',
                                                                                                          'memory_vlm/widgets/embedding.py'),
                                               'memory_vlm.widgets.embedding.EmbeddingMap.frame': ( 'widgets/embedding.html#embeddingmap.frame',

@@ -157,6 +157,11 @@ class EmbeddingMap(_LinkedPanel):
         if self._frame is None: raise UserError('The images are not encoded yet.')
         return self._frame
 
+    def embedding_atlas(self):
+        "Return the map as a widget of Apple's Embedding Atlas. Raises `MissingPackage` without embedding-atlas."
+        widget = require('embedding_atlas.widget', 'show a map in Embedding Atlas', 'atlas').EmbeddingAtlasWidget
+        return widget(self.frame.drop(columns='embedding'), x='x', y='y', text='caption')
+
     @property
     def pairs(self)->pd.DataFrame:
         "The pairs of the selected images, or of all, hardest first, with the best wrong caption of each."
