@@ -1,4 +1,4 @@
-"Files and output do not depend on the locale."
+"Files and output do not depend on the locale, and a closed pipe ends a command without a message."
 import json
 import os
 import pytest
@@ -23,6 +23,15 @@ def test_ascii_stdout_takes_any_character():
     env = {**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONIOENCODING': 'ascii'}
     done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, encoding='utf-8')
     assert done.returncode == 0 and '\\xe9' in done.stdout, done.stderr
+
+@pytest.mark.parametrize('words', ['config', 'eval --help', '--help', 'fit --help'])
+def test_a_closed_pipe_ends_a_command_without_a_message(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, '-m', 'memory_vlm', *words.split()], stdout=writer, stderr=subprocess.PIPE,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': ''}, encoding='utf-8')
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, '')
 
 @pytest.mark.slow
 def test_fit_report_and_eval_succeed_in_an_ascii_locale_with_other_names(tmp_path):
