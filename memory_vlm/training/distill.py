@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from math import cos, pi
 from ..clip import MEMORY_NAMES, MemoryCLIP, normalize_images
 from ..core import UserError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 # %% ../../nbs/training/10_distill.ipynb #c18042d7
 def _dense(vit:nn.Module, x:Tensor)->Tensor: # (B,3,height,width) -> (B,D,h,w)
@@ -57,10 +57,11 @@ def _repeat(batches:Iterable):
         count = 0
         for count, batch in enumerate(batches, 1): yield batch
 
-def _rate_factor(step:int, steps:int, warmup:int)->float: # 0..1
-    "Return the learning rate of a step relative to the largest: a linear rise, then a cosine that ends at 0."
-    if step < warmup: return (step + 1) / (warmup + 1)
-    return (1 + cos(pi * (step - warmup) / max(1, steps - warmup))) / 2
+def _rate_schedule(optimizer, steps:int, rise:int)->LRScheduler: # `rise` of the steps are the warm-up
+    "Return a schedule that rises linearly to the optimizer's rate, then falls along a cosine to 0."
+    fall = CosineAnnealingLR(optimizer, max(1, steps - rise))
+    if not rise: return fall
+    return SequentialLR(optimizer, [LinearLR(optimizer, 1 / (rise + 1), total_iters=rise), fall], [rise])
 
 def distill_registers(
     model,                  # A pretrained model without memory, as `MemoryCLIP.from_pretrained` takes it
@@ -75,7 +76,9 @@ def distill_registers(
     seed:int=0,             # Seed of the registers and of the views
 )->tuple:                   # Student (MemoryCLIP, in evaluation mode), and a DataFrame: loss and cosine of each step
     """Train registers of a pretrained model to give the patch features that the model has on average over shifted and
-    mirrored copies of an image. Raises `UserError` for a model with memory, and without batches."""
+    mirrored copies of an image. Raises `UserError` for a model with memory, a warm-up outside 0..1, and without
+    batches."""
+    if not 0 <= warmup <= 1: raise UserError(f'{warmup=} must be a share of the steps, 0 to 1')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         teacher, student = MemoryCLIP.from_pretrained(model), MemoryCLIP.from_pretrained(model, memory=memory)
@@ -86,8 +89,7 @@ def distill_registers(
     for n, p in student.named_parameters(): trained_before[n], _ = p.requires_grad, p.requires_grad_(n in names)
     weights = [p for n, p in student.named_parameters() if n in names]
     optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=0.)
-    rise = int(warmup * steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, steps, rise))
+    schedule = _rate_schedule(optimizer, steps, int(warmup * steps))
     generator, rows = torch.Generator().manual_seed(seed), []
     for batch in islice(_repeat(batches), steps):
         x = normalize_images((batch if torch.is_tensor(batch) else batch[0]).to(device), student.mean, student.std)
