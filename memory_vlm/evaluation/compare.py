@@ -277,7 +277,7 @@ def _labeled_features(model:EvalModel, source:LabeledSource, how:tuple)->tuple[T
 
 def _object_names(source, prompts:Prompts|None)->Prompts:
     "Return the prompts for the objects of a source."
-    if prompts is None: return Prompts(source.names, TEMPLATES['plain'])
+    if prompts is None: return Prompts(source.names, _templates(source, None))
     if not prompts.classes: return replace(prompts, classes=source.names)
     check_class_names(source.name, source.names, prompts.names)
     return Prompts([prompts.names[n] for n in source.names], prompts.templates)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from ..core import UserError
+from ..core import UserError, _check_finite
 from .intervals import jackknife_values, mean_interval, share_interval
 from .validation import evaluation_mode
 from ..models.attention_hooks import attention_hooks
@@ -157,6 +157,7 @@ def lost_corloc(
     random features. Raises `UserError` if the number of boxes does not fit. Source: arXiv:2109.14279 section 3."""
     if len(boxes) != len(images): raise UserError(f'got boxes of {len(boxes)} images for {len(images)} images')
     keys, grid, rows = _patch_states(model, images)[1], find_tower(model).layout_of(images).grid, {}
+    _check_finite(keys)
     for name, hits in _lost_hits(keys, grid, images.shape[-2:], boxes, k, seed).items():
         low, high = share_interval(hits).tolist()
         rows[name] = dict(CorLoc=hits.mean().item(), low=low, high=high)
@@ -244,15 +245,18 @@ def dense_probe(
     if masks.shape[:1] != images.shape[:1] or masks.dim() != 3 or masks.is_floating_point():
         raise UserError(f'got masks {masks.dtype} {tuple(masks.shape)} for {len(images)} images; give one class for '
                         'each pixel, int64')
-    n, num, grid = num_train or len(images) // 2, max(int(masks.max()) + 1, 1), find_tower(model).layout_of(images).grid
-    if not 0 <= n < len(images):
-        raise UserError(f'num_train={num_train} leaves none of {len(images)} images to judge the probe')
+    n = len(images) // 2 if num_train is None else num_train
+    num, grid = max(int(masks.max()) + 1, 1), find_tower(model).layout_of(images).grid
+    if not 0 < n < len(images):
+        raise UserError(f'num_train={num_train} leaves none of {len(images)} images to fit the probe, or none to judge '
+                        'it')
     labels = _patch_classes(masks, grid, num)
     used = labels[:n].flatten() >= 0
     _check_classes(masks, labels[:n].flatten()[used])
     if not (masks[n:] >= 0).any(): raise UserError('no pixel of the images that judge the probe counts: all are -1')
-    controls = _control_features(images, grid)
-    inputs = {'probe': _patch_states(model, images, layer)[0], **controls,
+    controls, states = _control_features(images, grid), _patch_states(model, images, layer)[0]
+    _check_finite(states)
+    inputs = {'probe': states, **controls,
               'most frequent class': torch.zeros_like(controls['position'][..., :1])}
     rows = {}
     for name, x in inputs.items():

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
-from ..core import UserError
+from ..core import UserError, _check_finite
 from ..evaluation.intervals import change_interval
 from ..evaluation.validation import evaluation_mode
 from .stats import median, outlier_thresholds
@@ -60,7 +60,9 @@ def _norms_and_outputs(model, images:Tensor)->tuple: # (B,L,P), (B,D)
     def record(into, block, args, x): into.append(x[:, at].float().norm(dim=-1).cpu())
     hooks = [(b, 'register_forward_hook', partial(record, into)) for b, into in zip(tower.blocks, norms)]
     outputs = _forward_images(model, images, hooks)
-    return torch.stack([torch.cat(n) for n in norms], 1), outputs
+    found = torch.stack([torch.cat(n) for n in norms], 1)
+    _check_finite(found)
+    return found, outputs
 
 def patch_norms(
     model,         # A model that `find_tower` takes
