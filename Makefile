@@ -9,8 +9,8 @@ ENV := $(or $(ACTIVE),.venv)
 PY := $(ENV)/bin/python
 INSTALLED := $(ENV)/.memory-vlm
 INSTALLED_DEV := $(ENV)/.memory-vlm-dev
-# Tests use no credentials (W&B reads its key from netrc) and download nothing.
-TEST := env -u WANDB_API_KEY NETRC=/dev/null HF_HUB_OFFLINE=1
+# Tests use no credentials (W&B reads its key from netrc), download nothing and leave no temporary files.
+TEST := sh tools/scratch.sh env -u WANDB_API_KEY NETRC=/dev/null HF_HUB_OFFLINE=1
 # pytest exits with status 5 if no test matches the marker.
 NO_TESTS := || test $$? -eq 5
 
