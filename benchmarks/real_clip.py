@@ -3,7 +3,7 @@
     python benchmarks/real_clip.py registers --weights clip_b16.safetensors --images photos --names clip_b16_text.npz
     python benchmarks/real_clip.py report --weights ...
     python benchmarks/real_clip.py ablate --weights ... --names ... --parts cls patches memory --edit registers.json
-    python benchmarks/real_clip.py maps --weights ... --images free_photos --edit registers.json
+    python benchmarks/real_clip.py maps --weights ... --images free_photos --names ... --edit registers.json
     python benchmarks/real_clip.py distill --weights ... --images photos --names ... --save student.pt
 
 `--weights`: weights of timm's `vit_base_patch16_clip_quickgelu_224` with 512 outputs (OpenAI's CLIP ViT-B/16).
@@ -34,6 +34,7 @@ from memory_vlm.clip import MemoryCLIP
 from memory_vlm.data.sources import open_source
 from memory_vlm.evaluation.intervals import change_interval, mean_interval
 from memory_vlm.evaluation.validation import evaluation_mode
+from memory_vlm.interp.caption_maps import caption_map
 from memory_vlm.interp.intervene import intervene
 from memory_vlm.interp.test_time_registers import RegisterEdit, _norms_and_outputs, outliers, sweep_registers
 from memory_vlm.report import _ReportComparison, memory_report
@@ -132,8 +133,15 @@ def ablations(model, images, captions, score, args):
 
 
 def maps(model, images, captions, score, args):
-    "Store small images, patch norms and CLS attention of the last block, without and with test-time registers."
+    """Store small images, patch norms and CLS attention of the last block, without and with test-time registers, and
+    for the object whose name is nearest to each image the heatmaps of this name by both methods."""
     edit, kept = RegisterEdit.load(args.edit), {}
+    with torch.no_grad(): features = F.normalize(model(images), dim=-1)
+    nearest = (features @ score.text[:80].T).argmax(1) # COCO's objects come first
+    kept['objects'] = [score.names[i] for i in nearest]
+    for method in ('exact', 'gradient'):
+        found = [caption_map(model, x, score.text[i], method=method).maps[0] for x, i in zip(images, nearest)]
+        kept[f'object_{method}'] = torch.stack(found).numpy().astype('float16')
     for when in ('before', 'after'):
         if when == 'after': edit.apply(model)
         with capture(model, [-1], norms=True) as found, torch.no_grad(): model(images)
@@ -221,6 +229,7 @@ def main():
     args = parser.parse_args()
     images, captions = open_images(args.images, args.num)
     if not args.edit and (args.task == 'maps' or 'memory' in args.parts): parser.error('this needs --edit')
+    if not args.names and args.task != 'report': parser.error('this needs --names')
     task = dict(registers=registers, report=report, ablate=ablations, maps=maps, distill=distill)[args.task]
     task(open_tower(args.weights), images, captions, args.names and ZeroShot(args.names, captions), args)
 

@@ -1261,6 +1261,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'memory_vlm/interp/caption_maps.py'),
                                                 'memory_vlm.interp.caption_maps._KeepAttention.multihead': ( 'interp/caption_maps.html#_keepattention.multihead',
                                                                                                              'memory_vlm/interp/caption_maps.py'),
+                                                'memory_vlm.interp.caption_maps._by_key': ( 'interp/caption_maps.html#_by_key',
+                                                                                            'memory_vlm/interp/caption_maps.py'),
                                                 'memory_vlm.interp.caption_maps._continue_from': ( 'interp/caption_maps.html#_continue_from',
                                                                                                    'memory_vlm/interp/caption_maps.py'),
                                                 'memory_vlm.interp.caption_maps._gradient_maps': ( 'interp/caption_maps.html#_gradient_maps',

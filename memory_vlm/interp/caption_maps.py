@@ -40,7 +40,7 @@ class _CaptionMap:
     scores:Tensor  # Cosine of the caption; for a word the cosine with it minus the cosine without it (W,)
     maps:Tensor    # Contribution or relevance of each patch (W, rows, columns)
     memory:Tensor  # The same of each memory token (W, M)
-    heads:Tensor   # The same by layer and head (W, L, H)
+    heads:Tensor   # The same by layer and head (W, L, H); with gradients the positive part of each head
     sources:dict   # The same by source, (W,) each
     method:str     # 'exact' or 'gradient'
     reason:str=''  # Why the tower has no exact contributions
@@ -98,8 +98,13 @@ def _continue_from(blocks:list, output:Tensor):
             stack.callback(delattr, block, 'forward')
         yield
 
+def _by_key(weights:Tensor, gradients:Tensor)->Tensor: # (1,H,N,K) or (H,N,K), (W,...) -> (W,H,K)
+    "Return gradients above their mean under attention, times the root of attention, summed over the queries."
+    above = weights.sqrt() * (gradients - (weights * gradients).sum(-1, keepdim=True))
+    return above.detach().reshape(len(gradients), -1, *weights.shape[-2:]).float().sum(2)
+
 def _gradient_maps(model, tower:Tower, image:Tensor, score)->tuple:
-    "Return scores (W,), relevance of all keys (W,K), and of all keys of the blocks by layer and head (W,L,H)."
+    "Return scores (W,), relevance of all keys (W,K), and the positive part of each head of the blocks (W,L,H)."
     layout, L, outputs = tower.layout, len(tower.blocks), []
     with ExitStack() as stack:
         stack.enter_context(EAGER)
@@ -112,19 +117,18 @@ def _gradient_maps(model, tower:Tower, image:Tensor, score)->tuple:
         with _KeepAttention() as attention: scores = score(image)
         kept = [A for A in attention.kept if A.shape[-2:] == (layout.num_tokens, layout.num_keys)][:L]
         if len(kept) < L: raise UserError('the attention of this vision tower is not known, so it has no caption maps')
-        by_key, by_head = scores.new_zeros(len(scores), layout.num_keys), []
+        by_key, by_head = scores.new_zeros(len(scores), layout.num_keys, dtype=torch.float32), []
         for A, output in zip(kept, outputs):
             with _KeepAttention() as pooling, _continue_from(tower.blocks, output): ended = score(image)
-            if len(pooling.kept) > 1:
-                raise UserError(f'this vision tower attends {len(pooling.kept)} times after its blocks; 1 is known')
-            grads = [torch.autograd.grad(s, [A, *pooling.kept], retain_graph=True) for s in ended]
-            in_block, *pooled = (torch.stack(g).clamp_min(0).reshape(len(grads), -1, *g[0].shape[-2:]).float()
-                                 for g in zip(*grads))                                          # (W,H,N,K)
-            by_head.append(in_block.sum((-2, -1)) / in_block.shape[1])
-            by_key += in_block.mean(1).sum(1)
-            for used in pooled: # some poolings see the patches alone
-                at = layout.patches if used.shape[-1] == layout.num_patches else slice(0, used.shape[-1])
-                by_key[:, at] += used.mean(1).sum(1)
+            weights = [A, *pooling.kept]
+            if len(weights) > 2:
+                raise UserError(f'this vision tower attends {len(weights) - 1} times after its blocks; 1 is known')
+            grads = zip(*(torch.autograd.grad(s, weights, retain_graph=True) for s in ended))
+            found = [_by_key(w, torch.stack(g)) for w, g in zip(weights, grads)]
+            by_head.append(found[0].clamp_min(0).sum(-1))
+            for part in found: # some poolings see the patches alone
+                at = layout.patches if part.shape[-1] == layout.num_patches else slice(0, part.shape[-1])
+                by_key[:, at] += part.sum(1).clamp_min(0)
     return scores.detach(), by_key, torch.stack(by_head, 1)
 
 # %% ../../nbs/interp/06_caption_maps.ipynb #29efeec0
