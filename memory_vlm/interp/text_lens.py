@@ -123,7 +123,9 @@ def text_lens(
     elif not (layout and layout.num_memory and layout.in_sequence):
         raise UserError('a text lens reads memory after each block, and this model has none in the sequence; '
                         "part='cls' reads CLS")
-    if len(words) < 2: raise UserError(f'a text lens ranks words; got {len(words)}, give at least 2')
+    if isinstance(words, str) or len(words) < 2:
+        given = f"'{words}'" if isinstance(words, str) else len(words)
+        raise UserError(f'a text lens ranks words; got {given}, give a list of at least 2')
     found, count = [], 0
     for images, *_ in _batches(batches):
         images = images[:num_images - count]
