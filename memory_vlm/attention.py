@@ -172,7 +172,7 @@ def _output_weight(attn:nn.Module, block:nn.Module)->Tensor:
     found, scale = next((m for n in names if (m := getattr(attn, n, None)) is not None), None), _layer_scale(block)
     if found is None:
         raise UserError(f'{type(attn).__name__} has no output projection that is known, so the norms of its values are '
-                        'not known; capture(model, values=False) records its attention')
+                        'not known; `patch_norms` does not need them')
     return found.weight if scale is None else scale.unsqueeze(1) * found.weight
 
 def _value_norms(v:Tensor, weight:Tensor)->Tensor:
