@@ -47,7 +47,7 @@ def text_feature(
     model:MemoryCLIP, # Model with a text tower
     caption:str,      # What to look for
 )->Tensor:            # float32 (D,), of unit length, on the CPU
-    """Return the feature of a caption. Raises `UserError` for an empty caption, for anything but a text, and for a model
+    """Return the feature of a caption. Raises `UserError` for an empty caption, anything but a text, and a model
     without a text tower."""
     check_text_tower(model)
     if not isinstance(caption, str): raise UserError(f'got {caption!r} as a caption; give one text')
@@ -64,8 +64,8 @@ def best_rows(
     good:Tensor=None,   # bool (N,): rows to search; None: all
     vectors:Tensor=None,# All vectors of each image (N,K,D), of which `features` are the mean; None: one per image
 )->list:                # (row, score), best first
-    """Return the rows with the largest cosine to a query. With `vectors`, `similarity` decides among the best by cosine.
-    Raises `UserError` unless `top` is a whole number of 1 or more."""
+    """Return the rows with the largest cosine to a query. With `vectors`, `similarity` decides among the best by
+    cosine. Raises `UserError` unless `top` is a whole number of 1 or more."""
     if not isinstance(top, int) or top < 1: raise UserError(f'top={top} is not a number of images, 1 or more')
     text, num = query if query.dim() == 1 else query[0], len(features) if good is None else int(good.sum())
     cosine = torch.cat([part.float() @ text for part in features.split(2**14)]) # (N,)

@@ -163,7 +163,8 @@ def study_table(
         if baseline is None: continue
         found = paired_differences(runs, baseline, m)
         cells = [_points(row, m, '+') for row in found[['difference', 'low', 'high']].to_numpy()]
-        shown = [f'{d} [{low}, {high}], p {p:.2g}' if p == p else f'{d} ({"no spread" if n > 1 else "one pair"})' if n else 'no pair'
+        shown = [f'{d} [{low}, {high}], p {p:.2g}' if p == p else 'no pair' if not n else
+                 f'{d} ({"no spread" if n > 1 else "one pair"})'
                  for (d, low, high), p, n in zip(cells, found.p, found.pairs)]
         column = pd.Series(shown, index=found.index).reindex(table.index, fill_value='')
         table[f'{m}, difference from {baseline}'] = column

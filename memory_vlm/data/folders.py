@@ -196,7 +196,8 @@ class LabeledSource(FileSource):
         self.folders = [f for f in names if f in files] if names else list(files)
         given = [names[f] for f in self.folders] if names else _class_names(self.folders, path)
         self.classes = list(dict.fromkeys(given)) # folders of equal names are one class
-        if len(self.classes) < 2: raise UserError(f"'{path}': all folders are of the class '{given[0]}'; give at least 2")
+        if len(self.classes) < 2:
+            raise UserError(f"'{path}': all folders are of the class '{given[0]}'; give at least 2 classes")
         self.images = PathList([file for f in self.folders for file in files[f]])
         self.labels = torch.tensor([self.classes.index(c) for f, c in zip(self.folders, given) for _ in files[f]])
 

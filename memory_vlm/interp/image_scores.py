@@ -101,8 +101,9 @@ def _zero_shot(loaded:LoadedModel, dl, classes, labels:Tensor|None, rows:Tensor)
     else: classes = with_queries(clip, F.normalize(classes.float().cpu(), dim=-1))
     if labels.dim() == 1: labels = labels[:, None] == torch.arange(len(classes))
     if labels.shape[1] != len(classes) or not labels.any(1).all():
-        raise UserError(f"score='zero_shot' with {len(classes)} classes needs images with labels of 0..{len(classes) - 1}, "
-                        f'or bool (B, {len(classes)}) with at least one class; captions are no labels')
+        C = len(classes)
+        raise UserError(f"score='zero_shot' with {C} classes needs images with labels of 0..{C - 1}, or bool (B, {C}) "
+                        'with at least one class; captions are no labels')
     def score(features, index): return (class_ranks(features, classes, labels[index]) < 1).double()
     return score, labels.sum(1).double().mean().item() / len(classes)
 

@@ -137,8 +137,9 @@ def find_tower(
     "Find and describe the vision transformer in a model. Raises `UserError` if there is none that is known."
     def family(m): return next((f for f, matches in _FAMILIES.items() if matches(m)), None)
     inner = model if isinstance(model, nn.Module) else getattr(model, 'model', None)
-    needed = ("MemoryViT, and no other vision transformer whose blocks get all patches as one sequence; allowed are timm's "
-              "VisionTransformer, DeiT, BEiT and Eva (also those of DINOv2, DINOv3 and SigLIP), and open_clip's ViT")
+    needed = ('MemoryViT, and no other vision transformer whose blocks get all patches as one sequence; allowed are '
+              "timm's VisionTransformer, DeiT, BEiT and Eva (also those of DINOv2, DINOv3 and SigLIP), and open_clip's "
+              'ViT')
     vit = find_module(inner if isinstance(inner, nn.Module) else model, lambda m: family(m) is not None, needed)
     return _with_register(family(vit)(vit))
 
