@@ -196,6 +196,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'memory_vlm.core.UserError': ('core.html#usererror', 'memory_vlm/core.py'),
                                  'memory_vlm.core.UserError._render_traceback_': ( 'core.html#usererror._render_traceback_',
                                                                                    'memory_vlm/core.py'),
+                                 'memory_vlm.core._as_list': ('core.html#_as_list', 'memory_vlm/core.py'),
+                                 'memory_vlm.core._check_count': ('core.html#_check_count', 'memory_vlm/core.py'),
                                  'memory_vlm.core._check_finite': ('core.html#_check_finite', 'memory_vlm/core.py'),
                                  'memory_vlm.core._counted': ('core.html#_counted', 'memory_vlm/core.py'),
                                  'memory_vlm.core._fork_random': ('core.html#_fork_random', 'memory_vlm/core.py'),

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from .clip import MemoryCLIP
-from .core import MissingPackage, UserError, _check_finite, require
+from .core import MissingPackage, UserError, _check_count, _check_finite, require
 from .data.base import FileSource, PathList, Source
 from .data.folders import is_image, walk_files
 from .data.loaders import make_loader
@@ -66,7 +66,7 @@ def best_rows(
 )->list:                # (row, score), best first
     """Return the rows with the largest cosine to a query. With `vectors`, `similarity` decides among the best by
     cosine. Raises `UserError` unless `top` is a whole number of 1 or more."""
-    if not isinstance(top, int) or top < 1: raise UserError(f'top={top} is not a number of images, 1 or more')
+    _check_count(top, 'top')
     text, num = query if query.dim() == 1 else query[0], len(features) if good is None else int(good.sum())
     cosine = torch.cat([part.float() @ text for part in features.split(2**14)]) # (N,)
     if good is not None: cosine[~good] = -torch.inf

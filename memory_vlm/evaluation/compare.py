@@ -15,7 +15,7 @@ from datetime import date
 from fastai.torch_core import default_device
 from importlib.metadata import version
 from ..clip import MemoryCLIP
-from ..core import UserError, _check_finite, _counted, _output_path, _to_json, pick
+from ..core import UserError, _as_list, _check_finite, _counted, _output_path, _to_json, pick
 from ..data.base import Source
 from ..data.folders import LabeledSource, check_class_names
 from ..data.sources import COLUMN_KEYS, join_paths, labeled_folder, open_source, parse_mixture
@@ -347,7 +347,7 @@ def eval_models(
     device = device or default_device()
     found, counts, seen, missing, reports, unmeasured = {}, (0, 0), [], {}, {}, {}
     how = batch_size, num_workers, max_bad_fraction
-    for name in names:
+    for name in _as_list(names):
         try:
             one = name if isinstance(name, EvalModel) else _open_eval_model(name)
             _check_image_scores(one, train_images, masks, measures)
@@ -382,7 +382,7 @@ def eval_models(
     versions = {p: version(p) for p in ('torch', 'timm', 'open_clip_torch')}
     about = dict(images=counts[0], texts=counts[1], **shared, date=str(date.today()),
                  machine=f'{device}, {platform.machine()}', versions=versions)
-    newest = [f'{n} is {run}' for n in names if isinstance(n, (str, Path)) and (run := find_run(Path(n)))
+    newest = [f'{n} is {run}' for n in _as_list(names) if isinstance(n, (str, Path)) and (run := find_run(Path(n)))
               and run.parent.resolve() == Path(n).resolve()] # `runs/NAME` is the newest run of a name
     if newest: about['newest'] = ', '.join(newest)
     if seen:

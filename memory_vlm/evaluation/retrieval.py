@@ -214,5 +214,6 @@ def bootstrap_interval(
     counts = (s.bincount(minlength=len(queries)).double()[None] for s in _bootstrap_samples(len(queries), draws, seed))
     recalls = torch.cat([_recall_over_images(per_image, queries.double(), c) for c in counts])
     low, high = _percentile_interval(recalls, level).tolist()
-    if low == high and low in (0, 1): return tuple(share_interval(per_image, queries, level).tolist())
+    if len(queries) == 1 or low == high and low in (0, 1):
+        return tuple(share_interval(per_image, queries, level).tolist())
     return low, high

@@ -167,7 +167,7 @@ def _why_not_exact(model, tower:Tower)->str:
 def caption_map(
     model,          # A dual encoder, a tower with a projection, or an object with one as its `.model`, as a Learner
     image:Tensor,   # One image as `encode_image` takes it: (3, height, width) or (1, 3, height, width)
-    caption,        # A text, its token ids, int64 (T,), or its features, float (dim,)
+    caption,        # A text, its token ids, int64 (T,) or (1, T), or its features, float (dim,)
     words=False,    # True: also every word that the text tower sees; or a word, or a list of words and phrases
     tokenize=None,  # Function: texts -> token ids; None: `tokenize` of the model
     # A text, texts, or features (C, dim), whose mean score is subtracted, such as all classes; None: nothing
@@ -178,8 +178,15 @@ def caption_map(
     share of a word is the score of the caption minus that of the caption without the word, and its map the difference
     of both maps. Raises `UserError` for words of no text, for several images, and for a tower that is not known."""
     tower = find_tower(model)
+    if not isinstance(image, Tensor) or image.dim() not in (3, 4):
+        given = f'shape {tuple(image.shape)}' if isinstance(image, Tensor) else type(image).__name__
+        raise UserError(f'got {given} as image; give a tensor (3, height, width), as `encode_image` takes it')
     image = image[None] if image.dim() == 3 else image
     if len(image) != 1: raise UserError(f'got {len(image)} images; give one')
+    if isinstance(caption, Tensor) and caption.dim() == 2 and len(caption) == 1: caption = caption[0]
+    if not isinstance(caption, str) and not (isinstance(caption, Tensor) and caption.dim() == 1):
+        given = f'shape {tuple(caption.shape)}' if isinstance(caption, Tensor) else type(caption).__name__
+        raise UserError(f'got {given} as caption; give one text, its token ids (T,) or its features (dim,)')
     tower = replace(tower, layout=tower.layout_of(image))
     if words and not isinstance(caption, str): raise UserError('words= needs the caption as a text')
     names, shorter = [], []

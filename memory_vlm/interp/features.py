@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from collections.abc import Iterable
 from ..attention import AttentionMaps, capture
-from ..core import UserError, _check_finite
+from ..core import UserError, _check_count, _check_finite
 from ..data.masks import _open_masks
 from ..data.scenes import _box_around
 from memory_vlm.evaluation.localization import (
@@ -189,6 +189,7 @@ def memory_features(
 )->dict:                      # Name: fp32 (images, ...)
     """Compute the features of a report for each image, without side effects on the model. Raises `UserError` if there
     are no images, if they have another size than the model, and for masks that do not fit."""
+    _check_count(num_images, 'num_images')
     tower, source = find_tower(model), getattr(dl, 'source', None)
     encode, parts, grid = _make_encoder(model), [], None
     masked = None if masks is None else _MaskFeatures(_open_masks(masks, dl))
