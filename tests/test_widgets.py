@@ -418,7 +418,6 @@ if __name__ == '__main__': app.run()
 
 
 def test_explorer_in_marimo(chromium, tmp_path):
-    pytest.importorskip('marimo', reason='marimo is not installed')
     (tmp_path/'app.py').write_text(MARIMO, encoding='utf-8')
     port = labs.free_port()
     command = [sys.executable, '-m', 'marimo', 'run', 'app.py', '--headless', '--no-token', f'--port={port}']

@@ -1,7 +1,8 @@
 """Run notebooks and save their outputs: `python tools/save_outputs.py [NOTEBOOK ...]`; without arguments the tutorials.
 
 Tutorials train for minutes and run in their own kernel; module notebooks run as `nbdev-test` runs them. Live widgets
-(blank without a kernel), progress bars and warnings are dropped, and images are stored with 256 colors."""
+(blank without a kernel), progress bars, times and warnings are dropped, so that a notebook that is run again is the
+same, and images are stored with 256 colors."""
 import base64
 import io
 import nbformat
@@ -18,6 +19,8 @@ NBS = Path(__file__).resolve().parent.parent/'nbs'
 TEACHING = [*sorted((NBS/'tutorials').glob('*.ipynb')),
             *(NBS/'explain'/f'{n}.ipynb' for n in ('configuration', 'figures', 'what_attention_shows'))]
 PROGRESS = r'(?m)\r|^(Run folder: |step .*\d samples/s|epoch .* time \d)' # bars, or the lines in place of them
+# the time of each epoch in fastai's tables, and the date of an exported page
+VARIES = [(r'<th>time</th>|<td>(\d+:)?\d+:\d\d</td>', ''), (r'(Made by Memory-VLM), \d{4}-\d\d-\d\d', r'\1')]
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 
@@ -40,11 +43,20 @@ def shrink(data):
     if len(text) < len(data['image/png']): data['image/png'] = text
 
 
+def settle(data):
+    "Drop what differs from run to run, and the Markdown that repeats HTML."
+    if 'text/html' in data: data.pop('text/markdown', None)
+    for kind in ('text/html', 'text/plain'):
+        for pattern, kept in VARIES if kind in data else (): data[kind] = re.sub(pattern, kept, data[kind])
+
+
 def tidy(nb):
-    "Drop useless outputs of a notebook and compress its images."
+    "Drop useless outputs of a notebook, what differs from run to run, and compress its images."
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if worth_keeping(o)]
-        for o in cell.get('outputs', []): shrink(o.get('data', {}))
+        for o in cell.get('outputs', []):
+            shrink(o.get('data', {}))
+            settle(o.get('data', {}))
     nb.metadata.pop('widgets', None)
 
 

@@ -11,7 +11,8 @@ import re
 import torch
 import torch.nn.functional as F
 import warnings
-from contextlib import ExitStack
+from collections import OrderedDict
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ..core import UserError, pick
 from ..evaluation.validation import evaluation_mode
@@ -98,39 +99,46 @@ class _KeepAttention(TorchFunctionMode):
         return F.linear(self.fused(q, k, v).permute(2, 0, 1, 3).flatten(2), out, out_bias), None
 
 # %% ../../nbs/interp/06_caption_maps.ipynb #5b1d07d5
-def _relevance(weights:Tensor, gradient:Tensor)->Tensor: # -> (H,N,K), as the image is alone in its batch
-    "Return attention times its positive gradient, per head."
-    return (weights * gradient).clamp_min(0).reshape(-1, *weights.shape[-2:]).detach().float()
+@contextmanager
+def _continue_from(blocks:list, output:Tensor):
+    "During the context, the blocks and their hooks are left out and `output` (B,N,D) is what they give."
+    with ExitStack() as stack:
+        for i, block in enumerate(blocks):
+            for hooks in ('_forward_hooks', '_forward_pre_hooks'):
+                stack.callback(setattr, block, hooks, getattr(block, hooks))
+                setattr(block, hooks, OrderedDict())
+            block.forward = (lambda x, *args, **kwargs: x) if i else lambda *args, **kwargs: output
+            stack.callback(delattr, block, 'forward')
+        yield
 
 def _gradient_maps(model, tower:Tower, image:Tensor, score)->tuple:
-    "Return scores (W,), relevance of all keys (W,K) without the start, and by layer and head (W,L,H)."
-    layout, L, found = tower.layout, len(tower.blocks), []
+    "Return scores (W,), relevance of all keys (W,K), and of all keys of the blocks by layer and head (W,L,H)."
+    layout, L, outputs = tower.layout, len(tower.blocks), []
     with ExitStack() as stack:
         stack.enter_context(EAGER)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(evaluation_mode(tower.vit))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(image.device.type, enabled=False))
-        last = []
-        stack.callback(tower.blocks[-1].register_forward_hook(lambda block, args, out: last.append(out)).remove)
+        hooks = [b.register_forward_hook(lambda block, args, out: outputs.append(out)) for b in tower.blocks]
+        for hook in hooks: stack.callback(hook.remove)
         with _KeepAttention() as attention: scores = score(image)
-        at = [i for i, A in enumerate(attention.kept) if A.shape[-2:] == (layout.num_tokens, layout.num_keys)][:L]
-        if len(at) < L: raise UserError('the attention of this vision tower is not known, so it has no caption maps')
-        kept, pool = [attention.kept[i] for i in at], attention.kept[at[-1] + 1:]
-        if len(pool) > 1: raise UserError(f'this vision tower attends {len(pool)} times after its blocks; 1 is known')
-        for s in scores:
-            grads = torch.autograd.grad(s, [*kept, *pool, last[0]], retain_graph=True, materialize_grads=True)
-            layers = torch.stack([_relevance(A, g) for A, g in zip(kept, grads)])                     # (L,H,N,K)
-            start = layers.new_zeros(layout.num_keys)
-            if pool:
-                used = _relevance(pool[0], grads[L]).mean(0).sum(0)
-                start[layout.patches if len(used) == layout.num_patches else slice(0, len(used))] = used
-            else: start[:layout.num_tokens] = F.normalize(grads[-1][0].float().norm(dim=-1), p=1, dim=0)
-            row = start
-            for A in layers.mean(1).flip(0): row = row + row[:layout.num_tokens] @ A
-            start = start.index_fill(0, torch.arange(layout.num_keys, device=start.device)[layout.patches], 0)
-            found.append((row - start, layers.sum((-2, -1))))
-    return scores.detach(), *(torch.stack(x) for x in zip(*found))
+        kept = [A for A in attention.kept if A.shape[-2:] == (layout.num_tokens, layout.num_keys)][:L]
+        if len(kept) < L: raise UserError('the attention of this vision tower is not known, so it has no caption maps')
+        by_key, by_head = scores.new_zeros(len(scores), layout.num_keys), []
+        for A, output in zip(kept, outputs):
+            with _KeepAttention() as pooling, _continue_from(tower.blocks, output): ended = score(image)
+            if len(pooling.kept) > 1:
+                raise UserError(f'this vision tower attends {len(pooling.kept)} times after its blocks; 1 is known')
+            grads = [torch.autograd.grad(s, [A, *pooling.kept], retain_graph=True) for s in ended]
+            in_block, *pooled = (torch.stack(g).clamp_min(0).reshape(len(grads), -1, *g[0].shape[-2:]).float()
+                                 for g in zip(*grads))                                          # (W,H,N,K)
+            by_head.append(in_block.sum((-2, -1)) / in_block.shape[1])
+            by_key += in_block.mean(1).sum(1)
+            for used in pooled: # some poolings see the patches alone
+                at = layout.patches if used.shape[-1] == layout.num_patches else slice(0, used.shape[-1])
+                by_key[:, at] += used.mean(1).sum(1)
+    return scores.detach(), by_key, torch.stack(by_head, 1)
 
 # %% ../../nbs/interp/06_caption_maps.ipynb #29efeec0
 def _text_tower(model):

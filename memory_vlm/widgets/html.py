@@ -9,8 +9,9 @@ __all__ = ['image_url', 'asset', 'widget_page', 'image_data', 'maps_page']
 import base64
 import io
 import numpy as np
-import uuid
+from collections import Counter
 from datetime import date
+from hashlib import sha256
 from importlib.resources import files
 from ..attention import AttentionMaps
 from ..core import _to_json
@@ -82,11 +83,15 @@ def _scripts(*names:str)->str:
     "Return several files of static/ as one text."
     return '\n'.join(asset(name) for name in names)
 
+_VIEWERS = Counter() # viewers of the same data that this process has made
+
 def _viewer_html(data:dict, *scripts:str, style:str='')->str:
-    "Return a viewer as HTML; see `widget_page`. Its id is unique, so several can stand in one page."
-    name = f'mvlm-{uuid.uuid4().hex[:12]}'
+    "Return a viewer as HTML; see `widget_page`. Its id follows from `data` and is unique in this process."
     # a caption cannot close the script element
     text = _to_json(data, indent=None, separators=(',', ':')).replace('<', '\\u003c')
+    digest = sha256(text.encode()).hexdigest()[:12]
+    _VIEWERS[digest] += 1
+    name = f'mvlm-{digest}' if _VIEWERS[digest] == 1 else f'mvlm-{digest}-{_VIEWERS[digest]}'
     return (f'<style>{style}</style>' * bool(style) + f'<div id="{name}"></div>\n'
             f'<script type="application/json" id="{name}-data">{text}</script>\n'
             f'<script>(() => {{\n{_scripts("common.js", *scripts)}\nstart("{name}");\n}})();</script>')
