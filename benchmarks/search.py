@@ -30,8 +30,10 @@ from memory_vlm.data.loaders import make_loader
 from memory_vlm.search import (
     _CANDIDATES,
     ImageIndex,
+    _check_owner,
     _Graph,
     _ImagePaths,
+    _weights_digest,
     _write_index,
     best_rows,
     open_images,
@@ -54,9 +56,10 @@ def query_times(model, args, at):
     features = torch.nn.functional.normalize(torch.randn(args.images, args.dim), dim=-1).half()
     names = [f'folder {i // 1000}/image {i:06}.jpg' for i in range(args.images)]
     _write_index(ImageIndex(features, torch.ones(args.images, dtype=torch.bool), names,
-                           torch.zeros(args.images, 2, dtype=torch.int64), ''), at/'drawn')
+                           torch.zeros(args.images, 2, dtype=torch.int64), _weights_digest(model)), at/'drawn')
     del features
     index = read_index(at/'drawn')
+    _check_owner(index, model) # else the first query would hash the weights
     first, *times = [seconds(lambda: search(model, index, f'thing number {i}')) for i in range(args.queries + 1)]
     return first, times
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from html import escape
 from .attention import find_clip
-from .core import UserError, _check_finite, pick
+from .core import UserError, _as_list, _check_count, _check_finite, pick
 from memory_vlm.evaluation.intervals import (
     ALPHA,
     caption_groups,
@@ -315,6 +315,7 @@ def ablate(
 )->Ablation:
     """Measure whether the model uses its memory, its CLS or its patches. Raises `UserError` for a model without such
     tokens, for data that is missing, empty, random or does not allow the score, and if no kind applies."""
+    if num_images is not None: _check_count(num_images, 'num_images')
     loaded = as_model(model, dl)
     tower, has_text = find_tower(loaded.model), _has_text(loaded.model)
     if part == 'memory': tower.check_memory()
@@ -326,7 +327,7 @@ def ablate(
     if loaded.loader is None and loaded.cfg is None: raise UserError('got a model without data; call ablate(model, dl)')
     dl = _FirstImages(loaded.valid_dl, num_images, model) if is_recall and num_images is not None else loaded.valid_dl
     layers = checked_tokens(layers, len(tower.blocks), 'layer')
-    kinds = [pick(KINDS, kind, 'kinds') for kind in kinds]
+    kinds = [pick(KINDS, kind, 'kinds') for kind in _as_list(kinds)]
     with record_states(model, part) as states:
         images, *about = encode(model, dl) if is_recall else model.encode(dl)
     _check_finite(images)

@@ -6,13 +6,14 @@
 __all__ = ['AttentionMaps', 'checked_index', 'find_vit', 'find_memory_vit', 'find_clip', 'capture']
 
 # %% ../nbs/30_attention.ipynb #f6088267
+import operator
 import torch
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from fastcore.basics import patch
 from functools import partial
-from .core import UserError, pick
+from .core import UserError, _as_list, pick
 from .interp.stats import effective_rank, mean_cosine
 from .memory import in_backward
 from .models.attention_hooks import EAGER, attention_hooks, eager_attention
@@ -135,7 +136,9 @@ def checked_index(
     count:int,  # Number of items
     what:str,   # Name of an item for the error, such as 'layer'
 )->int:         # 0..count-1
-    "Return a non-negative index. Raises `UserError` if it is out of range."
+    "Return a non-negative index. Raises `UserError` if it is out of range or no whole number."
+    try: index = operator.index(index)
+    except TypeError: raise UserError(f'{what}={index!r} is not a whole number') from None
     if -count <= index < count: return index % count
     raise UserError(f'{what}={index} does not exist: there are ' + (f'{count} (0..{count - 1})' if count else 'none'))
 
@@ -172,7 +175,7 @@ def _output_weight(attn:nn.Module, block:nn.Module)->Tensor:
     found, scale = next((m for n in names if (m := getattr(attn, n, None)) is not None), None), _layer_scale(block)
     if found is None:
         raise UserError(f'{type(attn).__name__} has no output projection that is known, so the norms of its values are '
-                        'not known; capture(model, values=False) records its attention')
+                        'not known; `patch_norms` does not need them')
     return found.weight if scale is None else scale.unsqueeze(1) * found.weight
 
 def _value_norms(v:Tensor, weight:Tensor)->Tensor:
@@ -313,10 +316,9 @@ def capture(
         raise UserError('capture does not show the test-time register of a MemoryViT, which is behind its patches; '
                         'leave the `with` block of test_time_register, or call RegisterEdit.remove(model) first')
     depth = len(tower.blocks)
-    layers = range(depth) if layers is None else [layers] if isinstance(layers, int) else layers
-    layers = sorted({checked_index(i, depth, 'layer') for i in layers})
+    layers = sorted({checked_index(i, depth, 'layer') for i in (range(depth) if layers is None else _as_list(layers))})
     if not layers: raise UserError('layers=[] captures nothing; use layers=None to capture all')
-    mean = [pick(('heads', 'memory'), m, 'mean') for m in ([mean] if isinstance(mean, str) else mean)]
+    mean = [pick(('heads', 'memory'), m, 'mean') for m in _as_list(mean)]
     maps = AttentionMaps(tower.layout, layers, depth, device)
     if isinstance(tower.attentions[0], nn.MultiheadAttention):
         warnings.warn('nn.MultiheadAttention does not give its attention, so capture computes it once more beside it: '

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import json
 import numpy as np
+import operator
 import os
 import random
 import torch
@@ -136,6 +137,17 @@ def format_duration(
 def _counted(n:float, noun:str)->str:
     "Format a number of things, such as '1 step' and '1,200 steps'."
     return f"{n:{',' if isinstance(n, int) else '.3g'}} {noun}{'s' * (n != 1)}"
+
+def _as_list(x)->list:
+    "Return one item, such as a text, a number or a model, as a list, and several items in a list."
+    single = isinstance(x, str | Path | torch.nn.Module) or not isinstance(x, Iterable) or getattr(x, 'ndim', 1) == 0
+    return [x] if single else list(x)
+
+def _check_count(n, name:str):
+    "Raise `UserError` unless a number of things is whole and above 0."
+    try: fits = operator.index(n) > 0
+    except TypeError: fits = False
+    if not fits: raise UserError(f'{name}={n!r} is not a number of 1 or more')
 
 def _check_finite(values:torch.Tensor, of:str='image', name:str=''): # Features or attention, a row for each; a model
     "Raise `UserError` if values are not finite; ranks and orders of these would look valid."

@@ -121,6 +121,9 @@ def _short(x:float|None)->str:
     "Format a number with three digits."
     return '' if x is None else '0' if abs(x) < 5e-7 else f'{x:.3g}'
 
+def _between(low:float|None, high:float|None)->str: # None or NaN: unknown
+    return '' if low is None or low != low else f'{_short(low)} .. {_short(high)}'
+
 def _signed(x:float)->str: return f'{"+" * (x >= 0)}{_short(x) or "0"}'
 
 def _is_significant(d:dict)->bool: return d.get('p') is not None and d['p'] < 2 * ALPHA # p: after the correction
@@ -166,8 +169,7 @@ class MemoryReport:
         lines = {}
         for r in self.rows:
             name = r.name if r.layer is None else f'{r.name} (layer {r.layer})'
-            between = '' if r.low is None else f'{_short(r.low)} .. {_short(r.high)}'
-            line = (name, _short(r.value), between, _short(r.uniform), _short(r.untrained), r.note)
+            line = (name, _short(r.value), _between(r.low, r.high), _short(r.uniform), _short(r.untrained), r.note)
             lines.setdefault(r.group, []).append(line)
         return lines
 
@@ -228,9 +230,9 @@ class _ReportComparison:
         self,
         row:str='patch norms above 3 medians', # A row that has a value in each layer
     ): # pandas DataFrame: a row per model and layer
-        """Return a measure after each block (from 0), and its paired difference to the first model where both have as
-        many blocks, with 95 % CI and p-value after Holm's correction over this table. Raises `UserError` for a row
-        without layers."""
+        """Return a measure after each block (from 0) with its 95 % CI (NaN: unknown), and its paired difference to the
+        first model where both have as many blocks, with 95 % CI and p-value after Holm's correction over this table.
+        Raises `UserError` for a row without layers."""
         import pandas as pd
         pick({r.name: r for x in self.reports.values() for r in x.rows if r.layers}, row, 'row with layers')
         models = {name: (x.layout, x.features) for name, x in self.reports.items()}

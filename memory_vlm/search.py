@@ -14,11 +14,12 @@ import os
 import time
 import torch
 import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from .clip import MemoryCLIP
-from .core import MissingPackage, UserError, _check_finite, require
+from .core import MissingPackage, UserError, _check_count, _check_finite, require
 from .data.base import FileSource, PathList, Source
 from .data.folders import is_image, walk_files
 from .data.loaders import make_loader
@@ -46,8 +47,10 @@ def text_feature(
     model:MemoryCLIP, # Model with a text tower
     caption:str,      # What to look for
 )->Tensor:            # float32 (D,), of unit length, on the CPU
-    "Return the feature of a caption. Raises `UserError` for an empty caption or a model without a text tower."
+    """Return the feature of a caption. Raises `UserError` for an empty caption, anything but a text, and a model
+    without a text tower."""
     check_text_tower(model)
+    if not isinstance(caption, str): raise UserError(f'got {caption!r} as a caption; give one text')
     if not caption.strip(): raise UserError('Type a caption to search for.')
     ids = model.tokenize([caption]).to(next(model.parameters()).device)
     return with_queries(model, model.encode_text(ids, normalize=True))[0].float().cpu()
@@ -61,7 +64,9 @@ def best_rows(
     good:Tensor=None,   # bool (N,): rows to search; None: all
     vectors:Tensor=None,# All vectors of each image (N,K,D), of which `features` are the mean; None: one per image
 )->list:                # (row, score), best first
-    "Return the rows with the largest cosine to a query. With `vectors`, `similarity` decides among the best by cosine."
+    """Return the rows with the largest cosine to a query. With `vectors`, `similarity` decides among the best by
+    cosine. Raises `UserError` unless `top` is a whole number of 1 or more."""
+    _check_count(top, 'top')
     text, num = query if query.dim() == 1 else query[0], len(features) if good is None else int(good.sum())
     cosine = torch.cat([part.float() @ text for part in features.split(2**14)]) # (N,)
     if good is not None: cosine[~good] = -torch.inf
@@ -83,6 +88,7 @@ class ImageIndex:
     vectors:Tensor=None # float16 (N, K, D), if the model compares captions with several vectors per image
     ids:Tensor=None # int64 (N,): a number that no other encoded image has; None: rows that are not from a file
     graph:object=None # `_Graph` of the features, if there are many images
+    owner:tuple=()    # `_weights_state` of the model that is known to have made it
 
     def __len__(self): return len(self.names)
     def path(self, row:int)->str: return os.path.join(self.root, self.names[row])
@@ -107,6 +113,20 @@ def _weights_digest(model:MemoryCLIP)->str:
         found.update(name.encode())
         found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
+
+def _weights_state(model:MemoryCLIP)->tuple:
+    "Return what differs for another model, and for this one after its weights have changed in place."
+    weights = [*model.visual.parameters(), *model.visual.buffers()]
+    return weakref.ref(model), *{x.dtype for x in weights}, sum(0 if x.is_inference() else x._version for x in weights)
+
+def _check_owner(index:ImageIndex, model:MemoryCLIP):
+    "Raise `UserError` if another model, or other weights, made an index. Weights are hashed only if they may differ."
+    state = _weights_state(model)
+    if index.owner == state: return
+    if index.model != _weights_digest(model):
+        raise UserError(f'{model.cfg.name} did not make this index, or its weights have changed since; open it by '
+                        'open_index(model, data, path), which encodes the images again')
+    index.owner = state
 
 def _write_index(
     index:ImageIndex, # Index; its `root` is not written
@@ -293,6 +313,7 @@ def open_index(
     marks, old_rows = _file_marks(source), {}
     if old and old.model == digest:
         old.root, old_rows = root, {name: row for row, name in enumerate(old.names)}
+        old.owner = _weights_state(model)
         if names == old.names and torch.equal(marks, old.marks): return _with_graph(old, path, progress)
     before = np.array([old_rows.get(name, -1) for name in names])
     known = before >= 0
@@ -303,7 +324,7 @@ def open_index(
     vectors = None if many is None else torch.zeros(many, dtype=torch.float16)
     first = max(time.time_ns()//1000, 1 + int(old.ids.max()) if old and len(old) else 0) # also after the file is lost
     ids = torch.arange(first, first + len(names))
-    index = ImageIndex(features, good, names, marks, digest, root, vectors, ids)
+    index = ImageIndex(features, good, names, marks, digest, root, vectors, ids, owner=_weights_state(model))
     if old_rows:
         index.features[known], index.good[known] = old.features[before[known]], old.good[before[known]]
         index.ids[known] = old.ids[before[known]]
@@ -320,9 +341,11 @@ def search(
     model:MemoryCLIP, # Model that made the index
     index:ImageIndex, # Index from `open_index`
     caption:str,      # What to look for
-    top:int=10,       # Largest number of images (count)
+    top:int=10,       # Largest number of images (count, 1 or more)
 )->list:              # (cosine, path), best first
-    "Return the images that match a caption best. Raises `UserError` if the index has no readable image."
+    """Return the images that match a caption best. Raises `UserError` if the index has no readable image, and for the
+    index of another model or of other weights."""
+    _check_owner(index, model)
     if not index.good.any(): raise UserError(f'None of {len(index)} images can be read; give another folder')
     with evaluation_mode(model): query = text_feature(model, caption)
     if index.graph is not None and top <= _MOST_FROM_GRAPH:

@@ -15,7 +15,7 @@ import time
 import yaml
 from collections.abc import Iterable, Mapping, Sequence
 from .config import compose
-from .core import UserError, _load_yaml, _near_path, _unreadable, format_duration, pick
+from .core import UserError, _as_list, _load_yaml, _near_path, _unreadable, format_duration, pick
 from .evaluation.compare import check_table_path
 from .evaluation.intervals import holm
 from .imports import import_run
@@ -104,7 +104,8 @@ def summarize(
     "Summarize each variant: seeds, mean and standard deviation of each metric, parameters, step time and memory."
     groups = runs.groupby('variant', sort=False)
     table = dict(seeds=groups.seed.nunique())
-    for m in metrics: table |= {m: groups[pick(runs.columns, m, 'metric')].mean(), f'{m} std': groups[m].std()}
+    for m in _as_list(metrics):
+        table |= {m: groups[pick(runs.columns, m, 'metric')].mean(), f'{m} std': groups[m].std()}
     return pd.DataFrame(table | dict(params=groups.params.first(), step_ms=groups.step_ms.median(),
                                      memory_gb=groups.memory_gb.first()))
 
@@ -157,13 +158,14 @@ def study_table(
     "Show means ± standard deviations, paired differences [CI], their p-values and detectable differences as text."
     summary = summarize(runs, metrics)
     table = pd.DataFrame(dict(seeds=summary.seeds.astype(str)), index=summary.index)
-    for m in metrics:
+    for m in _as_list(metrics):
         spread = [f' ± {s}' if s != 'nan' else '' for s in _points(summary[f'{m} std'], m)] # one seed has none
         table[m] = [a + s for a, s in zip(_points(summary[m], m), spread)]
         if baseline is None: continue
         found = paired_differences(runs, baseline, m)
         cells = [_points(row, m, '+') for row in found[['difference', 'low', 'high']].to_numpy()]
-        shown = [f'{d} [{low}, {high}], p {p:.2g}' if p == p else f'{d} ({"no spread" if n > 1 else "one pair"})'
+        shown = [f'{d} [{low}, {high}], p {p:.2g}' if p == p else 'no pair' if not n else
+                 f'{d} ({"no spread" if n > 1 else "one pair"})'
                  for (d, low, high), p, n in zip(cells, found.p, found.pairs)]
         column = pd.Series(shown, index=found.index).reindex(table.index, fill_value='')
         table[f'{m}, difference from {baseline}'] = column

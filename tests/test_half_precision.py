@@ -1,14 +1,16 @@
 """Each memory mechanism in each precision: outputs and gradients of fp32 in training, eval, capture, interventions."""
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from contextlib import nullcontext
 from copy import deepcopy
+from memory_vlm.ablation import ablate
 from memory_vlm.attention import capture
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.core import UserError
-from memory_vlm.evaluation.validation import evaluate
+from memory_vlm.evaluation.validation import encode, evaluate
 from memory_vlm.interp.attribution import attribute, rollout
 from memory_vlm.interp.intervene import KINDS, intervene, record_states
 from memory_vlm.interp.text_lens import text_lens
@@ -167,3 +169,19 @@ def test_weights_of_half_precision_are_read_and_scored(preset, dtype):
     states = torch.randn(3, 128)
     (a, b) = ([{w: c for w, c in row} for row in _nearest_words(m, states, words, 4)] for m in (model, half))
     assert max(abs(x[w] - y[w]) for x, y in zip(a, b) for w in x) <= tolerance
+
+
+@EACH_DTYPE
+def test_images_of_float32_and_bytes_for_weights_of_half_precision(dtype):
+    torch.manual_seed(0)
+    size = dict(image_size=32, layers=1, width=32, head_width=16, patch_size=8)
+    theirs = open_clip.model.CustomTextCLIP(32, size, dict(context_length=8, width=32, heads=2, layers=1)).eval()
+    ours = MemoryCLIP.from_config(compose(['model=tiny', 'model.image_size=32', 'model.depth=1']).model).eval()
+    pixels, ids = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8), torch.randint(1, 49000, (40, 8))
+    mean, std = (torch.tensor(x)[:, None, None] for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    images, dtype = (pixels / 255 - mean) / std, DTYPES[dtype][0]
+    for model in (theirs, ours):
+        expected, half = F.normalize(model.encode_image(images), dim=-1), deepcopy(model).to(dtype)
+        for given in (images, images.to(dtype), pixels):
+            assert F.cosine_similarity(encode(half, [(given, ids)])[0], expected).min() > 0.999
+            assert ablate(half, [(given, ids)], ['zero'], part='cls').num_images == 40

@@ -194,9 +194,12 @@ class LabeledSource(FileSource):
                             'classification needs at least 2')
         if names: check_class_names(path, files, names)
         self.folders = [f for f in names if f in files] if names else list(files)
-        self.classes = [names[f] for f in self.folders] if names else _class_names(self.folders, path)
+        given = [names[f] for f in self.folders] if names else _class_names(self.folders, path)
+        self.classes = list(dict.fromkeys(given)) # folders of equal names are one class
+        if len(self.classes) < 2:
+            raise UserError(f"'{path}': all folders are of the class '{given[0]}'; give at least 2 classes")
         self.images = PathList([file for f in self.folders for file in files[f]])
-        self.labels = torch.tensor([i for i, f in enumerate(self.folders) for _ in files[f]])
+        self.labels = torch.tensor([self.classes.index(c) for f, c in zip(self.folders, given) for _ in files[f]])
 
     def captions(self, i)->list[str]: return [self.classes[self.labels[i]]]
     def class_labels(self): return self.classes, self.labels.numpy()

@@ -13,6 +13,7 @@ import torch
 import yaml
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from ..core import UserError, _load_yaml, _unreadable, pick
 from .retrieval import rank_of_best
 from .validation import with_queries
@@ -75,7 +76,7 @@ def read_prompts(
     try:
         text = Path(path).read_text(encoding='utf-8-sig')
         names = [c for line in text.splitlines() if (c := line.strip())]
-        content = dict(classes=names) if is_list else _load_yaml(text)
+        content = dict(classes=names) if is_list else _load_yaml(text, yaml.BaseLoader) # `no` and 010 stay as written
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise _unreadable(path, 'text' if is_list else 'YAML', e) from e
     if not isinstance(content, dict) or not content.get('classes'):
@@ -84,9 +85,11 @@ def read_prompts(
     classes, folders = content['classes'], None
     if not isinstance(classes, (dict, list)):
         raise UserError(f"'{path}': got classes={classes!r}; allowed is a list of names, or folder: name")
-    if isinstance(classes, dict): folders, classes = [str(k) for k in classes], list(classes.values())
-    templates = _read_templates(content.get('templates', 'imagenet'), str(path))
-    return Prompts([str(c) for c in classes], templates, folders)
+    if isinstance(classes, dict): folders, classes = list(classes), list(classes.values())
+    wrong = [c for c in classes if not isinstance(c, str) or not c.strip()]
+    if wrong: raise UserError(f"'{path}': got {wrong[0]!r} as a class; each class is a text")
+    templates = _read_templates(content.get('templates', 'imagenet') or None, str(path))
+    return Prompts(classes, templates, folders)
 
 # %% ../../nbs/evaluation/02_classification.ipynb #9eea69c7
 def class_features(
@@ -94,9 +97,10 @@ def class_features(
     tokenize:Callable,  # Function: list of texts -> token ids, int64 (texts, T)
     prompts:Prompts,    # Classes and templates
 )->Tensor:              # L2-normalized, float32 (C, D), on the CPU
-    "Return the mean text feature of each class."
+    "Return the mean text feature of each class. Other braces than {} in a template are part of the text."
     device = next(model.parameters()).device
-    features = build_zero_shot_classifier(model, tokenize, prompts.classes, prompts.templates, device=device) # (D,C)
+    templates = [t if callable(t) else partial(t.replace, '{}') for t in prompts.templates]
+    features = build_zero_shot_classifier(model, tokenize, prompts.classes, templates, device=device) # (D,C)
     return with_queries(model, features.T.float().cpu())
 
 # %% ../../nbs/evaluation/02_classification.ipynb #8fc8c6ab

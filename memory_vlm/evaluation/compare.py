@@ -15,7 +15,7 @@ from datetime import date
 from fastai.torch_core import default_device
 from importlib.metadata import version
 from ..clip import MemoryCLIP
-from ..core import UserError, _check_finite, _counted, _output_path, _to_json, pick
+from ..core import UserError, _as_list, _check_finite, _counted, _output_path, _to_json, pick
 from ..data.base import Source
 from ..data.folders import LabeledSource, check_class_names
 from ..data.sources import COLUMN_KEYS, join_paths, labeled_folder, open_source, parse_mixture
@@ -44,7 +44,7 @@ from .models import EvalModel, _check_image_scores, _Features, _open_eval_model
 from .retrieval import _have_several_captions, _rankings, chance_recall, retrieval_ranks
 from .validation import _encode_images, _mean_vector, encode
 from ..interp.features import memory_features
-from ..report import _difference_text, _measure, _ReportComparison
+from ..report import _between, _difference_text, _measure, _ReportComparison
 from ..training.run_dir import find_run
 from pathlib import Path
 from torch import Tensor
@@ -153,6 +153,7 @@ def _outliers_text(found:_ReportComparison)->str:
     for name in found.reports:
         own = rows[rows.model == name].to_dict('records')
         columns[name] = [f"{r['value']:.3g}" for r in own]
+        if len(found.reports) == 1: columns['95 % CI'] = [_between(r['value_low'], r['value_high']) for r in own]
         if name == found.baseline: continue
         columns[f'{name} - {found.baseline}'] = [_difference_text(r) if 'low' in r and r['change'] is not None else ''
                                                  for r in own]
@@ -165,7 +166,9 @@ def _measures_text(found:_ReportComparison)->str:
     "Return the rows of a memory report, and the outliers after each block, as Markdown."
     table, num = found.table(), len(next(iter(found.reports.values())).features['contrast'])
     said = f' {found.sentences[-1]}' * (len(found.reports) > 1)
-    whole = _markdown_columns(table.to_dict('list'), [row for _, row in table.index])
+    columns, (first, *others) = table.to_dict('list'), found.reports.values()
+    if not others: columns['95 % CI'] = [_between(r.low, r.high) for r in first.rows]
+    whole = _markdown_columns(columns, [row for _, row in table.index])
     return f'Patches and memory, on {num} images.{said}\n\n{whole}{_outliers_text(found)}'
 
 _OUTLIERS = 'patch norms above 3 medians'
@@ -344,7 +347,7 @@ def eval_models(
     device = device or default_device()
     found, counts, seen, missing, reports, unmeasured = {}, (0, 0), [], {}, {}, {}
     how = batch_size, num_workers, max_bad_fraction
-    for name in names:
+    for name in _as_list(names):
         try:
             one = name if isinstance(name, EvalModel) else _open_eval_model(name)
             _check_image_scores(one, train_images, masks, measures)
@@ -379,7 +382,7 @@ def eval_models(
     versions = {p: version(p) for p in ('torch', 'timm', 'open_clip_torch')}
     about = dict(images=counts[0], texts=counts[1], **shared, date=str(date.today()),
                  machine=f'{device}, {platform.machine()}', versions=versions)
-    newest = [f'{n} is {run}' for n in names if isinstance(n, (str, Path)) and (run := find_run(Path(n)))
+    newest = [f'{n} is {run}' for n in _as_list(names) if isinstance(n, (str, Path)) and (run := find_run(Path(n)))
               and run.parent.resolve() == Path(n).resolve()] # `runs/NAME` is the newest run of a name
     if newest: about['newest'] = ', '.join(newest)
     if seen:

@@ -73,7 +73,8 @@ def share_interval(
     weights = torch.ones_like(values) if queries is None else queries.double()
     share, variance = values.mean(0).clamp(0, 1), values.var(0, correction=0) / n
     spread, alike = share * (1 - share), weights.sum(0).square() / weights.square().sum(0)
-    size = torch.where(spread > 1e-12, spread / variance.clamp_min(1e-300), alike) # `alike`: all hit, or none
+    varied = (spread > 1e-12) & (n > 1) # else all hit, or none, or one image, whose spread is unknown
+    size = torch.where(varied, spread / variance.clamp_min(1e-300), alike)
     z2 = _t_quantile(n, level) ** 2 / size
     center = (share + z2 / 2) / (1 + z2)
     half = z2.sqrt() / (1 + z2) * (spread + z2 / 4).sqrt()

@@ -111,7 +111,7 @@ def retrieval_metrics(
 def _ranking_of(score:Callable, queries:Tensor, targets:Tensor, right:Tensor, ks:Sequence[int], chunk:int)->dict:
     "Return the metrics of queries whose right targets are marked (Q,T): float64 (Q,) by name."
     found, T, num = {}, right.shape[1], right.sum(1)
-    discount = 1 / torch.arange(2, T + 2, device=right.device).log2()
+    discount = 1 / torch.arange(2, T + 2, device=right.device).double().log2() # float32 gives values above 1
     for q, r, n in zip(queries.split(chunk), right.split(chunk), num.split(chunk)):
         s = score(q, targets)
         s = torch.where(s.isnan(), torch.where(r, -torch.inf, torch.inf), s)
@@ -214,5 +214,6 @@ def bootstrap_interval(
     counts = (s.bincount(minlength=len(queries)).double()[None] for s in _bootstrap_samples(len(queries), draws, seed))
     recalls = torch.cat([_recall_over_images(per_image, queries.double(), c) for c in counts])
     low, high = _percentile_interval(recalls, level).tolist()
-    if low == high and low in (0, 1): return tuple(share_interval(per_image, queries, level).tolist())
+    if len(queries) == 1 or low == high and low in (0, 1):
+        return tuple(share_interval(per_image, queries, level).tolist())
     return low, high

@@ -9,19 +9,22 @@ __all__ = ['PRECISIONS', 'evaluation_mode', 'triples', 'image_vectors', 'with_qu
 # %% ../../nbs/evaluation/04_validation.ipynb #f8a6177d
 import hashlib
 import numpy as np
+import open_clip
 import random
 import torch
 import torch.nn.functional as F
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
+from ..clip import MemoryCLIP, normalize_images
 from ..core import UserError, _counted, _fork_random, pick
 from ..data.base import Source
 from ..data.loaders import _caption_numbers
 from ..distributed import gather_objects
 from .retrieval import _have_several_captions, chance_recall, ranking_metrics, retrieval_metrics
 from ..loss import LOSSES
-from ..models.towers import _exclusive
+from ..models.towers import _exclusive, find_tower
+from open_clip.transformer import VisionTransformer as OpenClipViT
 from torch import Tensor, nn
 
 # %% ../../nbs/evaluation/04_validation.ipynb #f6cb98ed
@@ -96,11 +99,32 @@ def triples(
         count += len(images)
 
 # %% ../../nbs/evaluation/04_validation.ipynb #77f606b2
+def _image_statistics(model:nn.Module, vit:nn.Module)->tuple: # Mean and standard deviation, of values 0..1 (3,) each
+    "Return how a model of timm or open_clip takes images; what open_clip sets holds for a trunk of timm, too."
+    holder = next((m for m in model.modules() if getattr(m, 'image_mean', None)), None)
+    if holder is not None: return holder.image_mean, holder.image_std
+    known, plain = getattr(vit, 'pretrained_cfg', None) or {}, [[0.5] * 3] * 2
+    if isinstance(vit, OpenClipViT): plain = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    return tuple(known.get(k) or default for k, default in zip(('mean', 'std'), plain))
+
+def _model_input(model:nn.Module, images:Tensor)->Tensor: # (B,3,height,width) -> as `encode_image` takes them
+    """Move images to the device of a model and, if they are floats, to the dtype of its first layer; normalize uint8
+    images for towers that do not do it themselves."""
+    try: tower = find_tower(model)
+    except UserError: # such as a ResNet
+        weight = next((m.weight for m in model.modules() if isinstance(m, nn.Conv2d)), next(model.parameters()))
+        return images.to(weight.device, weight.dtype if images.is_floating_point() else None)
+    images, kind = tower.place(images), next(tower.embed.parameters())
+    if any(isinstance(m, MemoryCLIP) for m in model.modules()): return images
+    found = _image_statistics(model, tower.vit)
+    return normalize_images(images, *(torch.tensor(list(x), dtype=kind.dtype, device=kind.device) for x in found))
+
 def image_vectors(
     model:nn.Module, # With open_clip's interface
-    images:Tensor,   # As `encode_image` takes them (B, 3, height, width)
+    images:Tensor,   # (B, 3, height, width): uint8, or normalized float of any dtype
 )->Tensor:           # float32, of unit length: (B, D), or (B, K, D) if captions are compared with K vectors
-    "Encode images for `similarity`."
+    "Encode images for `similarity`, on the device and in the precision of the model."
+    images = _model_input(model, images)
     many = getattr(getattr(model, 'visual', None), 'many_vectors', False)
     features = model.encode_image(images, vectors=True) if many else model.encode_image(images)
     return F.normalize(features.float(), dim=-1)

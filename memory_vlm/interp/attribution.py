@@ -209,9 +209,12 @@ def attribute(
     images:Tensor, # As `encode_image` takes them (B, 3, height, width)
     texts:Tensor,  # One for each image, one for all, or several for one image: ids, int64 (B, T), or features, float
 )->Attribution:
-    """Split cosines into the contributions of all parts of the vision tower. Raises `UserError` for a number of texts
-    that does not fit, and for a tower whose output is not such a sum."""
+    """Split cosines into the contributions of all parts of the vision tower. Raises `UserError` for texts that are no
+    tensor or whose number does not fit, and for a tower whose output is not such a sum."""
     _linear_readout(model, find_tower(model))
+    if not isinstance(texts, Tensor):
+        raise UserError(f'got {type(texts).__name__} as texts; give token ids, such as model.tokenize([caption]), or '
+                        'features')
     if len(texts) != len(images) and 1 not in (len(texts), len(images)):
         raise UserError(f'got {len(texts)} texts for {len(images)} images; give one for each, or one for all')
     if not texts.is_floating_point():

@@ -10,6 +10,7 @@ import pandas as pd
 import re
 import torch
 import torch.nn.functional as F
+import warnings
 from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,15 +23,27 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 # %% ../../nbs/interp/06_caption_maps.ipynb #77e02a47
+def _find_words(caption:str, words:str)->tuple: # Start and end
+    "Find whole words in a caption. Raises `UserError` if they are not there. Only ASCII words have known ends."
+    found = re.search(rf'(?<!\w){re.escape(words)}(?!\w)', caption, re.ASCII) if words.strip() else None
+    if not found: raise UserError(f'the caption {caption!r} does not contain {words!r}')
+    return found.span()
+
 def _without_words(caption:str, words)->tuple:
     "Return words and the caption without each. Raises `UserError` for a word that is not in the caption."
     if words is True: spans = [m.span() for m in re.finditer(r'\S+', caption)]
-    else:
-        starts = [(w, caption.find(w)) for w in words or ()]
-        for w, start in starts:
-            if start < 0: raise UserError(f'the caption {caption!r} does not contain {w!r}')
-        spans = [(start, start + len(w)) for w, start in starts]
+    else: spans = [_find_words(caption, w) for w in ([words] if isinstance(words, str) else words or ())]
     return [caption[a:b] for a, b in spans], [' '.join((caption[:a] + caption[b:]).split()) for a, b in spans]
+
+def _seen_part(caption:str, tokenize)->str:
+    "Return a caption without the words at its end that its token ids do not contain, as it is too long. Warns of them."
+    def ids(text): return tokenize([text])[0].tolist()
+    ends, whole = [m.end() for m in re.finditer(r'\S+', caption)], ids(caption)
+    while len(ends) > 1 and ids(caption[:ends[-2]]) == whole: ends.pop()
+    seen = caption[:ends[-1]] if ends else ''
+    if seen != caption.rstrip():
+        warnings.warn(f'the caption is too long for the text tower, which sees {seen!r}; words behind it have no share')
+    return seen
 
 # %% ../../nbs/interp/06_caption_maps.ipynb #1a4111c7
 @dataclass(repr=False)
@@ -132,16 +145,22 @@ def _gradient_maps(model, tower:Tower, image:Tensor, score)->tuple:
     return scores.detach(), by_key, torch.stack(by_head, 1)
 
 # %% ../../nbs/interp/06_caption_maps.ipynb #29efeec0
+def _text_tower(model):
+    return find_module(model, lambda m: hasattr(m, 'encode_text'), 'text tower: give features of texts')
+
+def _find_tokenizer(model, tokenize):
+    "Return the tokenizer that is given, or that of a model. Raises `UserError` if it is not known."
+    found = tokenize or getattr(model, 'tokenize', None) or getattr(_text_tower(model), 'tokenize', None)
+    if found: return found
+    raise UserError('the tokenizer of this model is unknown; give tokenize=, such as open_clip.get_tokenizer(name)')
+
 def _text_features(model, texts, tokenize)->Tensor: # -> (C,dim), of unit length
     "Encode texts. Raises `UserError` without a text tower or tokenizer."
     if isinstance(texts, Tensor) and texts.is_floating_point(): return F.normalize(texts.float(), dim=-1)
-    clip = find_module(model, lambda m: hasattr(m, 'encode_text'), 'text tower: give features of texts')
-    tokenize = tokenize or getattr(model, 'tokenize', None) or getattr(clip, 'tokenize', None)
-    if not isinstance(texts, Tensor) and tokenize is None:
-        raise UserError('the tokenizer of this model is unknown; give tokenize=, such as open_clip.get_tokenizer(name)')
+    clip = _text_tower(model)
     device = next(clip.parameters()).device
     with evaluation_mode(clip), torch.autocast(device.type, enabled=False):
-        ids = texts if isinstance(texts, Tensor) else tokenize(list(texts))
+        ids = texts if isinstance(texts, Tensor) else _find_tokenizer(model, tokenize)(list(texts))
         return F.normalize(clip.encode_text(ids.to(device)).float(), dim=-1)
 
 def _score_function(model, tower:Tower, texts:Tensor, mix:Tensor):
@@ -160,21 +179,31 @@ def _why_not_exact(model, tower:Tower)->str:
 def caption_map(
     model,          # A dual encoder, a tower with a projection, or an object with one as its `.model`, as a Learner
     image:Tensor,   # One image as `encode_image` takes it: (3, height, width) or (1, 3, height, width)
-    caption,        # A text, its token ids, int64 (T,), or its features, float (dim,)
-    words=False,    # True: also every word; or a list of words and phrases of the caption
+    caption,        # A text, its token ids, int64 (T,) or (1, T), or its features, float (dim,)
+    words=False,    # True: also every word that the text tower sees; or a word, or a list of words and phrases
     tokenize=None,  # Function: texts -> token ids; None: `tokenize` of the model
-    against=None,   # Texts, or features (C, dim), whose mean score is subtracted, such as all classes; None: nothing
+    # A text, texts, or features (C, dim), whose mean score is subtracted, such as all classes; None: nothing
+    against=None,
     method:str=None, # 'exact' or 'gradient'; None: exact where the tower allows
 )->_CaptionMap:
     """Find which patches, memory tokens, layers and heads carry the score of a caption and of each of its words. The
     share of a word is the score of the caption minus that of the caption without the word, and its map the difference
     of both maps. Raises `UserError` for words of no text, for several images, and for a tower that is not known."""
     tower = find_tower(model)
+    if not isinstance(image, Tensor) or image.dim() not in (3, 4):
+        given = f'shape {tuple(image.shape)}' if isinstance(image, Tensor) else type(image).__name__
+        raise UserError(f'got {given} as image; give a tensor (3, height, width), as `encode_image` takes it')
     image = image[None] if image.dim() == 3 else image
     if len(image) != 1: raise UserError(f'got {len(image)} images; give one')
+    if isinstance(caption, Tensor) and caption.dim() == 2 and len(caption) == 1: caption = caption[0]
+    if not isinstance(caption, str) and not (isinstance(caption, Tensor) and caption.dim() == 1):
+        given = f'shape {tuple(caption.shape)}' if isinstance(caption, Tensor) else type(caption).__name__
+        raise UserError(f'got {given} as caption; give one text, its token ids (T,) or its features (dim,)')
     tower = replace(tower, layout=tower.layout_of(image))
     if words and not isinstance(caption, str): raise UserError('words= needs the caption as a text')
-    names, shorter = _without_words(caption, words) if words else ([], [])
+    names, shorter = [], []
+    if words: names, shorter = _without_words(_seen_part(caption, _find_tokenizer(model, tokenize)), words)
+    if isinstance(against, str): against = [against]
     texts = _text_features(model, [caption, *shorter] if isinstance(caption, str) else caption[None], tokenize)
     if against is not None: texts = torch.cat([texts, _text_features(model, against, tokenize).to(texts.device)])
     W = 1 + len(names)

@@ -6,13 +6,11 @@
 __all__ = ['map_layer', 'memory_features']
 
 # %% ../../nbs/interp/03_features.ipynb #c11910a7
-import open_clip
 import torch
 import torch.nn.functional as F
 from collections.abc import Iterable
 from ..attention import AttentionMaps, capture
-from ..clip import MemoryCLIP, normalize_images
-from ..core import UserError, _check_finite
+from ..core import UserError, _check_count, _check_finite
 from ..data.masks import _open_masks
 from ..data.scenes import _box_around
 from memory_vlm.evaluation.localization import (
@@ -25,7 +23,7 @@ from memory_vlm.evaluation.localization import (
     center_prior,
     localization_scores,
 )
-from ..evaluation.validation import _batches, evaluation_mode
+from ..evaluation.validation import _batches, _model_input, evaluation_mode
 from .intervene import intervene
 from memory_vlm.interp.stats import (
     effective_rank,
@@ -38,7 +36,6 @@ from memory_vlm.interp.stats import (
     weighted_mass,
 )
 from ..models.towers import find_tower
-from open_clip.transformer import VisionTransformer as OpenClipViT
 from torch import Tensor, nn
 
 # %% ../../nbs/interp/03_features.ipynb #7c0fdb8e
@@ -158,22 +155,6 @@ class _MaskFeatures:
         return {f'dense {n}': _iou_values(c)[:, None] for n, c in counts.items()}
 
 # %% ../../nbs/interp/03_features.ipynb #d01cd2be
-def _image_statistics(model:nn.Module, vit:nn.Module)->tuple: # Mean and standard deviation, of values 0..1 (3,) each
-    "Return how a model of timm or open_clip takes images; what open_clip sets holds for a trunk of timm, too."
-    holder = next((m for m in model.modules() if getattr(m, 'image_mean', None)), None)
-    if holder is not None: return holder.image_mean, holder.image_std
-    known, plain = getattr(vit, 'pretrained_cfg', None) or {}, [[0.5] * 3] * 2
-    if isinstance(vit, OpenClipViT): plain = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    return tuple(known.get(k) or default for k, default in zip(('mean', 'std'), plain))
-
-def _model_input(model:nn.Module, images:Tensor)->Tensor: # (B,3,height,width) -> as `encode_image` takes them
-    "Move images to the device of a model, and normalize uint8 images for models that do not do it themselves."
-    tower = find_tower(model)
-    images, vit, kind = tower.place(images), tower.vit, next(tower.embed.parameters())
-    if any(isinstance(m, MemoryCLIP) for m in model.modules()): return images
-    mean, std = (torch.tensor(list(x), dtype=kind.dtype, device=kind.device) for x in _image_statistics(model, vit))
-    return normalize_images(images, mean, std)
-
 def _make_encoder(model:nn.Module):
     "Return the function that encodes images, uint8 or normalized, and leaves out the tokens that CoCa's tower returns."
     encode = next((m.encode_image for m in model.modules() if hasattr(m, 'encode_image')), model) # also of a wrapper
@@ -208,6 +189,7 @@ def memory_features(
 )->dict:                      # Name: fp32 (images, ...)
     """Compute the features of a report for each image, without side effects on the model. Raises `UserError` if there
     are no images, if they have another size than the model, and for masks that do not fit."""
+    _check_count(num_images, 'num_images')
     tower, source = find_tower(model), getattr(dl, 'source', None)
     encode, parts, grid = _make_encoder(model), [], None
     masked = None if masks is None else _MaskFeatures(_open_masks(masks, dl))

@@ -23,6 +23,7 @@ from memory_vlm.evaluation.validation import (
     with_queries,
 )
 from .features import _make_encoder
+from ..training.metrics import _labels_by_name
 from ..training.run_dir import LoadedModel
 from torch import Tensor, nn
 
@@ -81,9 +82,15 @@ def _nearest(original:Tensor, labels:Tensor|None)->tuple: # (function, chance)
 def _zero_shot(loaded:LoadedModel, dl, classes, labels:Tensor|None, rows:Tensor)->tuple: # (function, chance)
     "Return the score whether the class whose text is nearest to an image is right."
     source, clip = getattr(dl, 'source', None), loaded.model
-    if hasattr(source, 'class_labels'):
-        names, every = source.class_labels()
-        classes, labels = names if classes is None else classes, torch.as_tensor(every)[rows]
+    if isinstance(classes, str): raise UserError(f"got classes='{classes}'; give a list of names")
+    if hasattr(source, 'class_labels') and (found := _labels_by_name(source, None)):
+        names, labels = found[0], found[1][rows]
+        if classes is None: classes = names
+        elif not isinstance(classes, Tensor) and set(names) <= set(classes): # in any order
+            labels = torch.tensor([list(classes).index(n) for n in names])[labels]
+        elif len(classes) != len(names):
+            raise UserError(f'got {len(classes)} classes, and the data has {len(names)}: {", ".join(names[:5])}'
+                            + ' ...' * (len(names) > 5))
     if classes is None or labels is None:
         raise UserError("score='zero_shot' needs `classes` (text embeddings (C, D), or names for a model with a text "
                         'tower) and batches (images, labels), with integers (B,) or bool (B, C)')
@@ -93,6 +100,10 @@ def _zero_shot(loaded:LoadedModel, dl, classes, labels:Tensor|None, rows:Tensor)
         classes = class_features(clip, loaded.tokenize or clip.tokenize, Prompts(list(classes)))
     else: classes = with_queries(clip, F.normalize(classes.float().cpu(), dim=-1))
     if labels.dim() == 1: labels = labels[:, None] == torch.arange(len(classes))
+    if labels.shape[1] != len(classes) or not labels.any(1).all():
+        C = len(classes)
+        raise UserError(f"score='zero_shot' with {C} classes needs images with labels of 0..{C - 1}, or bool (B, {C}) "
+                        'with at least one class; captions are no labels')
     def score(features, index): return (class_ranks(features, classes, labels[index]) < 1).double()
     return score, labels.sum(1).double().mean().item() / len(classes)
 

@@ -10,7 +10,7 @@ import torch
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from ..attention import checked_index
-from ..core import UserError, pick
+from ..core import UserError, _as_list, pick
 from ..memory import INITS, MemoryTokens
 from ..models.attention_hooks import EAGER, attention_hooks
 from ..models.towers import Tower, _exclusive, find_tower
@@ -25,8 +25,7 @@ def checked_tokens(
     what:str,  # Name of an item for the error, such as 'layer'
 )->list:       # Indices 0..count-1
     "Return a choice among `count` items as a list. Raises `UserError` for an index out of range."
-    given = range(count) if given is None else [given] if isinstance(given, int) else given
-    return [checked_index(i, count, what) for i in given]
+    return [checked_index(i, count, what) for i in (range(count) if given is None else _as_list(given))]
 
 # %% ../../nbs/interp/02_intervene.ipynb #d16f9a35
 _PARTS = {'memory': 'memory tokens or registers', 'cls': 'CLS token', 'patches': 'patches'}

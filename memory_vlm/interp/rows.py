@@ -184,6 +184,10 @@ def _interval_of_curved(value:Tensor, logits:Tensor, limits:tuple)->tuple:
     low, high = (limits[0] + (limits[1] - limits[0]) * mean_interval(logits).sigmoid()).tolist()
     return min(low, value.item()), max(high, value.item())
 
+def _interval_of(metric:_Metric)->Callable:
+    "Return the interval of a mean of values (n, ...), for a metric that is neither curved nor falls in steps."
+    return share_interval if metric.is_share else partial(_interval_within, limits=metric.limits)
+
 def _estimate(metric:_Metric, values:Tensor, logits:Tensor=None)->tuple:
     "Return a metric in each layer (L or G or 1), one number of it, and its interval (None: too few images)."
     if metric.is_step:
@@ -191,7 +195,7 @@ def _estimate(metric:_Metric, values:Tensor, logits:Tensor=None)->tuple:
         point, low, high = metric.of({metric.feature: torch.stack([values.mean(0), *ends])}).tolist()
         return torch.tensor([point]), point, *((low, high) if len(values) > 1 else (None, None)), None
     point = values.mean(0).clamp(*metric.limits)
-    interval, layer = share_interval if metric.is_share else partial(_interval_within, limits=metric.limits), None
+    interval, layer = _interval_of(metric), None
     value = values.mean().clamp(*metric.limits)
     if metric.is_curved: return point, value.item(), *_interval_of_curved(value, logits, metric.limits), None
     if metric.largest:
@@ -235,8 +239,8 @@ def _paired_difference(metric:_Metric, a:Tensor, b:Tensor)->dict:
     return dict(zip(('low', 'high'), mean_interval(changes).tolist()), p=float(p))
 
 def _layer_differences(row:str, models:dict, baseline:str)->list: # models: name -> (layout, features)
-    """Return a row in each layer of each model (dicts), and the paired difference to the baseline where a model has as
-    many layers; p after Holm's correction over all of them."""
+    """Return a row in each layer of each model (dicts) with the 95 % CI of its value, and the paired difference to the
+    baseline where a model has as many layers; p after Holm's correction over all of them."""
     def values(layout, features):
         metric = next((m for m in _metrics(layout, features) if m.name == row), None)
         return metric, None if metric is None else _image_values([metric], features)[0][0] # (n,L)
@@ -245,8 +249,11 @@ def _layer_differences(row:str, models:dict, baseline:str)->list: # models: name
     for name, (metric, x) in each.items():
         if x is None: continue
         is_paired = name != baseline and first is not None and first.shape == x.shape
+        ends, known = torch.full((2, x.shape[1]), torch.nan), len(x) > 1 and not (metric.is_curved or metric.is_step)
+        if known: ends = _interval_of(metric)(x)
         for i, value in enumerate(x.mean(0).clamp(*metric.limits).tolist()):
-            found.append(dict(model=name, layer=i, value=value))
+            found.append(dict(model=name, layer=i, value=value, value_low=ends[0, i].item(),
+                              value_high=ends[1, i].item()))
             if not is_paired: continue
             pair = x[:, i], first[:, i]
             found[-1] |= dict(change=(pair[0] - pair[1]).mean().item()) | _paired_difference(metric, *pair)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from ..attention import checked_index, find_clip
 from ..clip import normalize_images
-from ..core import UserError, pick
+from ..core import UserError, _check_count, pick
 from ..evaluation.validation import _batches, evaluation_mode
 from ..models.attention_hooks import EAGER
 from torch import Tensor
@@ -115,6 +115,7 @@ def text_lens(
     explained, share with the same first word, calibration error, and the reading against another image; the row `mean
     output` reads no token. Raises `UserError` for a model without such tokens in the sequence, for fewer than 8 images
     and for fewer than 2 words."""
+    _check_count(num_images, 'num_images')
     clip = find_clip(model)
     layout = getattr(clip.visual, 'layout', None)
     if pick(['memory', 'cls'], part, 'part') == 'cls':
@@ -123,7 +124,9 @@ def text_lens(
     elif not (layout and layout.num_memory and layout.in_sequence):
         raise UserError('a text lens reads memory after each block, and this model has none in the sequence; '
                         "part='cls' reads CLS")
-    if len(words) < 2: raise UserError(f'a text lens ranks words; got {len(words)}, give at least 2')
+    if isinstance(words, str) or len(words) < 2:
+        given = f"'{words}'" if isinstance(words, str) else len(words)
+        raise UserError(f'a text lens ranks words; got {given}, give a list of at least 2')
     found, count = [], 0
     for images, *_ in _batches(batches):
         images = images[:num_images - count]

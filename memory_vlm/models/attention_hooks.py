@@ -211,7 +211,8 @@ class _ForwardHooks(_AttentionHooks):
         with _Intercept(self) as found: out = self.forward(*args, **kwargs)
         if found.calls == 1: return out
         raise UserError(f'the attention of {type(self.attn).__name__} is not known: it calls softmax or scaled dot '
-                        f'product attention {found.calls} times in a forward pass, and once is expected')
+                        f'product attention {found.calls} times in a forward pass, and once is expected; '
+                        '`patch_norms` does not need it')
 
     def multihead(self, query, key, value, **kwargs): # open_clip and torch pass the rest by name
         attn, mask = self.attn, kwargs.get('attn_mask')

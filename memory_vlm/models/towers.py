@@ -92,12 +92,16 @@ def _is_timm_vit(m:nn.Module)->bool:
     return not is_compiled and all(hasattr(m, n) for n in names) and hasattr(m.patch_embed, 'grid_size')
 
 def _timm_tower(vit)->Tower:
-    "Describe a vision transformer of timm. Raises `UserError` for prefix tokens other than CLS and registers."
+    "Describe a vision transformer of timm. Raises `UserError` unless all blocks get patches, CLS and registers alone."
+    if hasattr(vit, 'blocks_token_only') or hasattr(vit, 'local_up_to_layer'):
+        raise UserError(f'CLS of {type(vit).__name__} joins the patches after some of its blocks; a model is opened if '
+                        'all blocks get the same tokens, as of a VisionTransformer')
     cls, reg = (getattr(vit, n, None) for n in ('cls_token', 'reg_token'))
     num_cls, M = int(cls is not None), 0 if reg is None else reg.shape[1]
     if num_cls + M != vit.num_prefix_tokens or num_cls > 1:
         raise UserError(f'{type(vit).__name__} has {vit.num_prefix_tokens} prefix tokens, of which {num_cls + M} are '
-                        'CLS or registers; a model with others (such as a distillation token) cannot be opened')
+                        'CLS or registers; a model with others (such as a distillation token) cannot be opened, the '
+                        'same without is')
     def entering(tokens): # as `_pos_embed` and `norm_pre`
         has_position = vit.pos_embed is not None and not getattr(vit, 'no_embed_class', False)
         position = vit.pos_embed[0, num_cls:num_cls + M] if has_position else 0
@@ -133,7 +137,9 @@ def find_tower(
     "Find and describe the vision transformer in a model. Raises `UserError` if there is none that is known."
     def family(m): return next((f for f, matches in _FAMILIES.items() if matches(m)), None)
     inner = model if isinstance(model, nn.Module) else getattr(model, 'model', None)
-    needed = 'MemoryViT, and no other vision transformer of timm or open_clip that is known: pass a model with one'
+    needed = ('MemoryViT, and no other vision transformer whose blocks get all patches as one sequence; allowed are '
+              "timm's VisionTransformer, DeiT, BEiT and Eva (also those of DINOv2, DINOv3 and SigLIP), and open_clip's "
+              'ViT')
     vit = find_module(inner if isinstance(inner, nn.Module) else model, lambda m: family(m) is not None, needed)
     return _with_register(family(vit)(vit))
 

@@ -15,7 +15,7 @@ from html import escape
 from ..ablation import _why_no_mask, ablate
 from ..attention import AttentionMaps, capture
 from ..clip import MemoryCLIP
-from ..core import UserError, pick
+from ..core import UserError, _check_count, pick
 from ..evaluation.retrieval import retrieval_metrics
 from ..evaluation.validation import with_queries
 from ..interp.intervene import intervene, record_states
@@ -138,6 +138,7 @@ class AblationPanel(Panel):
         width:int=240,  # Width of an image (pixels)
     ):
         super().__init__()
+        _check_count(num, 'num')
         loaded = as_model(model)
         self.model = find_model(loaded, "ablate(model, data, part='cls') or part='patches' measures its other tokens")
         self.width, self.data = width, loaded.valid_dl if data is None else data

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from html import escape
 from ..attention import capture, checked_index
 from ..clip import MemoryCLIP
-from ..core import UserError, _check_finite, pick
+from ..core import UserError, _check_count, _check_finite, pick
 from ..interp.features import map_layer
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
@@ -133,6 +133,7 @@ class MemoryAtlas(_LinkedPanel):
         explorer=None,    # The AttentionExplorer that a click moves; None: one that appears below the cards
     ):
         super().__init__()
+        for name, n in dict(num=num, top=top).items(): _check_count(n, name)
         # a fit may run while the atlas is open
         self.loaded, self.live = as_model(model), getattr(model, 'memory_reset', None)
         self.num, self.top, self.given = num, top, resets

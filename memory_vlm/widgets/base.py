@@ -29,7 +29,7 @@ from ..data.mixture import Subset
 from ..data.sources import open_source
 from ..data.transforms import Preprocessing, center_crop
 from ..evaluation.validation import evaluation_mode, image_vectors
-from ..interp.features import _make_encoder, _model_input
+from ..interp.features import _make_encoder
 from ..models.towers import find_tower, model_lock
 from ..search import open_images
 from ..training.run_dir import LoadedModel, as_model, find_run
@@ -170,7 +170,7 @@ def image_features(
     images:Tensor,   # uint8 (B, 3, height, width)
 )->Tensor:           # Of unit length (B, dim), or (B, K, dim) for a model that compares captions with K vectors
     "Encode images with the normalization of the model."
-    if isinstance(model, MemoryCLIP): return image_vectors(model, _model_input(model, images))
+    if isinstance(model, MemoryCLIP): return image_vectors(model, images)
     return torch.nn.functional.normalize(_make_encoder(model)(images).float(), dim=-1)
 
 def _text_encoder(loaded:LoadedModel):

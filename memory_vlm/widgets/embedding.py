@@ -13,7 +13,7 @@ import pandas as pd
 import traitlets as T
 import warnings
 from importlib.util import find_spec
-from ..core import MissingPackage, UserError, _counted, missing_package, pick, require
+from ..core import MissingPackage, UserError, _check_count, _counted, missing_package, pick, require
 from ..training.run_dir import as_model
 from ..viz.style import make_figure, style
 from .base import ImageSet, asset, enlarge
@@ -75,6 +75,7 @@ class EmbeddingMap(_LinkedPanel):
         seed:int=0,      # Seed of UMAP
     ):
         super().__init__()
+        _check_count(num, 'num')
         loaded = as_model(model)
         self.images = ImageSet(loaded if data is None else data, loaded.model)
         self.sides = [_ModelView(m, self.images, n) for m, n in zip((loaded, other), names) if m is not None]

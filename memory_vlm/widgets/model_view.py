@@ -11,9 +11,9 @@ import torch
 from contextlib import contextmanager
 from ..attention import AttentionMaps, capture, checked_index
 from ..core import UserError, _check_finite, _counted, pick
-from ..evaluation.validation import with_queries
+from ..evaluation.validation import _model_input, with_queries
 from ..interp.caption_maps import caption_map
-from ..interp.features import _model_input, map_layer
+from ..interp.features import map_layer
 from ..interp.stats import median
 from ..loss import similarity
 from ..models.towers import find_tower

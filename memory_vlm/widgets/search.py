@@ -12,7 +12,7 @@ import torch
 import traitlets as T
 from html import escape
 from ..attention import AttentionMaps, capture, checked_index
-from ..core import UserError, _check_finite
+from ..core import UserError, _check_count, _check_finite
 from ..evaluation.validation import with_queries
 from ..interp.features import map_layer
 from ..models.towers import find_tower
@@ -95,6 +95,7 @@ class ImageSearch(_LinkedPanel):
         explorer=None,   # The AttentionExplorer that a click moves; None: one that appears below the results
     ):
         super().__init__()
+        for name, n in dict(num=num, top=top).items(): _check_count(n, name)
         loaded = as_model(model)
         self.model, self.top, self.width, self.found = loaded.model, top, width, []
         self.tokens = find_tower(self.model).layout
