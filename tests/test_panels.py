@@ -4,7 +4,7 @@ Defects that users saw in these panels, and the test that looks for each (here u
 
 | defect | test |
 |---|---|
-| 1 a saved notebook shows nothing | test_widgets: of_64_tokens_is_legible_and_is_kept, explorer_in_marimo |
+| 1 a saved notebook shows nothing | test_widgets: panels_leave_pictures, of_64_tokens, explorer_in_marimo |
 | 2 64 tokens are too small to read | test_widgets: of_64_tokens_is_legible_and_is_kept |
 | 3 one outlier makes all other maps dark and hides the image | an_outlier_hides_neither_the_maps_nor_the_image |
 | 4 "reads" of kv memory keeps old maps under the wrong label | kv_memory_offers_only_what_it_has |
@@ -43,6 +43,7 @@ from memory_vlm.vision import tiny_vit
 from memory_vlm.viz.plots import training_curves
 from memory_vlm.viz.style import to_svg
 from memory_vlm.widgets import AttentionExplorer
+from PIL import Image
 from playwright.sync_api import expect
 
 pytestmark = pytest.mark.slow
@@ -421,6 +422,20 @@ def test_a_pinned_token_is_not_compared_with_itself(offline_page, pages):
     tokens.nth(3).click()
     expect(offline_page.locator('.figure p')).to_contain_text('token 2 minus token 1: cosine')
     expect(offline_page.locator('.figure .scale')).to_be_visible()
+
+
+def test_sentence_of_a_saved_image_is_whole(offline_page, pages, tmp_path):
+    offline_page.goto(pages['explorer'].as_uri())
+    with offline_page.expect_download() as saved: offline_page.get_by_role('button', name='as PNG').click()
+    saved.value.save_as(tmp_path/'map.png')
+    image = np.asarray(Image.open(tmp_path/'map.png').convert('L'))
+    text = image[image.shape[1]:] # below the square photo
+    assert text.min() < 100 and text[:, -3:].min() == 255, text.shape
+    with offline_page.expect_download() as saved: offline_page.get_by_role('button', name='as SVG').click()
+    saved.value.save_as(tmp_path/'map.svg')
+    offline_page.goto((tmp_path/'map.svg').as_uri())
+    right = offline_page.locator('text').evaluate_all('all => all.map((t) => t.getBBox().x + t.getBBox().width)')
+    assert len(right) > 1 and max(right) < 470, right # of 480
 
 
 def test_two_models_fill_the_width(offline_page, pages):
