@@ -2902,6 +2902,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'memory_vlm.viz.page': { 'memory_vlm.viz.page._ablation_figure': ('viz/page.html#_ablation_figure', 'memory_vlm/viz/page.py'),
                                      'memory_vlm.viz.page._explorer_html': ('viz/page.html#_explorer_html', 'memory_vlm/viz/page.py'),
                                      'memory_vlm.viz.page._facts': ('viz/page.html#_facts', 'memory_vlm/viz/page.py'),
+                                     'memory_vlm.viz.page._figure_html': ('viz/page.html#_figure_html', 'memory_vlm/viz/page.py'),
                                      'memory_vlm.viz.page._find_twin': ('viz/page.html#_find_twin', 'memory_vlm/viz/page.py'),
                                      'memory_vlm.viz.page._has_memory': ('viz/page.html#_has_memory', 'memory_vlm/viz/page.py'),
                                      'memory_vlm.viz.page._hits': ('viz/page.html#_hits', 'memory_vlm/viz/page.py'),

@@ -326,7 +326,12 @@ def test_curves_of_20000_steps(offline_page, tmp_path):
     step = np.arange(100, 20_001, 100)
     table = pd.DataFrame(dict(step=step, train_loss=2 / np.sqrt(step), lr=1e-3, temperature=.07))
     table['i2t/R@1'] = np.where(step % 2000 == 0, step / 40_000, np.nan)
-    boxes = text_boxes(offline_page, to_svg(training_curves(table, gallery=512)), tmp_path)
+    fig = training_curves(table, gallery=512)
+    assert len({ax.get_xlim() for ax in fig.axes}) == 1
+    chance = next(line for line in fig.axes[1].lines if 'chance' in line.get_label())
+    gaps = chance._dash_pattern[1] # with short dashes several lines look like a comb
+    assert min(gaps[::2]) > 5
+    boxes = text_boxes(offline_page, to_svg(fig), tmp_path)
     assert len(boxes) > 20
     hits = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a[0] < b[2] - 1 and b[0] < a[2] - 1
             and a[1] < b[3] - 1 and b[1] < a[3] - 1]
@@ -499,6 +504,11 @@ def test_report_of_a_run(offline_page, report):
     offline_page.goto(report.as_uri())
     expect(offline_page.locator('.mvlm-x')).to_have_attribute('aria-busy', 'false')
     assert offline_page.evaluate('document.documentElement.scrollWidth') == 390
+    figures = offline_page.locator('figure:visible')
+    sizes = figures.evaluate_all('all => all.map((f) => [f.scrollWidth, f.clientWidth])')
+    assert len(sizes) >= 2 and all(a <= b for a, b in sizes), sizes # whole, without scrolling
+    letters = figures.locator('svg').evaluate_all('all => all.map((s) => 7 * s.getScreenCTM().a)')
+    assert min(letters) > 8, letters # pixels, of the smallest text
     lead = offline_page.locator('p.lead')
     expect(lead).to_contain_text(re.compile(r'^Does memory matter\? .*points \(95 % CI .*Its twin without memory .*'
                                             r'memory changes it by [+-]\d'))
