@@ -11,6 +11,7 @@ import numpy as np
 import re
 import textwrap
 from collections.abc import Mapping
+from matplotlib.ticker import MaxNLocator
 from .overlay import mixed_cmap, overlay, to_image
 from memory_vlm.viz.style import (
     INK,
@@ -355,7 +356,9 @@ def training_curves(
             if gallery: _plot_chance(ax, found, gallery)
         if len(ax.lines) > 1: legend_above(ax, ncols=3)
     ends = [ax.get_xlim() for ax in axes[:len(panels)]]
-    for ax in axes[:len(panels)]: ax.set_xlim(min(a for a, _ in ends), max(b for _, b in ends))
+    for ax in axes[:len(panels)]:
+        ax.set_xlim(min(a for a, _ in ends), max(b for _, b in ends))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True)) # room for steps of six digits
     return fig
 
 def _line_styles(names)->list:
