@@ -1,7 +1,8 @@
 """Run notebooks and save their outputs: `python tools/save_outputs.py [NOTEBOOK ...]`; without arguments the tutorials.
 
 Tutorials train for minutes and run in their own kernel; module notebooks run as `nbdev-test` runs them. Live widgets
-(blank without a kernel) with their pictures, progress bars and warnings are dropped, and images are stored with 256 colors."""
+(blank without a kernel) with their pictures, progress bars and warnings are dropped, and images are stored with 256
+colors."""
 import base64
 import io
 import nbformat
