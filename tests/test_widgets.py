@@ -135,6 +135,12 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     assert seen[0] != seen[1]
     offline_page.reload() # the state stands in the link
     expect(main).to_contain_text('CLS, layer 1, head 1')
+    main.locator('.thumbs button').last.click()
+    expect(main.locator('canvas').first).to_have_attribute('aria-label', re.compile('^image 4: '))
+    main.get_by_role('button', name='Copy the selection as Python').click()
+    expect(main.get_by_role('status').first).to_contain_text('explorer.state = dict(image=4, layer=1, head=1')
+    with offline_page.expect_download() as saved: main.get_by_role('button', name='as CSV').click()
+    assert saved.value.suggested_filename == 'image4_layer1_1_cls.csv'
 
 
 WIDE = """
@@ -212,7 +218,7 @@ def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
     steps = int(nb.outputs()[4][0]['text'])
     assert 0 < steps < 400 * nb.ask('len(learn.dls.train)') and nb.ask('dash.redraws') >= steps // 2
     assert nb.ask('dash.checkpoint is not None and dash.checkpoint.exists()')
-    assert len(nb.outputs()[1]) == 1 and len(nb.outputs()[3]) <= 2 # redrawn in place
+    assert len(nb.outputs()[1]) == 2 and len(nb.outputs()[3]) <= 2 # redrawn in place, with a picture
     svg = dash.locator('svg')
     assert svg.count() >= 5 and 'not measured yet' not in svg.first.text_content()
     choose(look, 'layer', '0')
@@ -220,6 +226,68 @@ def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
     nb.ask("str(dash.export_html('fit.html'))")
     offline_page.goto((lab.folder/'fit.html').as_uri())
     expect(offline_page.locator('main')).to_contain_text('Training curves')
+
+
+PICTURE = '[class$="-picture"]'
+
+def test_panels_leave_pictures_in_a_saved_notebook(lab, page, chromium):
+    "Hidden beside the panel, shown after a restart and in nbconvert."
+    nb = notebook(lab, page, 'pictures', 'dash = FitDashboard(learn); dash', 'one = AttentionExplorer(learn); one',
+                  'panel = AblationPanel(learn); panel', 'ConfigEditor(cfg)', 'learn.fit_cosine(1)')
+    choose(nb.cell(2), 'token', '3')
+    panel, switch = nb.cell(3), nb.cell(3).get_by_role('button', name='2', exact=True)
+    switch.click(timeout=60_000)
+    expect(panel).to_contain_text('1 of 8 off')
+    cells = {1: 'Training of', 2: 'Image 0, layer 0, mean of heads, token 3', 3: 'Attention of CLS with ablated'}
+    for i, words in cells.items():
+        expect(nb.cell(i).locator(f'{PICTURE} img')).to_have_attribute('alt', re.compile(words))
+    expect(nb.cell(1).locator(PICTURE)).to_contain_text('FitDashboard, as it was')
+    expect(nb.cell(4).locator(PICTURE)).to_have_count(1)
+    assert not page.locator(f'{PICTURE}:visible').count()
+    page.wait_for_timeout(3000) # the last pictures are drawn
+    nb.js("await app.commands.execute('docmanager:save');")
+    size = (lab.folder/'pictures.ipynb').stat().st_size
+    assert size < 500_000, size
+    nb.js("await panel.sessionContext.session.kernel.restart();")
+    page.reload()
+    (lab.folder/'pictures.html').write_text(HTMLExporter().from_filename(str(lab.folder/'pictures.ipynb'))[0],
+                                            encoding='utf-8')
+    context = chromium.new_context(offline=True)
+    converted = context.new_page()
+    converted.goto((lab.folder/'pictures.html').as_uri(), wait_until='domcontentloaded')
+    for where in (page, converted):
+        expect(where.locator(f'{PICTURE}:visible')).to_have_count(4)
+        expect(where.locator(PICTURE).nth(3)).to_contain_text('python train.py')
+        shown = where.locator(f'{PICTURE} img').evaluate_all('all => all.map((i) => [i.alt, i.naturalWidth])')
+        assert all(words in alt and width > 200 for words, (alt, width) in zip(cells.values(), shown)), shown
+    context.close()
+
+
+def test_work_of_the_explorer_can_be_stopped(lab, page):
+    slow = """
+import time
+def survey(num=None, step=None):
+    for i in range(1000):
+        time.sleep(0.1)
+        step(i, 1000)
+one = AttentionExplorer(learn)
+one.main.survey = survey
+one"""
+    nb = notebook(lab, page, 'stop', slow)
+    one = explorer(nb.cell(1))
+    stop, order = one.get_by_role('button', name='Stop'), one.locator('.choice.gallery select')
+    expect(one).to_contain_text('times uniform')
+    for begin in (lambda: order.select_option(label='hardest'),
+                  lambda: one.get_by_role('button', name='Mask this token').click()):
+        expect(stop).to_be_hidden()
+        begin()
+        stop.click()
+        expect(one.get_by_role('status').first).to_have_text('Stopped.')
+        expect(one.locator('progress').first).to_be_hidden()
+    expect(order).to_have_value('index')
+    order.select_option(label='hardest') # it can be asked for again
+    expect(stop).to_be_visible()
+    assert nb.ask('one.problem') is None
 
 
 def test_slider_of_a_fit_stays_at_the_latest_maps(lab, page):

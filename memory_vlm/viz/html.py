@@ -87,6 +87,8 @@ p.lead { font-size: 1.15rem; margin: .5rem 0 0; max-width: 46rem; }
 .card b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: .85rem; }
 figure { margin: 0; overflow-x: auto; } figure svg { width: 100%; min-width: 36rem; height: auto; }
+figure.phone svg { min-width: 0; } @media (min-width: 36.01rem) { figure.phone { display: none; } }
+@media (max-width: 36rem) { figure.wide { display: none; } }
 table { border-collapse: collapse; font-size: .9rem; }
 td { padding: .2rem 1.4rem .2rem 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 td:first-child { color: var(--soft); } code, pre { font: .86rem/1.5 ui-monospace, monospace; }

@@ -10,6 +10,7 @@ import html
 import json
 import torch
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from ..ablation import _FEW_IMAGES, Ablation, _FirstImages, _paired_difference, _recall_values
 from ..attention import capture
@@ -85,14 +86,22 @@ def _metric_cards(metrics:dict, chance:dict)->str:
     return ''.join(f'<div class="card"><b>{v}</b><span>{html.escape(label)}</span></div>' for v, label in cards)
 
 # %% ../../nbs/viz/06_page.ipynb #ce2b472e
-def _usage_figure(resets:ResetHistory|None)->Plot|None:
+def _figure_html(
+    draw, # Plot function without arguments but `size=` and `font=`; it returns None if there is nothing to draw
+)->str:   # HTML
+    "Return a figure twice, for wide pages and for phones; a page shows one of them."
+    shown = [draw(), draw(size=3.6, font=8)]
+    return ''.join(f'<figure class="{c}">{to_svg(fig)}</figure>' for c, fig in zip(('wide', 'phone'), shown) if fig)
+
+def _usage_figure(resets:ResetHistory|None, **kwargs)->Plot|None:
     "Draw the usage and the resets of memory tokens in training; None if no window was recorded."
     if resets is None or not resets.window_steps: return None
     usage, reset = (torch.stack(x) for x in (resets.usages, resets.was_reset)) # (S,G,M)
     groups, tokens = usage.shape[1:]
     names = [f'{g}:{m}' for g in range(groups) for m in range(tokens)] if groups > 1 else None
     note = 'Names are block:token. ' * (groups > 1) + 'Cross: reset at the end of this window.' * bool(reset.any())
-    return usage_through_training(usage.flatten(1), resets.window_steps, reset.flatten(1), names, title='', note=note)
+    return usage_through_training(usage.flatten(1), resets.window_steps, reset.flatten(1), names, title='', note=note,
+                                  **kwargs)
 
 def _facts(loaded:LoadedModel, table)->str:
     "Return the size of the model, where it was trained and how fast, in one line."
@@ -140,9 +149,8 @@ def write_report_page(
     source, cfg = loaded.valid_dl.source, loaded.cfg
     metrics = {k: v for k, v in loaded.metrics.items() if k not in ('step', 'epoch')}
     table, twin = read_metrics(folder), _find_twin(folder) if num_images else None
-    figure = lambda fig: '' if fig is None else f'<figure>{to_svg(fig)}</figure>'
     chance = _chance_of(source) if metrics else {}
-    curves = training_curves(table, gallery=chance, title='') if len(table) else None
+    curves = _figure_html(partial(training_curves, table, gallery=chance, title='')) if len(table) else ''
     if memory is None and num_images: memory = memory_report(loaded, num_images=num_images)
     use = memory and memory.ablation
     code = lambda v: f'<td><code>{html.escape(v if isinstance(v, str) else json.dumps(v))}</code></td>'
@@ -154,12 +162,12 @@ def write_report_page(
     body = (f'<p>{html.escape(_run_summary(metrics, len(source), loaded.epochs or 0, chance))}</p>'
             f'<div class="cards">{_metric_cards(metrics, chance)}</div><p class="soft">{metric_names} '
             f'{html.escape(_facts(loaded, table))}</p>'
-            + section('Training curves', figure(curves))
+            + section('Training curves', curves)
             + section('What memory does' if has_memory else 'Patches', _memory_html(memory) if memory else '')
-            + section('Ablation of memory', figure(use and _ablation_figure(use)), use.sentence if use else '')
+            + (section('Ablation of memory', _figure_html(partial(_ablation_figure, use)), use.sentence) if use else '')
             + section(f'Attention of {"memory tokens" if has_memory else "CLS and patches"}', _explorer_html(loaded),
                       note)
-            + section('Usage of memory tokens', figure(_usage_figure(loaded.resets)))
+            + section('Usage of memory tokens', _figure_html(partial(_usage_figure, loaded.resets)))
             + section('Configuration', f'<details><summary>{len(changed_keys(cfg))} keys differ from the defaults; '
                       f'config.yaml has all keys</summary><table>{rows}</table></details>')
             + section('Reproduce this run', f'<pre>{html.escape(command_line(cfg))}</pre>'))
@@ -169,10 +177,10 @@ def write_report_page(
     lead = _lead(loaded, folder, use, twin, num_images)
     return save_html(folder/'report.html', cfg.training.logging.name, lead, body, footer)
 
-def _ablation_figure(use:Ablation)->Plot:
+def _ablation_figure(use:Ablation, **kwargs)->Plot:
     "Draw the change of the score by kind of ablation."
     return ablation_bars(*use.bars(), score=use.decisive, title='', note=f'{use.num_images} images. Bars: change from '
-                         'the original model. Whiskers: 95 % CI. Hollow: the CI includes 0.')
+                         'the original model. Whiskers: 95 % CI. Hollow: the CI includes 0.', **kwargs)
 
 def _lead(loaded:LoadedModel, folder:Path, use:Ablation|None, twin:Path|None, num_images:int)->str:
     "Return the verdict, and the comparison with the twin."

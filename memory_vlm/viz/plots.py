@@ -11,6 +11,7 @@ import numpy as np
 import re
 import textwrap
 from collections.abc import Mapping
+from matplotlib.ticker import MaxNLocator
 from .overlay import mixed_cmap, overlay, to_image
 from memory_vlm.viz.style import (
     INK,
@@ -354,6 +355,10 @@ def training_curves(
             ax.set_ylim(bottom=0)
             if gallery: _plot_chance(ax, found, gallery)
         if len(ax.lines) > 1: legend_above(ax, ncols=3)
+    ends = [ax.get_xlim() for ax in axes[:len(panels)]]
+    for ax in axes[:len(panels)]:
+        ax.set_xlim(min(a for a, _ in ends), max(b for _, b in ends))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True)) # room for steps of six digits
     return fig
 
 def _line_styles(names)->list:
@@ -375,7 +380,7 @@ def _plot_chance(ax, names, gallery):
     levels = {gallery.get(n) if known else min(int(re.search(r'R@(\d+)', n)[1]) / gallery, 1) for n in names}
     for i, level in enumerate(sorted(levels - {None})):
         label = None if i else 'chance' if known else f'chance, {gallery} images'
-        ax.axhline(level, color=INK, linestyle=(0, (1, 3)), linewidth=1.4, label=label)
+        ax.axhline(level, color=INK, linestyle=(0, (8, 2)), linewidth=0.8, label=label)
 
 # %% ../../nbs/viz/02_plots.ipynb #657f2340
 @sizable(cmap=True)

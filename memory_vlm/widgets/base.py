@@ -22,6 +22,7 @@ from functools import wraps
 from html import escape
 from IPython import get_ipython
 from matplotlib.colors import Normalize, to_hex
+from matplotlib.figure import Figure
 from ..clip import MemoryCLIP
 from ..core import UserError
 from ..data.base import Source
@@ -35,6 +36,7 @@ from ..search import open_images
 from ..training.run_dir import LoadedModel, as_model, find_run
 from ..viz.plots import mixed_cmap, to_image
 from .html import asset
+from .saved import _figure_html, _SavedPicture
 from pathlib import Path
 from PIL import Image
 from torch import Tensor, nn
@@ -278,7 +280,7 @@ class _Message(anywidget.AnyWidget):
     text = T.Unicode('').tag(sync=True)       # Empty: no message
     problem = T.Bool(False).tag(sync=True)    # Whether it is an error
 
-class Panel(W.VBox):
+class Panel(_SavedPicture, W.VBox):
     "A column of controls with a message line. Subclasses build `children` and define `snapshot`."
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -303,6 +305,7 @@ class Panel(W.VBox):
         "Show a message in the panel."
         self._message = text
         self.status.problem, self.status.text = problem, text
+        self._update_picture()
 
     @contextmanager
     def show_errors(self):
@@ -313,6 +316,11 @@ class Panel(W.VBox):
             self.problem = e
             self.show_message(str(e) if isinstance(e, ValueError) else f'Unexpected error, {type(e).__name__}: {e}',
                      problem=True)
+        else: self._update_picture()
+
+    def _picture(self)->str:
+        shown = self.snapshot()
+        return _figure_html(shown) if isinstance(shown, Figure) else shown.data
 
     def guarded(self, f):
         "Wrap a callback so that it shows its exceptions and never raises."

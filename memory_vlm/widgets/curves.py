@@ -122,7 +122,7 @@ def _ticks(low:float, high:float, log:bool=False, whole:bool=False)->list:
 def panel_svg(
     panel:_Lines,      # Result of `panel_of_metric`
     chance:float=None, # Chance level, drawn as a dotted line
-)->str:                # An <svg> element, 250 x 155, scaled to the width of its container
+)->str:                # An <svg> element, 256 x 155, scaled to the width of its container
     "Draw a panel as SVG."
     left, right, top, bottom = 44, 244, 28, 132
     def across(v):
@@ -137,7 +137,7 @@ def panel_svg(
              f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="currentColor" opacity=".6"/>']
     if not panel.lines: parts.append(text((left + right) / 2, (top + bottom) / 2, 'not measured yet', 'middle'))
     else:
-        parts += [text(across(v), bottom + 15, _short_number(v), 'middle') for v in _ticks(*panel.xlim, whole=True)]
+        parts += [text(across(v), bottom + 15, f'{v:.0f}', 'middle') for v in _ticks(*panel.xlim, whole=True)]
         for v in _ticks(*panel.ylim, panel.log):
             parts += [text(left - 5, up(v) + 4, _short_number(10 ** v if panel.log else v, panel.share), 'end'),
                       line(panel.xlim, (v, v), 'currentColor', 'opacity=".2"')]
@@ -152,7 +152,7 @@ def panel_svg(
                       f'<circle cx="{place - 6 * len(label) - 5}" cy="11" r="3.5" fill="{color}"/>']
         if len(x) <= 20:
             parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.2" fill="{color}"/>' for a, b in zip(across(x), up(y))]
-    return (f'<svg viewBox="0 0 250 155" role="img" aria-label="{escape(panel.title)}" fill="currentColor" '
+    return (f'<svg viewBox="-6 0 256 155" role="img" aria-label="{escape(panel.title)}" fill="currentColor" '
             f'font-size="11" style="display:block;width:100%;max-width:340px">{"".join(parts)}</svg>')
 
 # %% ../../nbs/widgets/03_curves.ipynb #b1871e09

@@ -159,7 +159,9 @@ class EmbeddingMap(_LinkedPanel):
         return self._frame
 
     def embedding_atlas(self):
-        "Return the map as a widget of Apple's Embedding Atlas. Raises `MissingPackage` without embedding-atlas."
+        """Return the map as a widget of Apple's Embedding Atlas. It works without a network. Its points need a browser
+        with WebGPU and the feature shader-f16; without them its table, charts and search remain. Raises
+        `MissingPackage` without embedding-atlas."""
         widget = require('embedding_atlas.widget', 'show a map in Embedding Atlas', 'atlas').EmbeddingAtlasWidget
         return widget(self.frame.drop(columns='embedding'), x='x', y='y', text='caption')
 

@@ -27,28 +27,21 @@ from ..interp.intervene import intervene
 from ..loss import similarity
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
-from ..viz.plots import overlay, token_overlays
-from memory_vlm.widgets.base import (
-    _WORKER,
-    ImageSet,
-    _close_panels_of_earlier_runs,
-    _robust_scale,
-    asset,
-    enlarge,
-    image_features,
-    weights_version,
-)
+from ..viz.plots import token_overlays
+from .base import _WORKER, ImageSet, _close_panels_of_earlier_runs, enlarge, image_features
 from memory_vlm.widgets.html import (
     _EXPLORER,
     _layer_maps,
     _quantize,
     _scripts,
     _side_data,
+    asset,
     image_data,
     image_url,
     maps_page,
 )
-from .model_view import _DIRECTIONS, _ModelView, _token_maps
+from .model_view import _DIRECTIONS, _ModelView, _same_grid, _token_maps
+from .saved import _SavedPicture
 from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
@@ -63,7 +56,7 @@ _STATE = ('image', 'layer', 'head', 'token', 'direction', 'show', 'scale', 'same
           'sort', 'pin', 'gallery')
 _KEPT_BYTES = 300_000, 500_000 # Of the output of `keep`, for one image and for several
 
-class AttentionExplorer(anywidget.AnyWidget):
+class AttentionExplorer(_SavedPicture, anywidget.AnyWidget):
     "Show where tokens attend in an image, by layer and head."
     _esm = f'{_scripts(*_EXPLORER)}\nconst CSS = {json.dumps(asset("explorer.css"))};\n{asset("live.js")}'
     image = T.Int(0).tag(sync=True)     # Index of the image
@@ -152,6 +145,7 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     def show_message(self, text:str='', problem:bool=False): # Text, empty to hide the line; whether it is an error
         "Show a message in the explorer."
+        if text == self.message: self.message = '' # the browser may show words of its own since
         self.problem_shown, self.message = problem, text
 
     @contextmanager
@@ -163,7 +157,9 @@ class AttentionExplorer(anywidget.AnyWidget):
             self.problem = e
             known = isinstance(e, ValueError)
             self.show_message(str(e) if known else f'Unexpected error, {type(e).__name__}: {e}', problem=True)
-        else: self.problem = None
+        else:
+            self.problem = None
+            self._update_picture()
 
     def _changed(self, change):
         "Keep the parts of the state consistent, and answer what the browser cannot compute."
@@ -172,7 +168,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         elif change.name == 'show' and change.new in _DIRECTIONS: self.direction = change.new
         elif change.name == 'direction' and self.show in _DIRECTIONS: self.show = change.new
         with self.show_errors():
-            if any(s.version != weights_version(s.model) for s in self.sides): self.draw()
+            if any(s.is_stale() for s in self.sides): self.draw()
             elif change.name == 'caption': self._send_scores(self.image)
 
     def draw(self):
@@ -190,6 +186,7 @@ class AttentionExplorer(anywidget.AnyWidget):
             elif want == 'order': self._in_background(lambda step: self._send_order(content['by'], step))
             elif want == 'add': self.add(io.BytesIO(bytes(buffers[0])))
             elif want == 'effect': self._in_background(lambda step: self.show_message(self.effect(step)))
+            elif want == 'stop': self._work = None
 
     def _send_image(self, i):
         with ExitStack() as paused: # maps and scores must come from the same weights
@@ -244,12 +241,14 @@ def _in_background(self:AttentionExplorer, work): # Called with `step(done, tota
     self._work = mine = object()
     def step(done, total):
         if self._work is not mine: raise InterruptedError
-        self.send(dict(kind='progress', done=done, all=total))
+        self.send(dict(kind='progress', done=done, all=total, work=True))
     def call():
         try:
             with self.show_errors(known=InterruptedError): work(step)
-        except InterruptedError: return
-        self.send(dict(kind='progress', done=1, all=1))
+        except InterruptedError:
+            if self._work is not None: return # other work has taken its place
+            self.show_message('Stopped.')
+        self.send(dict(kind='progress', done=1, all=1, work=True))
     if getattr(get_ipython(), 'kernel', None) is None: return call()
     threading.Thread(target=call, daemon=True, name=_WORKER).start()
 
@@ -297,11 +296,6 @@ def effect(
             f'{np.mean(changed == 1):.1%}. AblationPanel(model) with off=({token},) shows more.{note}')
 
 # %% ../../nbs/widgets/04_explorer.ipynb #9dd87e4a
-def _same_grid(maps:np.ndarray, grid:tuple)->np.ndarray: # (T, h, w) -> (T, *grid)
-    "Give maps another number of cells, each with the value at the same position in the image."
-    rows, cols = (np.arange(n) * old // n for n, old in zip(grid, maps.shape[1:]))
-    return maps[:, rows[:, None], cols]
-
 @patch
 def _described(self:AttentionExplorer)->str:
     "Describe the selection in one line."
@@ -380,21 +374,24 @@ def _page(self:AttentionExplorer, **kwargs)->str:
         return self.export_html(f'{folder}/page.html', **kwargs).read_text(encoding='utf-8')
 
 @patch
+def _picture(self:AttentionExplorer)->str:
+    "Return the image with the map of the chosen token, as an `<img>`."
+    still = self.main.still(self.image, self.layer, self.head, self.token, self.direction)
+    token = 'CLS' if self.token == 'cls' else f'{"token" if self.main.layout.num_memory else "patch"} {self.token}'
+    return f'<img src="{image_url(still)}" alt="{escape(f"{self._described()}, {token}")}">'
+
+@patch
 def keep(
     self:AttentionExplorer,
     images=None,    # Indices of the images; None: the current one
     height:int=900, # Height of the output (pixels)
 ):
     "Display the explorer as self-contained HTML of at most 300 kB (several images: 500 kB), kept in a saved notebook."
-    side, at = self.main, (0 if self.token == 'cls' else self.token + self.main.layout.num_cls)
-    maps = _token_maps(side.look(self.image)[0], min(self.layer, side.layers - 1), self.head, self.direction)
-    still = overlay(enlarge(self.images[self.image].numpy(), 320), np.nan_to_num(maps[at]),
-                    _robust_scale(maps[1:], 1 / side.layout.num_keys))
-    limit = _KEPT_BYTES[len(images or [0]) > 1]
+    still, limit = self._picture(), _KEPT_BYTES[len(images or [0]) > 1]
     for kb in (300, 250, 200, 150, 100, 75, 50, 25): # where frames are not allowed, as on GitHub, the still remains
         page = self._page(images=images, max_kb=kb).replace('&', '&amp;').replace("'", '&#39;')
-        text = (f'<img src="{image_url(still)}" alt="{escape(self._described())}"><iframe title="attention explorer" '
-                f'style="width:100%;height:{height}px;border:0" onload="this.previousSibling.style.display=\'none\'" '
+        text = (f'{still}<iframe title="attention explorer" style="width:100%;height:{height}px;border:0" '
+                f'onload="this.previousSibling.style.display=\'none\'" '
                 f"srcdoc='{page}'></iframe>")
         if len(text.encode()) <= limit: return display(HTML(text))
     raise UserError(f'{len(images or [0])} images take more than {limit // 1000} kB; keep fewer images.')

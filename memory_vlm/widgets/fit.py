@@ -201,6 +201,8 @@ class FitDashboard(Panel):
         self.placed = True
         return super()._repr_mimebundle_(**kwargs)
 
+    def _is_busy(self)->bool: return self.running or self.fitting
+
     async def fit_one_cycle(self, n_epoch:int, lr_max:float=None, **kwargs):
         "Run the `fit_one_cycle` of the learner in a separate thread."
         await self._fit(self.learn.fit_one_cycle, n_epoch, lr_max, **kwargs)

@@ -18,10 +18,13 @@ from ..interp.stats import median
 from ..loss import similarity
 from ..models.towers import find_tower
 from ..training.run_dir import as_model
+from ..viz.plots import overlay
 from memory_vlm.widgets.base import (
     ImageSet,
+    _robust_scale,
     _text_encoder,
     _with_same_weights,
+    enlarge,
     image_features,
     training_paused,
     weights_version,
@@ -45,6 +48,11 @@ def _token_maps(maps:AttentionMaps, layer:int, head='mean', direction:str='reads
     if direction == 'read_by' and layout.num_memory and layout.num_cls: values[0] = np.nan
     return values.reshape(-1, *layout.grid)
 
+def _same_grid(maps:np.ndarray, grid:tuple)->np.ndarray: # (T, h, w) -> (T, *grid)
+    "Give maps another number of cells, each with the value at the same position in the image."
+    rows, cols = (np.arange(n) * old // n for n, old in zip(grid, maps.shape[1:]))
+    return maps[:, rows[:, None], cols]
+
 # %% ../../nbs/widgets/03_model_view.ipynb #ea441e3a
 class _ModelView:
     "Attention and caption scores of one model, cached until its weights change."
@@ -63,11 +71,22 @@ class _ModelView:
         self.others = range(self.layout.num_memory or self.layout.num_patches) # numbers of the tokens other than CLS
         self.seen, self.version, self.paused = {}, weights_version(self.model), False
 
+    def is_stale(self)->bool:
+        "Return whether the weights have changed since the cache was filled."
+        return self.version != weights_version(self.model)
+
     def fresh(self)->dict:
         "Return the cache, emptied if the weights have changed."
-        if not self.paused and self.version != weights_version(self.model):
+        if not self.paused and self.is_stale():
             self.seen, self.version = {}, weights_version(self.model)
         return self.seen
+
+    def still(self, i:int, layer:int, head, token, direction:str)->np.ndarray: # (height, 320, 3)
+        "Return image `i` with the map of one token over it."
+        maps = _token_maps(self.look(i)[0], layer, head, direction)
+        at = 0 if token == 'cls' else token + self.layout.num_cls
+        scale = _robust_scale(maps[1:], 1 / self.layout.num_keys)
+        return overlay(enlarge(self.images[i].numpy(), 320), np.nan_to_num(maps[at]), scale)
 
     @contextmanager
     def pause_training(self):

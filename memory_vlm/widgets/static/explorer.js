@@ -2,7 +2,7 @@
 //   host.count, host.models [{name, layers, heads, tokens}], host.state {image, layer, head, token, ...}
 //   host.want(i): asks for image i, which comes by show(data); host.thumbs(ids): by thumbs(ids, items)
 //   host.set(changes): the state changed here. Only with a kernel: host.save() a page, host.score captions,
-//   host.order(by): by ordered(by, ids); host.add(file): an image of one's own; host.effect(): ablates the chosen token
+//   host.order(by): by ordered(by, ids); host.add(file): an image of one's own; host.effect(): ablates the chosen token; host.stop() ends such work
 
 const SHOWS = { reads: "what the token reads", read_by: "who reads the token", minus_mean: "minus mean of tokens", minus_pin: "minus pinned token", caption: "patches and caption" };
 const SCALES = { robust: "robust, without outliers", max: "to the maximum", sqrt: "square root", log: "logarithm" };
@@ -25,11 +25,11 @@ function makeExplorer(root, host) {
   const head = make(root, "header"), about = make(head, "strong", "about"), tools = make(head, "div", "tools");
   const gallery = make(root, "nav", "gallery"), controls = make(root, "div", "controls");
   const message = make(root, "div", "message"), help = make(root, "dl", "help");
-  const bar = make(root, "progress"), stage = make(root, "div", "stage"), panels = make(root, "div", "panels"), below = make(root, "div", "below"), note = make(root, "p", "note");
+  const bar = make(root, "progress"), stop = button(root, "Stop", "Stop the work in the background", () => { if (waiting) set({ gallery: "index" }); host.stop(); }), stage = make(root, "div", "stage"), panels = make(root, "div", "panels"), below = make(root, "div", "below"), note = make(root, "p", "note");
   gallery.setAttribute("aria-label", "images");
   message.setAttribute("role", "status");
   bar.setAttribute("aria-label", "maps received");
-  bar.hidden = help.hidden = true;
+  bar.hidden = stop.hidden = help.hidden = true;
   for (const [key, what] of KEYS) help.append(element("dt", key), element("dd", what));
 
   // Controls ------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ function makeExplorer(root, host) {
     count.textContent = `of ${host.count}`;
   }
   function sortGallery() { // the order comes later; until then the old one stays
-    if (S.gallery === "index" || !host.order) { from = Math.floor(S.image / GALLERY) * GALLERY; return page(0); }
+    if (S.gallery === "index" || !host.order) { waiting = ""; from = Math.floor(S.image / GALLERY) * GALLERY; return page(0); }
     if (waiting === S.gallery) return;
     waiting = S.gallery;
     say("Comparing the images …");
@@ -422,18 +422,24 @@ function makeExplorer(root, host) {
     photo.onload = () => { root.setAttribute("aria-busy", "false"); draw(); };
     photo.src = data.src;
   }
-  function progress(done, all) { bar.hidden = done >= all; Object.assign(bar, { max: all, value: done }); request(); }
+  function progress(done, all, work = false) { // of the maps, or of work in the background
+    bar.hidden = done >= all;
+    stop.hidden = bar.hidden || !work;
+    if (bar.hidden && work) waiting = "";
+    Object.assign(bar, { max: all, value: done });
+    request();
+  }
 
   // Export --------------------------------------------------------------------------------------------------------
   async function save(kind) {
-    const view = views[0], name = `image${S.image}_layer${S.layer}_${S.head}_${S.token}`;
+    const view = views[0], name = `image${shown?.index}_layer${S.layer}_${S.head}_${S.token}`;
     if (!view?.values) return say("There is no map to save.", true);
     const scale = view.largeScale, words = view.info.textContent;
     const text = { csv: () => csvOf(view.values, view.side), svg: () => svgOf(shown.src, view.values, view.side, scale, S.opacity, words, shown.height / shown.width) }[kind];
     download(`${name}.${kind}`, text ? new Blob([text()], { type: { csv: "text/csv", svg: "image/svg+xml" }[kind] }) : await pngOf(view.canvas, words));
   }
   function copy() {
-    const text = pythonOf(S), done = () => say(text);
+    const text = pythonOf({ ...S, image: shown?.index ?? S.image }), done = () => say(text);
     navigator.clipboard ? navigator.clipboard.writeText(text).then(done, done) : done();
   }
 

@@ -6,7 +6,7 @@ function download(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 5000);
 }
 
-const wrapped = (text, size = 70) => (text.match(new RegExp(`.{1,${size}}(\\s|$)`, "g")) || []).map((line) => line.trim());
+const wrapped = (text, size = 60) => (text.match(new RegExp(`.{1,${size}}(\\s|$)`, "g")) || []).map((line) => line.trim());
 
 function csvOf(values, side) {
   const rows = [...values].map((v, p) => [Math.floor(p / side.grid[1]), p % side.grid[1], v, v / side.uniform].join());
@@ -34,6 +34,8 @@ function pngOf(large, words) { // a copy of the large canvas, with the sentence 
   pen.drawImage(large, 0, 0);
   pen.fillStyle = "#111";
   pen.font = `${size}px system-ui, sans-serif`;
+  const wide = Math.max(...lines.map((line) => pen.measureText(line).width)) / (large.width - 8);
+  if (wide > 1) pen.font = `${size / wide}px system-ui, sans-serif`;
   lines.forEach((line, i) => pen.fillText(line, 4, large.height + step * (i + 1)));
   return new Promise((done) => canvas.toBlob(done));
 }

@@ -11,12 +11,16 @@ function render({ model, el }) {
     order: (by) => model.send({ want: "order", by }),
     add: async (file) => model.send({ want: "add" }, undefined, [await file.arrayBuffer()]),
     effect: () => model.send({ want: "effect" }),
+    stop: () => model.send({ want: "stop" }),
     score: model.get("models").some((m) => m.text), width: model.get("width"),
     save: () => model.send({ want: "page" }),
     set: (changes) => { mine = true; for (const [n, v] of Object.entries(changes)) model.set(n, v); model.save_changes(); mine = false; },
   };
   el.append(style, root);
+  const named = () => root.classList.add(...(model.get("_dom_classes") ?? [])); // where the explorer stands, its picture is hidden
+  model.on("change:_dom_classes", named);
   const explorer = makeExplorer(root, host);
+  named();
   function heard(message, buffers) {
     const { kind } = message;
     if (kind === "image" && message.image === wanted) {
@@ -32,7 +36,7 @@ function render({ model, el }) {
       explorer.progress(++known.done, known.all);
     } else if (kind === "thumbs") explorer.thumbs(message.ids, message.items);
     else if (kind === "order") explorer.ordered(message.by, message.ids);
-    else if (kind === "progress") explorer.progress(message.done, message.all);
+    else if (kind === "progress") explorer.progress(message.done, message.all, message.work);
     else if (kind === "score" && message.image === wanted) explorer.scored(message.caption, message.found);
     else if (kind === "again") host.want(model.get("image")); // the weights have changed
     else if (kind === "page") {
