@@ -1,6 +1,7 @@
 "The documentation site: every link resolves, and pages fit phone and desktop screens in light and dark mode."
 import csv
 import pytest
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -111,6 +112,29 @@ def test_start_page_shows_a_live_explorer(site, chromium):
         inside.locator('.choice.layer select').select_option(label='3')
         expect(inside.locator('.figure p').first).to_contain_text('CLS, layer 3')
     page.close()
+
+
+@pytest.mark.slow
+def test_search_lists_tasks_first(site, chromium):
+    from playwright.sync_api import expect
+    page, hits = chromium.new_page(), {}
+    with photograph.served(site) as url:
+        for word in ('resume', 'ablation', 'pretrained'): # all are also titles in the reference
+            page.goto(f'{url}/index.html?q={word}')
+            found = page.locator('.md-search-result__item > a')
+            expect(found.nth(2)).to_be_attached(timeout=120_000)
+            links = found.evaluate_all('all => all.map((a) => new URL(a.href).pathname.slice(1))')
+            hits[word] = [link.startswith(docs.GUIDES) or link == 'index.html' for link in links]
+    page.close()
+    assert all(h[0] and h == sorted(h, reverse=True) for h in hits.values()), hits
+
+
+@pytest.mark.slow
+def test_tabs_by_task_and_links_to_neighbors(site):
+    page = (site/'data/01_base.html').read_text(encoding='utf-8')
+    tabs = [' '.join(re.sub('<[^>]+>', ' ', t).split()) for t in re.findall('(?s)md-tabs__link">(.*?)</a>', page)]
+    assert set(docs.TASKS) <= set(tabs), tabs
+    for way in ('prev', 'next'): assert f'md-footer__link--{way}' in page, way
 
 
 @pytest.mark.slow

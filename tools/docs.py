@@ -32,10 +32,14 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>
 SECTIONS = {'Base': (None, '0'), 'Data': ('data', None), 'Models': ('models', '1'), 'Evaluation': ('evaluation', None),
             'Training': ('training', '24'), 'Look inside': ('interp', '3'), 'Visualization': ('viz', None),
             'Widgets': ('widgets', None), 'Export': ('hub', None), 'Command line': (None, '5')}
+# Tabs by task, each with the pages of nbs/explain/ that it begins with; other headings are below Reference
+TASKS = {'Data': ('data',), 'Models': ('models',), 'Training': ('configuration',),
+         'Look inside': ('what_attention_shows',), 'Widgets': (), 'Command line': ('command_line',)}
+GUIDES = 'index.md', 'tutorials/', 'explain/' # pages that explain a task: the search lists them first
 THEME = dict(name='material', font=False, language='en',
              icon=dict(repo='fontawesome/brands/git-alt', logo='material/grid'),
-             features=['navigation.tabs', 'navigation.indexes', 'navigation.top', 'toc.follow', 'content.code.copy',
-                       'search.highlight'],
+             features=['navigation.tabs', 'navigation.indexes', 'navigation.top', 'navigation.footer', 'toc.follow',
+                       'content.code.copy', 'search.highlight'],
              palette=[dict(media=f'(prefers-color-scheme: {mode})', scheme=scheme, primary='blue gray', accent='blue',
                            toggle=dict(icon=f'material/weather-{icon}', name=f'Go to {other}'))
                       for mode, scheme, icon,
@@ -259,9 +263,17 @@ def navigation(found):
     def among(name): return [p for p in found if p.parent.name == name]
     def within(folder, digits):
         return [p for p in found if p.parent == NBS and p.name[0] in (digits or '')] + among(folder)
-    floors = [{name: entries(within(*place))} for name, place in SECTIONS.items()]
-    return [{'Start': 'index.md'}, {'Tutorials': entries(among('tutorials'))},
-            {'Explanations': entries(among('explain'))}, {'Benchmarks': 'benchmarks.md'}, {'Reference': floors}]
+    guides = {p.stem: p for p in among('explain')}
+    tabs = [{name: entries([*(guides.pop(g) for g in first), *within(*SECTIONS[name])])} for name, first in
+            TASKS.items()]
+    others = [{name: entries(within(*place))} for name, place in SECTIONS.items() if name not in TASKS]
+    return [{'Start': 'index.md'}, {'Tutorials': entries(among('tutorials'))}, *tabs,
+            {'Explanations': entries(guides.values())}, {'Reference': others}, {'Benchmarks': 'benchmarks.md'}]
+
+
+def on_page_markdown(markdown, page, **_):
+    "Rank the pages of tasks first in the search: a title of the reference counts 1000 times as much as text."
+    if page.file.src_uri.startswith(GUIDES): page.meta['search'] = dict(boost=1000)
 
 
 # The explorer on a photo; tools/photograph.py writes its content

@@ -32,6 +32,7 @@ from .base import _WORKER, ImageSet, _close_panels_of_earlier_runs, enlarge, ima
 from memory_vlm.widgets.html import (
     _EXPLORER,
     _layer_maps,
+    _pack_words,
     _quantize,
     _scripts,
     _side_data,
@@ -340,7 +341,7 @@ def _export_image(self:AttentionExplorer, i, max_kb):
                       layer=self.layer, max_kb=max_kb, token=self.token)
     caption = self.caption if i == self.image else next(iter(captions), '')
     for side, packed in zip(self.sides, data['sides']):
-        packed['score'] = side.scored(i, caption, self.others)
+        packed['score'] = _pack_words(side.scored(i, caption, self.others))
         packed['by_patch'] = (packed['score'] or {}).pop('by_patch', None)
     return data | dict(captions=[caption, *(c for c in captions if c != caption)])
 

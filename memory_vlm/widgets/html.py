@@ -49,7 +49,7 @@ def image_url(
 )->str: # data:image/...;base64,...
     "Return an image as a data URL: PNG up to 128 pixels, else JPEG."
     image, out = Image.fromarray(np.ascontiguousarray(to_image(image))), io.BytesIO()
-    kind, options = ('png', {}) if max(image.size) <= 128 else ('jpeg', dict(quality=90))
+    kind, options = ('png', {}) if max(image.size) <= 128 else ('jpeg', dict(quality=85))
     image.save(out, kind, **options)
     return f'data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}'
 
@@ -83,18 +83,36 @@ def _scripts(*names:str)->str:
     "Return several files of static/ as one text."
     return '\n'.join(asset(name) for name in names)
 
+def _shortened(x):
+    "Return JSON values with numbers of four significant digits."
+    if isinstance(x, dict): return {k: _shortened(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_shortened(v) for v in x]
+    return float(f'{x:.4g}') if isinstance(x, float) else x
+
+def _pack_words(score:dict|None)->dict|None: # Result of `_ModelView.scored`
+    "Write the maps of words as integers, in units of `unit`: at most 4 instead of 10 letters a patch."
+    if not score or not score.get('word_maps'): return score
+    maps = np.nan_to_num(np.asarray(score['word_maps'], float))
+    unit = max(float(np.abs(maps).max()), 1e-12) / 999
+    return score | dict(word_maps=np.round(maps / unit).astype(int).tolist(), unit=unit)
+
+def _compact(script:str)->str:
+    "Return a script without indentation and lines of comment. No text of it spans several lines."
+    lines = (line.strip() for line in script.splitlines())
+    return '\n'.join(line for line in lines if line and not line.startswith('//'))
+
 _VIEWERS = Counter() # viewers of the same data that this process has made
 
 def _viewer_html(data:dict, *scripts:str, style:str='')->str:
     "Return a viewer as HTML; see `widget_page`. Its id follows from `data` and is unique in this process."
     # a caption cannot close the script element
-    text = _to_json(data, indent=None, separators=(',', ':')).replace('<', '\\u003c')
+    text = _to_json(_shortened(data), indent=None, separators=(',', ':')).replace('<', '\\u003c')
     digest = sha256(text.encode()).hexdigest()[:12]
     _VIEWERS[digest] += 1
     name = f'mvlm-{digest}' if _VIEWERS[digest] == 1 else f'mvlm-{digest}-{_VIEWERS[digest]}'
     return (f'<style>{style}</style>' * bool(style) + f'<div id="{name}"></div>\n'
             f'<script type="application/json" id="{name}-data">{text}</script>\n'
-            f'<script>(() => {{\n{_scripts("common.js", *scripts)}\nstart("{name}");\n}})();</script>')
+            f'<script>(() => {{\n{_compact(_scripts("common.js", *scripts))}\nstart("{name}");\n}})();</script>')
 
 def _footer(attribution:str)->str:
     "Return the last line of a page."

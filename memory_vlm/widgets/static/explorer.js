@@ -299,7 +299,7 @@ function makeExplorer(root, host) {
   }
 
   const scoreOf = (side) => (host.score ? answered[S.caption] : null)?.[side.name] ?? (S.caption === (shown.captions[0] || "") || !host.score ? side.score : null);
-  const patchesOf = (side) => (word ? scoreOf(side)?.word_maps?.[word - 1] : side.by_patch);
+  const patchesOf = (side) => (word ? scoreOf(side)?.word_maps?.[word - 1]?.map((v) => v * (scoreOf(side).unit ?? 1)) : side.by_patch); // a page has integers
 
   function drawTiles(view) {
     makeTiles(view);
