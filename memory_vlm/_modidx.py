@@ -2079,6 +2079,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'memory_vlm.run._format_count': ('run.html#_format_count', 'memory_vlm/run.py'),
                                 'memory_vlm.run._last_step': ('run.html#_last_step', 'memory_vlm/run.py'),
                                 'memory_vlm.run._new_lines': ('run.html#_new_lines', 'memory_vlm/run.py'),
+                                'memory_vlm.run._pixels': ('run.html#_pixels', 'memory_vlm/run.py'),
                                 'memory_vlm.run._record_schedule': ('run.html#_record_schedule', 'memory_vlm/run.py'),
                                 'memory_vlm.run._with_own_code': ('run.html#_with_own_code', 'memory_vlm/run.py'),
                                 'memory_vlm.run._write_bad_samples': ('run.html#_write_bad_samples', 'memory_vlm/run.py'),

@@ -170,15 +170,20 @@ def _write_bad_samples(folder:Path, learn:MemoryLearner):
     print(f'{bad[0].splitlines()[0]}: see {folder}/bad_samples.txt')
 
 _REPORT_SECONDS = 10 # after which a line says what the fit waits for
-def _write_report(folder:Path, learn:MemoryLearner):
-    "Write the report; memory is measured after a complete fit of one process. If it cannot be written, warn."
+def _pixels(fig)->np.ndarray: return np.asarray(Image.open(BytesIO(to_png(fig))).convert('RGB')) # (height,width,3)
+
+def _write_report(folder:Path, learn:MemoryLearner, log:MetricLog):
+    """Write the report and log its figures; memory is measured after a complete fit of one process. If it cannot be
+    written, warn."""
     few = len(learn.dls.valid.source) < _FEW_IMAGES # an ablation of so few decides nothing
     num = 0 if learn.interrupted or world_size() > 1 or few else 512
     wait = f'Measuring what memory does on {min(num, len(learn.dls.valid.source))} images, for the report'
     slow = Timer(_REPORT_SECONDS, partial(print, wait, flush=True))
     if num and learn.cfg.model.memory.enabled: slow.start()
+    def show(name, fig): log.add_image(learn.train_iter, f'report/{name}', _pixels(fig))
     try:
-        with _fork_random(learn.dls.device): page = write_report_page(folder, learn, num_images=num)
+        with _fork_random(learn.dls.device):
+            page = write_report_page(folder, learn, num_images=num, show=show if log.shows else None)
     except (OSError, RuntimeError, ValueError) as e: return warnings.warn(f'The report could not be written: {e}')
     finally: slow.cancel()
     print(f'Report: {page}')
@@ -200,8 +205,7 @@ class _MapsCallback(Callback):
         device = self.dls.device
         with _fork_random(device): fig = memory_figures(self.learn)
         if fig:
-            self.out.add_image(self.train_iter, 'memory/maps',
-                                 np.asarray(Image.open(BytesIO(to_png(fig))).convert('RGB')))
+            self.out.add_image(self.train_iter, 'memory/maps', _pixels(fig))
         self.since = time.perf_counter()
         self.took = self.since - start
 
@@ -212,8 +216,8 @@ def run_training(
     resume:ResumeCallback, # Checkpoint to resume from; None: start at step 0
     step:int,            # Optimizer steps done; None: the folder is new
 )->tuple[Path|None, bool]: # The newest checkpoint; whether the last weights should be saved and are not
-    ("Fit until the end or an interrupt, with logs and checkpoints. The learner keeps no callback of the run. Raises "
-     "`DivergedError` if the loss is not finite.")
+    ("Fit until the end or an interrupt, with logs, checkpoints and the report. The learner keeps no callback of the "
+     "run. Raises `DivergedError` if the loss is not finite.")
     t = learn.cfg.training
     saver, log = CheckpointCallback(folder, t), MetricLog(folder, learn.cfg, step) if is_main() else None
     cbs = [saver] + [LogCallback(log, t.logging.log_interval)] * is_main()
@@ -223,6 +227,9 @@ def run_training(
         with learn.added_cbs(cbs): # a later fit of this learner must not write into the folder
             learn.fit_schedule(t.scheduler, cbs=resume, notice=lambda _: None) # `_describe_schedule` says it
             lost = broadcast_from_main(lambda: saver.lost)
+        if learn.interrupted and is_main(): print() # the progress bar has not ended its line
+        # the sender of SIGTERM kills the process soon
+        if log and learn.interrupts.caught != signal.SIGTERM: _write_report(folder, learn, log)
     except DivergedError as e:
         raise DivergedError(f'{e}; {kept()}. A lower training.learning_rate or training.clip_grad, or a longer '
                             f'warm-up, may help') from None
@@ -232,7 +239,6 @@ def run_training(
     finally:
         if log: log.close()
         if is_main(): _write_bad_samples(folder, learn)
-    if learn.interrupted and is_main(): print() # the progress bar has not ended its line
     return saver.newest, lost
 
 def fit(
@@ -289,8 +295,6 @@ def _fit_in_group(cfg:DictConfig, metrics, said:set)->Run:
             resume.extend(learn.steps_of(cfg.training.epochs))
         if is_main(): print(_describe_run(learn), place, *found, sep='\n')
         newest, lost = run_training(learn, folder, resume, step)
-        # the sender of SIGTERM kills the process soon
-        if is_main() and learn.interrupts.caught != signal.SIGTERM: _write_report(folder, learn)
         if is_main() and not (learn.interrupted or lost): (folder/'DONE').touch()
     if is_main() and (learn.interrupted or lost):
         kept = f"after step {read_manifest(newest)['step']}" if newest else 'from the beginning'

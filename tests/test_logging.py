@@ -1,4 +1,4 @@
-"""Loggers that fail: each gives one warning, and the fit continues with the others."""
+"""Loggers get the figures of the report; one that fails gives a warning, and the fit continues with the others."""
 import contextlib
 import http.server
 import io
@@ -9,7 +9,9 @@ import sys
 import threading
 import warnings
 from memory_vlm.config import compose
+from memory_vlm.run import fit
 from memory_vlm.training.logging import _WANDB_SECONDS, CSVWriter, MetricLog
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from unittest.mock import patch
 
 ONLY_WANDB = ['training.logging.tensorboard=false']
@@ -135,3 +137,16 @@ def test_tensorboard_fails(tmp_path):
 def test_file_that_is_not_a_log_is_not_overwritten(tmp_path):
     (tmp_path/'metrics.csv').write_text('step\nx\n', encoding='utf-8')
     with pytest.raises(ValueError): CSVWriter(tmp_path, step=1)
+
+
+def test_tensorboard_and_wandb_get_the_figures_of_the_report(tmp_path):
+    words = ['training.max_steps=3', 'training.batch_size=16', f'training.run_dir={tmp_path}/run', 'model.depth=1',
+             'training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:easy', 'model.text.depth=1',
+             'model.memory.mem_reinit_steps=2', 'training.preflight=false', 'training.logging.wandb=true']
+    with patch.dict(os.environ, WANDB_MODE='offline'), contextlib.redirect_stdout(io.StringIO()):
+        run = fit(compose(words, config_name='quickstart'))
+    figures = {'memory/maps', 'report/curves', 'report/ablation', 'report/usage'}
+    events = EventAccumulator(str(run.folder/'tensorboard')).Reload()
+    assert set(events.Tags()['images']) == figures
+    files = run.folder.glob('wandb/offline-run-*/files/media/images/*/*.png')
+    assert {f'{f.parent.name}/{f.name.split("_")[0]}' for f in files} == figures

@@ -87,10 +87,12 @@ def _metric_cards(metrics:dict, chance:dict)->str:
 
 # %% ../../nbs/viz/06_page.ipynb #ce2b472e
 def _figure_html(
-    draw, # Plot function without arguments but `size=` and `font=`; it returns None if there is nothing to draw
-)->str:   # HTML
+    draw,      # Plot function without arguments but `size=` and `font=`; it returns None if there is nothing to draw
+    show=None, # Function that gets the figure of wide pages, if there is one
+)->str:        # HTML
     "Return a figure twice, for wide pages and for phones; a page shows one of them."
     shown = [draw(), draw(size=3.6, font=8)]
+    if show and shown[0]: show(shown[0])
     return ''.join(f'<figure class="{c}">{to_svg(fig)}</figure>' for c, fig in zip(('wide', 'phone'), shown) if fig)
 
 def _usage_figure(resets:ResetHistory|None, **kwargs)->Plot|None:
@@ -143,6 +145,7 @@ def write_report_page(
     model,       # The Learner of the run, or anything else that `as_model` takes
     memory:MemoryReport=None, # Result of `memory_report`; None: measured on `num_images` images
     num_images:int=512, # Largest number of images on which memory is measured; 0: not measured
+    show=None,   # Function of a name ('curves', 'ablation', 'usage') and its figure, such as one that logs it
 )->Path:         # report.html in `folder`
     "Write the report of a run. A twin without (or with) memory in the same folder is compared on the same images."
     loaded, folder = as_model(model), Path(folder)
@@ -150,7 +153,8 @@ def write_report_page(
     metrics = {k: v for k, v in loaded.metrics.items() if k not in ('step', 'epoch')}
     table, twin = read_metrics(folder), _find_twin(folder) if num_images else None
     chance = _chance_of(source) if metrics else {}
-    curves = _figure_html(partial(training_curves, table, gallery=chance, title='')) if len(table) else ''
+    def figure(name, draw): return _figure_html(draw, show and partial(show, name))
+    curves = figure('curves', partial(training_curves, table, gallery=chance, title='')) if len(table) else ''
     if memory is None and num_images: memory = memory_report(loaded, num_images=num_images)
     use = memory and memory.ablation
     code = lambda v: f'<td><code>{html.escape(v if isinstance(v, str) else json.dumps(v))}</code></td>'
@@ -164,10 +168,11 @@ def write_report_page(
             f'{html.escape(_facts(loaded, table))}</p>'
             + section('Training curves', curves)
             + section('What memory does' if has_memory else 'Patches', _memory_html(memory) if memory else '')
-            + (section('Ablation of memory', _figure_html(partial(_ablation_figure, use)), use.sentence) if use else '')
+            + (section('Ablation of memory', figure('ablation', partial(_ablation_figure, use)), use.sentence)
+               if use else '')
             + section(f'Attention of {"memory tokens" if has_memory else "CLS and patches"}', _explorer_html(loaded),
                       note)
-            + section('Usage of memory tokens', _figure_html(partial(_usage_figure, loaded.resets)))
+            + section('Usage of memory tokens', figure('usage', partial(_usage_figure, loaded.resets)))
             + section('Configuration', f'<details><summary>{len(changed_keys(cfg))} keys differ from the defaults; '
                       f'config.yaml has all keys</summary><table>{rows}</table></details>')
             + section('Reproduce this run', f'<pre>{html.escape(command_line(cfg))}</pre>'))
