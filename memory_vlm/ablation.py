@@ -26,7 +26,7 @@ from memory_vlm.evaluation.intervals import (
 )
 from .evaluation.retrieval import chance_recall, hits_per_image
 from .evaluation.validation import encode, evaluation_mode, image_vectors, triples
-from .interp.image_scores import _has_text, _image_values, _Images, _make_score
+from .interp.image_scores import _PATCH_SCORES, _has_text, _image_values, _Images, _make_score, _Patches
 from .interp.intervene import KINDS, MemoryStates, checked_tokens, intervene, memory_positions, record_states
 from .models.towers import find_tower
 from .overrides import command_words, restore_references
@@ -308,10 +308,12 @@ def ablate(
     seed:int=0,                # Seed of the interventions
     num_images:int=None,       # Only the first images of the data; None: all
     part:str='memory',         # 'memory' (tokens or registers), 'cls' or 'patches'
-    # 'recall' (needs a text tower), 'nearest' (is the nearest image of the same class?), 'zero_shot', or a function:
-    # features (n, D) of images, their numbers (n,) -> scores 0..1 (n,); None: recall or, without a text tower, nearest
+    # 'recall' (needs a text tower), 'nearest' (is the nearest image of the same class?), 'zero_shot', 'dense' (are
+    # patches of the right class?), 'localization' (does LOST find an object?), or a function: features (n, D) of
+    # images, their numbers (n,) -> scores 0..1 (n,); None: recall or, without a text tower, nearest
     score=None,
     classes=None,              # For 'zero_shot': text embeddings (C, D), or names; None: those of the data
+    masks=None,                # For 'dense' and 'localization': as `memory_report` takes them; None: 'objects' (scenes)
 )->Ablation:
     """Measure whether the model uses its memory, its CLS or its patches. Raises `UserError` for a model without such
     tokens, for data that is missing, empty, random or does not allow the score, and if no kind applies."""
@@ -320,10 +322,12 @@ def ablate(
     tower, has_text = find_tower(loaded.model), _has_text(loaded.model)
     if part == 'memory': tower.check_memory()
     if score is None: score = 'recall' if has_text else 'nearest'
-    elif not callable(score): pick(('recall', 'nearest', 'zero_shot'), score, 'score')
-    is_recall = score == 'recall'
+    elif not callable(score): pick(('recall', 'nearest', 'zero_shot', *_PATCH_SCORES), score, 'score')
+    is_recall, of_patches = score == 'recall', score in _PATCH_SCORES
+    if masks is not None and not of_patches: raise UserError("masks are for score='dense' and score='localization'")
     if is_recall and not has_text: raise UserError("score='recall' needs a text tower; this model has none")
-    model = find_clip(loaded.model) if is_recall else _Images(loaded.model, num_images, score == 'zero_shot')
+    if of_patches: model = _Patches(loaded.model, num_images, score)
+    else: model = find_clip(loaded.model) if is_recall else _Images(loaded.model, num_images, score == 'zero_shot')
     if loaded.loader is None and loaded.cfg is None: raise UserError('got a model without data; call ablate(model, dl)')
     dl = _FirstImages(loaded.valid_dl, num_images, model) if is_recall and num_images is not None else loaded.valid_dl
     layers = checked_tokens(layers, len(tower.blocks), 'layer')
@@ -340,7 +344,7 @@ def ablate(
         reasons = '; '.join(f'{k} does not apply, {why}' for k, why in notes.items())
         raise UserError(reasons or 'kinds is empty; give at least one')
     if not is_recall: # before the second pass, which takes long
-        name, of, chance = _make_score(score, loaded, dl, classes, images, *about)
+        name, of, chance = _make_score(score, loaded, dl, classes, images, *about, masks)
         _image_values(name, of, {None: images})
     with evaluation_mode(model):
         features = _encode_intervened(model, dl if is_recall else model.batches(dl), runs, layers, states, seed, part)

@@ -227,7 +227,8 @@ def _ablate_command(
     data:str=None,            # Images with captions or classes, as for eval; by default the validation data of the run
     part:str='memory',        # 'memory' (tokens or registers), 'cls' or 'patches'
     images:int=None,          # Images on which it is measured, the first ones; by default all
-    score:str=None,           # 'recall', 'nearest', or 'zero_shot' (data with classes); by default recall or nearest
+    score:str=None,           # 'recall' or 'nearest' (one is the default), 'zero_shot', 'dense' or 'localization'
+    masks:str=None,           # As for report; by default 'objects'
     leave_one_out:bool=False, # Also ablate each token alone; the time is multiplied by the number of tokens
     seed:int=0,               # Seed of interventions and intervals
     split:str='valid',        # 'valid', 'test' or 'train', where the data has splits
@@ -237,7 +238,7 @@ def _ablate_command(
     from memory_vlm.ablation import ablate
     from memory_vlm.evaluation.models import _open_with_data
     found = ablate(_open_with_data(model, data, split), leave_one_out=leave_one_out, seed=seed, part=part,
-                   score=score, num_images=images)
+                   score=score, num_images=images, masks=masks)
     return found.to_dict(), found, 0
 
 # %% ../nbs/50_cli.ipynb #f3ac51d4
