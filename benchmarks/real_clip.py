@@ -4,6 +4,7 @@
     python benchmarks/real_clip.py report --weights ...
     python benchmarks/real_clip.py ablate --weights ... --names ... --parts cls patches memory --edit registers.json
     python benchmarks/real_clip.py maps --weights ... --images free_photos --names ... --edit registers.json
+    python benchmarks/real_clip.py positions --weights ... --images photos
     python benchmarks/real_clip.py distill --weights ... --images photos --names ... --save student.pt
 
 `--weights`: weights of timm's `vit_base_patch16_clip_quickgelu_224` with 512 outputs (OpenAI's CLIP ViT-B/16).
@@ -36,7 +37,14 @@ from memory_vlm.evaluation.intervals import change_interval, mean_interval
 from memory_vlm.evaluation.validation import evaluation_mode
 from memory_vlm.interp.caption_maps import caption_map
 from memory_vlm.interp.intervene import intervene
-from memory_vlm.interp.test_time_registers import RegisterEdit, _norms_and_outputs, outliers, sweep_registers
+from memory_vlm.interp.test_time_registers import (
+    RegisterEdit,
+    _norms_and_outputs,
+    outliers,
+    patch_norms,
+    sweep_registers,
+)
+from memory_vlm.models.towers import find_tower
 from memory_vlm.report import _ReportComparison, memory_report
 from memory_vlm.training.distill import _dense, _draw_views, _mean_dense, distill_registers
 from pathlib import Path
@@ -155,6 +163,21 @@ def maps(model, images, captions, score, args):
     np.savez_compressed(RESULTS/'real_clip_maps.npz', **kept)
 
 
+def positions(model, images, captions, score, args):
+    """Store in how many of the images each patch of the last block is an outlier, and what the most frequent position
+    would get if the outliers of each image lay anywhere: the 97.5 % quantile of 1000 permutations."""
+    found = outliers(torch.cat([patch_norms(model, x)[:, -1] for x in images.split(20)]))        # bool (N,P)
+    share, generator = found.double().mean(0), torch.Generator().manual_seed(0)
+    largest = []
+    for _ in range(1000):
+        order = torch.rand(found.shape, generator=generator).argsort(1)
+        largest.append(found.gather(1, order).double().mean(0).max())
+    grid = find_tower(model).layout.grid
+    rows = [dict(row=i // grid[1], column=i % grid[1], share=round(x, 5)) for i, x in enumerate(share.tolist())]
+    store(RESULTS/'real_clip_positions.csv', rows, block=11, images=len(images),
+          largest_by_chance=round(torch.stack(largest).quantile(.975).item(), 5))
+
+
 def halves(num):
     "Return the indices of a random half of the images and of the other, as `sweep_registers` draws them."
     order = torch.randperm(num, generator=torch.Generator().manual_seed(0))
@@ -214,7 +237,7 @@ def distill(model, images, captions, score, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('task', choices=['registers', 'report', 'ablate', 'maps', 'distill'])
+    parser.add_argument('task', choices=['registers', 'report', 'ablate', 'maps', 'positions', 'distill'])
     for name in ('weights', 'images'): parser.add_argument(f'--{name}', required=True)
     parser.add_argument('--names', help='text embeddings of class names, for registers and ablate')
     parser.add_argument('--parts', nargs='+', default=['cls', 'patches'], help='of ablate')
@@ -229,8 +252,9 @@ def main():
     args = parser.parse_args()
     images, captions = open_images(args.images, args.num)
     if not args.edit and (args.task == 'maps' or 'memory' in args.parts): parser.error('this needs --edit')
-    if not args.names and args.task != 'report': parser.error('this needs --names')
-    task = dict(registers=registers, report=report, ablate=ablations, maps=maps, distill=distill)[args.task]
+    if not args.names and args.task not in ('report', 'positions'): parser.error('this needs --names')
+    task = dict(registers=registers, report=report, ablate=ablations, maps=maps, positions=positions,
+                distill=distill)[args.task]
     task(open_tower(args.weights), images, captions, args.names and ZeroShot(args.names, captions), args)
 
 
