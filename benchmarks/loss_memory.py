@@ -3,6 +3,7 @@
     python benchmarks/loss_memory.py                        # B = 8192, D = 512, on the CPU or, if there is one, on CUDA
     python benchmarks/loss_memory.py --loss siglip --batch 4096
     python benchmarks/loss_memory.py --large --csv benchmarks/results/loss_large.csv # 8192-32768 pairs, 1 and 2 ranks
+    python benchmarks/loss_memory.py --vectors 8 --csv benchmarks/results/loss_memory_vectors.csv # K vectors an image
     python benchmarks/loss_memory.py --csv benchmarks/results/loss_memory.csv  # also append the results to a file
 
 Method:
@@ -20,6 +21,9 @@ Method:
   with half of the pairs and of the threads each; negatives come from both, with gradients, and memory is that of the
   larger rank. A step of open_clip's takes four times as much at twice the batch; where that is more than the machine
   has free, only ours runs.
+
+- --vectors K: memory of ours for one vector an image, and for K that are compared by the nearest (maxsim) or mixed by
+  the caption (caption). Goal for K = 8 at B = 8192, D = 512: twice that of one, plus the features (B x K x D).
 
 On a CPU the memory part needs Linux (/proc).
 """
@@ -54,7 +58,9 @@ def make_inputs(args, batch):
     g = torch.Generator(args.device).manual_seed(0)
     x, y = (torch.empty(batch, args.dim, device=args.device).normal_(generator=g) for _ in range(2))
     for i in range(0, batch, 1024): y[i:i+1024].add_(x[i:i+1024], alpha=0.44)
-    for t in (x, y): t.div_(torch.linalg.vector_norm(t, dim=1, keepdim=True))
+    if args.vectors: x = torch.empty(batch, args.vectors, args.dim, device=args.device).normal_(generator=g)
+    if args.queries: y = torch.empty(batch, 2, args.dim, device=args.device).normal_(generator=g)
+    for t in (x, y): t.div_(torch.linalg.vector_norm(t, dim=-1, keepdim=True))
     scalars = [1 / 0.07] if args.loss == 'clip' else [10., -10.]
     inputs = [x.to(args.dtype), y.to(args.dtype), *(torch.tensor(s, device=args.device) for s in scalars)]
     return [t.requires_grad_() for t in inputs]
@@ -138,10 +144,10 @@ def most_of_ranks(args):
     return max(int(memory) for memory, _ in found), max(float(took) for _, took in found)
 
 
-def extra_memory_of(args, name, batch, ranks=1):
+def extra_memory_of(args, name, batch, ranks=1, vectors=0, queries=False):
     "Return bytes and seconds of the loss `name`, measured in a fresh process."
     command = [sys.executable, __file__, '--memory-of', name, '--loss', args.loss, '--batch', batch, '--dim',
-               args.dim, '--ranks', ranks,
+               args.dim, '--ranks', ranks, '--vectors', vectors, *['--queries'] * queries,
                '--device', args.device, '--dtype', str(args.dtype).removeprefix('torch.'), '--threads', args.threads]
     done = subprocess.run([str(c) for c in command], check=True, capture_output=True, encoding='utf-8')
     memory, took = done.stdout.split()
@@ -167,6 +173,21 @@ def large(args):
     if args.csv: store(args.csv, rows, args.device, loss=args.loss, dim=args.dim, threads=args.threads)
 
 
+def several(args):
+    "Measure the memory of ours for one vector of an image and for several."
+    rows, one, features = [], 0, args.batch * args.vectors * args.dim * args.dtype.itemsize
+    for readout, given in dict(none={}, maxsim=dict(vectors=args.vectors),
+                               caption=dict(vectors=args.vectors, queries=True)).items():
+        memory, took = extra_memory_of(args, 'ours', args.batch, **given)
+        one = memory if readout == 'none' else one
+        allowed = '' if readout == 'none' else round((2 * one + features) / MiB, 1)
+        rows.append(dict(readout=readout, vectors=given.get('vectors', 1), seconds=f'{took:.2f}',
+                         mib=f'{memory / MiB:.1f}', mib_allowed=allowed))
+        print(rows[-1], flush=True)
+    if args.csv:
+        store(args.csv, rows, args.device, loss=args.loss, batch=args.batch, dim=args.dim, threads=args.threads)
+
+
 def parse():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--loss', choices=['clip', 'siglip'], default='clip')
@@ -179,6 +200,8 @@ def parse():
     p.add_argument('--threads', type=int, default=os.cpu_count(), help='CPU threads')
     p.add_argument('--large', action='store_true',
                    help='measure large batches on one rank and on two; give it its own --csv file')
+    p.add_argument('--vectors', type=int, default=0, help='memory of so many vectors of an image beside one')
+    p.add_argument('--queries', action='store_true', help=argparse.SUPPRESS)
     p.add_argument('--ranks', type=int, default=1, help=argparse.SUPPRESS)
     p.add_argument('--csv', type=Path, help='append the results to this file')
     p.add_argument('--memory-of', choices=list(LOSSES), help=argparse.SUPPRESS)
@@ -190,6 +213,7 @@ def main():
     torch.set_num_threads(args.threads)
     if args.memory_of: return print(*most_of_ranks(args))
     if args.large: return large(args)
+    if args.vectors: return several(args)
     B, dtype = args.batch, str(args.dtype).removeprefix('torch.')
     print(f'{args.loss} loss, B = {B}, D = {args.dim}, {dtype}, forward plus backward\n'
           f'{machine(args.device)}, torch {torch.__version__}, open_clip {open_clip.__version__}\n')
