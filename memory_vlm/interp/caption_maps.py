@@ -127,6 +127,10 @@ def _gradient_maps(model, tower:Tower, image:Tensor, score)->tuple:
         stack.enter_context(torch.autocast(image.device.type, enabled=False))
         hooks = [b.register_forward_hook(lambda block, args, out: outputs.append(out)) for b in tower.blocks]
         for hook in hooks: stack.callback(hook.remove)
+        for m in tower.vit.modules(): # a block that is recomputed in the backward pass has other attention weights
+            if getattr(m, 'grad_checkpointing', False):
+                stack.callback(setattr, m, 'grad_checkpointing', True)
+                m.grad_checkpointing = False
         with _KeepAttention() as attention: scores = score(image)
         kept = [A for A in attention.kept if A.shape[-2:] == (layout.num_tokens, layout.num_keys)][:L]
         if len(kept) < L: raise UserError('the attention of this vision tower is not known, so it has no caption maps')
