@@ -3353,6 +3353,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'memory_vlm/widgets/explorer.py'),
                                              'memory_vlm.widgets.explorer.AttentionExplorer.selection': ( 'widgets/explorer.html#attentionexplorer.selection',
                                                                                                           'memory_vlm/widgets/explorer.py'),
+                                             'memory_vlm.widgets.explorer.AttentionExplorer.set_state': ( 'widgets/explorer.html#attentionexplorer.set_state',
+                                                                                                          'memory_vlm/widgets/explorer.py'),
                                              'memory_vlm.widgets.explorer.AttentionExplorer.show_errors': ( 'widgets/explorer.html#attentionexplorer.show_errors',
                                                                                                             'memory_vlm/widgets/explorer.py'),
                                              'memory_vlm.widgets.explorer.AttentionExplorer.show_message': ( 'widgets/explorer.html#attentionexplorer.show_message',

@@ -161,7 +161,9 @@ class AttentionExplorer(_SavedPicture, anywidget.AnyWidget):
         else:
             self.problem = None
             self._update_picture()
-
+    def set_state(self, sync_data): # Of a busy kernel: a caption that comes with an image stays
+        super().set_state(sync_data)
+        if 'image' in sync_data: self.caption = sync_data.get('caption') or self.caption
     def _changed(self, change):
         "Keep the parts of the state consistent, and answer what the browser cannot compute."
         self.show_message()
