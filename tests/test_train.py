@@ -117,5 +117,5 @@ def test_slow_report_says_what_the_fit_waits_for(monkeypatch, capsys, tmp_path):
         cfg = compose([f'model.memory.enabled={memory}'], config_name='quickstart')
         dls = SimpleNamespace(valid=source, device=torch.device('cpu'))
         learn = SimpleNamespace(interrupted=False, cfg=cfg, dls=dls)
-        run._write_report(tmp_path, learn)
+        run._write_report(tmp_path, learn, SimpleNamespace(shows=False))
         assert capsys.readouterr().out.count('Measuring what memory does on 40 images, for the report\n') == lines
