@@ -4,7 +4,7 @@ Defects that users saw in these panels, and the test that looks for each (here u
 
 | defect | test |
 |---|---|
-| 1 a saved notebook shows nothing | test_widgets: panels_leave_pictures, of_64_tokens, explorer_in_marimo |
+| 1 a saved notebook shows nothing | test_widgets: panels_leave_images, of_64_tokens, explorer_in_marimo |
 | 2 64 tokens are too small to read | test_widgets: of_64_tokens_is_legible_and_is_kept |
 | 3 one outlier makes all other maps dark and hides the image | an_outlier_hides_neither_the_maps_nor_the_image |
 | 4 "reads" of kv memory keeps old maps under the wrong label | kv_memory_offers_only_what_it_has |

@@ -218,7 +218,7 @@ def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
     steps = int(nb.outputs()[4][0]['text'])
     assert 0 < steps < 400 * nb.ask('len(learn.dls.train)') and nb.ask('dash.redraws') >= steps // 2
     assert nb.ask('dash.checkpoint is not None and dash.checkpoint.exists()')
-    assert len(nb.outputs()[1]) == 2 and len(nb.outputs()[3]) <= 2 # redrawn in place, with a picture
+    assert len(nb.outputs()[1]) == 2 and len(nb.outputs()[3]) <= 2 # redrawn in place, with an image
     svg = dash.locator('svg')
     assert svg.count() >= 5 and 'not measured yet' not in svg.first.text_content()
     choose(look, 'layer', '0')
@@ -228,11 +228,11 @@ def test_fit_can_be_watched_and_stopped(lab, page, offline_page):
     expect(offline_page.locator('main')).to_contain_text('Training curves')
 
 
-PICTURE = '[class$="-picture"]'
+STILL = '[class$="-still"]'
 
-def test_panels_leave_pictures_in_a_saved_notebook(lab, page, chromium):
+def test_panels_leave_images_in_a_saved_notebook(lab, page, chromium):
     "Hidden beside the panel, shown after a restart and in nbconvert."
-    nb = notebook(lab, page, 'pictures', 'dash = FitDashboard(learn); dash', 'one = AttentionExplorer(learn); one',
+    nb = notebook(lab, page, 'still_images', 'dash = FitDashboard(learn); dash', 'one = AttentionExplorer(learn); one',
                   'panel = AblationPanel(learn); panel', 'ConfigEditor(cfg)', 'learn.fit_cosine(1)')
     choose(nb.cell(2), 'token', '3')
     panel, switch = nb.cell(3), nb.cell(3).get_by_role('button', name='2', exact=True)
@@ -240,25 +240,25 @@ def test_panels_leave_pictures_in_a_saved_notebook(lab, page, chromium):
     expect(panel).to_contain_text('1 of 8 off')
     cells = {1: 'Training of', 2: 'Image 0, layer 0, mean of heads, token 3', 3: 'Attention of CLS with ablated'}
     for i, words in cells.items():
-        expect(nb.cell(i).locator(f'{PICTURE} img')).to_have_attribute('alt', re.compile(words))
-    expect(nb.cell(1).locator(PICTURE)).to_contain_text('FitDashboard, as it was')
-    expect(nb.cell(4).locator(PICTURE)).to_have_count(1)
-    assert not page.locator(f'{PICTURE}:visible').count()
-    page.wait_for_timeout(3000) # the last pictures are drawn
+        expect(nb.cell(i).locator(f'{STILL} img')).to_have_attribute('alt', re.compile(words))
+    expect(nb.cell(1).locator(STILL)).to_contain_text('FitDashboard, as it was')
+    expect(nb.cell(4).locator(STILL)).to_have_count(1)
+    assert not page.locator(f'{STILL}:visible').count()
+    page.wait_for_timeout(3000) # the last images are drawn
     nb.js("await app.commands.execute('docmanager:save');")
-    size = (lab.folder/'pictures.ipynb').stat().st_size
+    size = (lab.folder/'still_images.ipynb').stat().st_size
     assert size < 500_000, size
     nb.js("await panel.sessionContext.session.kernel.restart();")
     page.reload()
-    (lab.folder/'pictures.html').write_text(HTMLExporter().from_filename(str(lab.folder/'pictures.ipynb'))[0],
+    (lab.folder/'still_images.html').write_text(HTMLExporter().from_filename(str(lab.folder/'still_images.ipynb'))[0],
                                             encoding='utf-8')
     context = chromium.new_context(offline=True)
     converted = context.new_page()
-    converted.goto((lab.folder/'pictures.html').as_uri(), wait_until='domcontentloaded')
+    converted.goto((lab.folder/'still_images.html').as_uri(), wait_until='domcontentloaded')
     for where in (page, converted):
-        expect(where.locator(f'{PICTURE}:visible')).to_have_count(4)
-        expect(where.locator(PICTURE).nth(3)).to_contain_text('python train.py')
-        shown = where.locator(f'{PICTURE} img').evaluate_all('all => all.map((i) => [i.alt, i.naturalWidth])')
+        expect(where.locator(f'{STILL}:visible')).to_have_count(4)
+        expect(where.locator(STILL).nth(3)).to_contain_text('python train.py')
+        shown = where.locator(f'{STILL} img').evaluate_all('all => all.map((i) => [i.alt, i.naturalWidth])')
         assert all(words in alt and width > 200 for words, (alt, width) in zip(cells.values(), shown)), shown
     context.close()
 

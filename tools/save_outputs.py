@@ -1,7 +1,7 @@
 """Run notebooks and save their outputs: `python tools/save_outputs.py [NOTEBOOK ...]`; without arguments the tutorials.
 
 Tutorials train for minutes and run in their own kernel; module notebooks run as `nbdev-test` runs them. Live widgets
-(blank without a kernel) with their pictures, progress bars, times and warnings are dropped, so that a notebook that is
+(blank without a kernel) with their images, progress bars, times and warnings are dropped, so that a notebook that is
 run again is the same, and images are stored with 256 colors."""
 import base64
 import io
@@ -29,8 +29,8 @@ def worth_keeping(output):
     if output.output_type == 'stream': return output.name == 'stdout' and not re.search(PROGRESS, output.text)
     data = output.get('data', {})
     html = str(data.get('text/html', 'none'))
-    return (output.output_type == 'error' or bool(data) and WIDGET not in data and bool(html) # '': a picture to come
-            and not re.search('<progress|class=.progress|^<div class="mvlm-[0-9a-f]+-picture">', html)) # bars of fastai
+    return (output.output_type == 'error' or bool(data) and WIDGET not in data and bool(html) # '': an image to come
+            and not re.search('<progress|class=.progress|^<div class="mvlm-[0-9a-f]+-still">', html)) # bars of fastai
 
 
 def shrink(data):

@@ -36,7 +36,7 @@ from ..search import open_images
 from ..training.run_dir import LoadedModel, as_model, find_run
 from ..viz.plots import mixed_cmap, to_image
 from .html import asset
-from .saved import _figure_html, _SavedPicture
+from .saved import _figure_html, _SavedImage
 from pathlib import Path
 from PIL import Image
 from torch import Tensor, nn
@@ -280,7 +280,7 @@ class _Message(anywidget.AnyWidget):
     text = T.Unicode('').tag(sync=True)       # Empty: no message
     problem = T.Bool(False).tag(sync=True)    # Whether it is an error
 
-class Panel(_SavedPicture, W.VBox):
+class Panel(_SavedImage, W.VBox):
     "A column of controls with a message line. Subclasses build `children` and define `snapshot`."
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -305,7 +305,7 @@ class Panel(_SavedPicture, W.VBox):
         "Show a message in the panel."
         self._message = text
         self.status.problem, self.status.text = problem, text
-        self._update_picture()
+        self._update_image()
 
     @contextmanager
     def show_errors(self):
@@ -316,9 +316,9 @@ class Panel(_SavedPicture, W.VBox):
             self.problem = e
             self.show_message(str(e) if isinstance(e, ValueError) else f'Unexpected error, {type(e).__name__}: {e}',
                      problem=True)
-        else: self._update_picture()
+        else: self._update_image()
 
-    def _picture(self)->str:
+    def _still_image(self)->str:
         shown = self.snapshot()
         return _figure_html(shown) if isinstance(shown, Figure) else shown.data
 

@@ -42,7 +42,7 @@ from memory_vlm.widgets.html import (
     maps_page,
 )
 from .model_view import _DIRECTIONS, _ModelView, _same_grid, _token_maps
-from .saved import _SavedPicture
+from .saved import _SavedImage
 from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
@@ -57,7 +57,7 @@ _STATE = ('image', 'layer', 'head', 'token', 'direction', 'show', 'scale', 'same
           'sort', 'pin', 'gallery')
 _KEPT_BYTES = 300_000, 500_000 # Of the output of `keep`, for one image and for several
 
-class AttentionExplorer(_SavedPicture, anywidget.AnyWidget):
+class AttentionExplorer(_SavedImage, anywidget.AnyWidget):
     "Show where tokens attend in an image, by layer and head."
     _esm = f'{_scripts(*_EXPLORER)}\nconst CSS = {json.dumps(asset("explorer.css"))};\n{asset("live.js")}'
     image = T.Int(0).tag(sync=True)     # Index of the image
@@ -160,7 +160,7 @@ class AttentionExplorer(_SavedPicture, anywidget.AnyWidget):
             self.show_message(str(e) if known else f'Unexpected error, {type(e).__name__}: {e}', problem=True)
         else:
             self.problem = None
-            self._update_picture()
+            self._update_image()
     def set_state(self, sync_data): # Of a busy kernel: a caption that comes with an image stays
         super().set_state(sync_data)
         if 'image' in sync_data: self.caption = sync_data.get('caption') or self.caption
@@ -377,7 +377,7 @@ def _page(self:AttentionExplorer, **kwargs)->str:
         return self.export_html(f'{folder}/page.html', **kwargs).read_text(encoding='utf-8')
 
 @patch
-def _picture(self:AttentionExplorer)->str:
+def _still_image(self:AttentionExplorer)->str:
     "Return the image with the map of the chosen token, as an `<img>`."
     still = self.main.still(self.image, self.layer, self.head, self.token, self.direction)
     token = 'CLS' if self.token == 'cls' else f'{"token" if self.main.layout.num_memory else "patch"} {self.token}'
@@ -390,7 +390,7 @@ def keep(
     height:int=900, # Height of the output (pixels)
 ):
     "Display the explorer as self-contained HTML of at most 300 kB (several images: 500 kB), kept in a saved notebook."
-    still, limit = self._picture(), _KEPT_BYTES[len(images or [0]) > 1]
+    still, limit = self._still_image(), _KEPT_BYTES[len(images or [0]) > 1]
     for kb in (300, 250, 200, 150, 100, 75, 50, 25): # where frames are not allowed, as on GitHub, the still remains
         page = self._page(images=images, max_kb=kb).replace('&', '&amp;').replace("'", '&#39;')
         text = (f'{still}<iframe title="attention explorer" style="width:100%;height:{height}px;border:0" '

@@ -28,48 +28,48 @@ def _figure_html(
             f'style="max-width:100%" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">')
 
 # %% ../../nbs/widgets/00_saved.ipynb #5c2f3c5e
-_REST = 2. # Time without a change after which the picture is drawn (seconds)
+_REST = 2. # Time without a change after which the image is drawn (seconds)
 
-class _SavedPicture:
-    "A widget whose cell also holds a picture of it; a class defines `_picture`, which returns HTML."
+class _SavedImage:
+    "A widget whose cell also holds an image of it; a class defines `_still_image`, which returns HTML."
     _output = _timer = None # (class of the widget, handle of the output); the coming drawing
-    _drawn = ''             # The latest picture
+    _drawn = ''             # The latest image
 
     def _repr_mimebundle_(self, **kwargs):
-        "Put the picture below the widget once the cell has run."
+        "Put the image below the widget once the cell has run."
         shell = get_ipython()
         if getattr(shell, 'kernel', None) is not None:
             def place(*args):
                 shell.events.unregister('post_run_cell', place)
-                self._place_picture(shell.kernel.io_loop)
+                self._place_image(shell.kernel.io_loop)
             shell.events.register('post_run_cell', place)
         return super()._repr_mimebundle_(**kwargs)
 
-    def _place_picture(self, loop):
+    def _place_image(self, loop):
         name = f'mvlm-{uuid.uuid4().hex[:12]}'
         self.add_class(name)
         self._loop, self._output = loop, (name, display(HTML(''), display_id=True))
-        self._update_picture()
+        self._update_image()
 
-    def _is_busy(self)->bool: # its end updates the picture
+    def _is_busy(self)->bool: # its end updates the image
         "Return whether the panel will change by itself."
         thread = getattr(self, '_thread', None)
         return thread is not None and thread.is_alive()
 
-    def _update_picture(self):
-        "Draw the picture after `_REST` seconds without a further call; for any thread."
+    def _update_image(self):
+        "Draw the image after `_REST` seconds without a further call; for any thread."
         if self._output is not None: self._loop.add_callback(self._wait_for_rest)
 
     def _wait_for_rest(self):
         if self._timer is not None: self._loop.remove_timeout(self._timer)
-        self._timer = self._loop.call_later(_REST, self._draw_picture)
+        self._timer = self._loop.call_later(_REST, self._draw_image)
 
-    def _draw_picture(self):
+    def _draw_image(self):
         self._timer = None
         if self.comm is None or self._is_busy(): return
         name, output = self._output
-        try: self._drawn = self._picture()
+        try: self._drawn = self._still_image()
         except Exception as e: self._drawn = self._drawn or f'<p>{escape(str(e))}</p>' # the panel itself shows it
-        output.update(HTML(f'<div class="{name}-picture"><style>body:has(.{name}) .{name}-picture {{ display: none }}'
+        output.update(HTML(f'<div class="{name}-still"><style>body:has(.{name}) .{name}-still {{ display: none }}'
                            f'</style>{self._drawn}<div><small>{type(self).__name__}, as it was when the notebook was '
                            'saved. Run the cell again for the panel itself.</small></div></div>'))

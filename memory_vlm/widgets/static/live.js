@@ -17,7 +17,7 @@ function render({ model, el }) {
     set: (changes) => { mine = true; for (const [n, v] of Object.entries(changes)) model.set(n, v); model.save_changes(); mine = false; },
   };
   el.append(style, root);
-  const named = () => root.classList.add(...(model.get("_dom_classes") ?? [])); // where the explorer stands, its picture is hidden
+  const named = () => root.classList.add(...(model.get("_dom_classes") ?? [])); // where the explorer stands, its image is hidden
   model.on("change:_dom_classes", named);
   const explorer = makeExplorer(root, host);
   named();
