@@ -14,7 +14,7 @@ from dataclasses import replace
 from fastcore.basics import patch
 from functools import partial
 from .core import UserError, _as_list, pick
-from .interp.stats import effective_rank, mean_cosine
+from .interp.stats import _stable_rank, effective_rank, mean_cosine
 from .memory import in_backward
 from .models.attention_hooks import EAGER, attention_hooks, eager_attention
 from .models.towers import _exclusive, find_module, find_tower
@@ -109,6 +109,18 @@ class AttentionMaps:
     def received(self)->Tensor:
         "Attention that each key receives, mean over heads and queries, fp32 (B, L, K). With `values=True`."
         return self.array('received')
+    @property
+    def sinks(self)->Tensor:
+        "Position 0..K-1 of the key that receives most attention in each head (B, L, H). With `values=True`."
+        return self.array('sinks')
+    @property
+    def sink_queries(self)->Tensor:
+        "Share of the queries that give half of their attention or more to `sinks`, fp32 (B, L, H). With `values=True`."
+        return self.array('sink_queries')
+    @property
+    def update_rank(self)->Tensor:
+        "Stable rank of what each head adds to the tokens, fp32 (B, L, H), 1 or more; 0: nothing. With `values=True`."
+        return self.array('update_rank')
 
     def place(self, layer, name, shape, dtype=torch.float32, device=None):
         "Return the part (B, ...) of an array that belongs to a layer, to be filled in."
@@ -178,12 +190,22 @@ def _output_weight(attn:nn.Module, block:nn.Module)->Tensor:
                         'not known; `patch_norms` does not need them')
     return found.weight if scale is None else scale.unsqueeze(1) * found.weight
 
+def _head_weights(weight:Tensor, v:Tensor)->Tensor: # (D, H d or more), v (B,H,K,d) -> (H,D,d)
+    "Return the output projection of each head."
+    return weight.float()[:, :v.shape[1] * v.shape[3]].unflatten(1, (v.shape[1], -1)).transpose(0, 1) # then an MLP's
+
 def _value_norms(v:Tensor, weight:Tensor)->Tensor:
     "Return the norm of each head's value after the output projection, ||W_O v||: the most it can add to a token."
-    heads = weight.float()[:, :v.shape[1] * v.shape[3]].unflatten(1, (v.shape[1], -1)) # (D,H,d); behind them, an MLP's
-    gram = torch.einsum('ohd,ohe->hde', heads, heads)
-    v = v.float()
-    return (v @ gram * v).sum(-1).clamp_min(0).sqrt()
+    heads, v = _head_weights(weight, v), v.float()
+    return (v @ (heads.mT @ heads) * v).sum(-1).clamp_min(0).sqrt()
+
+def _sinks(w:Tensor, v:Tensor, weight:Tensor)->dict: # w (B,H,n,K), v (B,H,K,d)
+    "Return the key that receives most attention, the share of queries that it has, and the rank of the update (B,H)."
+    top = w.mean(2).argmax(-1)
+    routed = w.take_along_dim(top[..., None, None], -1) >= 0.5
+    triangle = torch.linalg.qr(_head_weights(weight, v), mode='r').R # W = Q R, and Q changes no singular value
+    rank = _stable_rank(w.float() @ v.float() @ triangle.mT)
+    return dict(sinks=top, sink_queries=routed.float().mean((2, 3)), update_rank=rank)
 
 # %% ../nbs/30_attention.ipynb #e244cae4
 class _Recorder:
@@ -216,6 +238,8 @@ class _Recorder:
             share = w.sum(2).mean(1) / N # (B,k)
             if start: self.maps.place(layer, 'received', (B, K), device=q.device).add_(share)
             else: self.put(layer, 'received', share, (B, K), slice(0, k.shape[2]), dim=1)
+            for name, x in ({} if start else _sinks(w, v, weight)).items(): # of the queries that know no new CLS
+                self.maps.place(layer, name, x.shape, x.dtype, x.device).copy_(x)
             self.put(layer, 'value_norms', lengths, (B, H, K), slice(0, k.shape[2]))
             self.put(layer, 'value_totals', (w @ lengths.unsqueeze(-1)).squeeze(-1), (B, H, N), queries)
         if start + n == N and not self.outputs: self.finish(layer)

@@ -69,6 +69,18 @@ def _patch_features(maps:AttentionMaps, absolute_norm:float=150.)->dict:
                 sink_lift=received.amax(-1) * maps.layout.num_keys, sink_value=ratio,
                 patch_rank=maps.patch_rank, patch_similarity=maps.patch_similarity)
 
+def _sink_features(maps:AttentionMaps)->dict:
+    """Return the shares of heads that have a sink, by its kind, and the stable rank of what heads add (B,L). A head has
+    a sink if 90 % of its queries give half of their attention to one token. Source: Fesser et al., arXiv 2606.08105."""
+    norms, memory = maps.value_norms, maps.layout.memory # (B,L,H,K)
+    top = norms.gather(-1, maps.sinks.unsqueeze(-1)).squeeze(-1)
+    ratio = top * (norms.shape[-1] - 1) / (norms.sum(-1) - top).clamp_min(1e-12)
+    is_sink = maps.sink_queries >= 0.9
+    kinds = dict(sink_heads=is_sink, no_ops=is_sink & (ratio <= 0.2),
+                 broadcasts=is_sink & (ratio >= 0.5) & (maps.update_rank <= 1.5),
+                 memory_sinks=is_sink & (maps.sinks >= memory.start) & (maps.sinks < memory.stop))
+    return {n: x.float().mean(-1) for n, x in kinds.items()} | dict(update_rank=maps.update_rank.mean(-1))
+
 def _state_features(maps:AttentionMaps, stored:Tensor)->dict:
     "Return features of memory states."
     layout, patches, found = maps.layout, maps.norms[..., maps.layout.patches], {} # (B,L,P)
@@ -204,7 +216,7 @@ def memory_features(
             if maps.layout.grid != grid:
                 raise UserError(f'got images of {maps.layout.grid} patches after images of {grid} patches; a report '
                                 'needs images of one size')
-            found = _patch_features(maps, absolute_norm)
+            found = _patch_features(maps, absolute_norm) | _sink_features(maps)
             if tower.grid_of: found['grid'] = torch.tensor(maps.layout.grid).expand(len(images), -1)
             if stored is not None:
                 found |= _attention_features(maps) | _state_features(maps, stored)

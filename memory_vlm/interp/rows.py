@@ -20,7 +20,15 @@ from memory_vlm.evaluation.intervals import (
     mean_interval,
     share_interval,
 )
-from .stats import effective_number, inverse_simpson, lift, usage_information, variance_share
+from ..evaluation.localization import localization_scores
+from memory_vlm.interp.stats import (
+    effective_number,
+    inverse_simpson,
+    lift,
+    outlier_rates,
+    usage_information,
+    variance_share,
+)
 from ..memory import is_dead
 from ..tokens import TokenLayout
 from scipy.stats import t as student_t
@@ -103,6 +111,17 @@ def _state_metrics(layout:TokenLayout, features:dict)->list:
     for name in features:
         if not name.startswith('sinks'): continue
         rows.append(_Metric('patches', name, name, 'share of patches', largest=True, is_share=True))
+    share = 'share of heads'
+    rows += [
+        _Metric('sinks', 'heads with a sink', 'sink_heads',
+                f'{share}; 90 % of queries give half of their attention to one token', limits=(0, 1), is_share=True),
+        _Metric('sinks', 'no-op sinks', 'no_ops', f'{share}; the value is up to 0.2 of the mean of the others',
+                limits=(0, 1), is_share=True),
+        _Metric('sinks', 'broadcast sinks', 'broadcasts', f'{share}; the value from 0.5, the stable rank up to 1.5',
+                limits=(0, 1), is_share=True)]
+    if layout.num_memory: rows.append(_Metric('sinks', 'sinks on memory', 'memory_sinks', share, limits=(0, 1),
+                                              is_share=True))
+    rows.append(_Metric('sinks', 'stable rank of updates', 'update_rank', 'what a head adds; number of directions'))
     rows += _dense_metric(features)
     for score in [n.removeprefix('center ') for n in features if n.startswith('center ')]:
         for name, tokens in [(score, f'tokens {score}'), (f'CLS, {score}', f'cls {score}')]:
@@ -130,6 +149,14 @@ def _metrics(layout:TokenLayout, features:dict)->list:
     "Return all metrics whose features are there."
     rows = (_attention_metrics(layout) if layout.num_memory else []) + _state_metrics(layout, features)
     return [m for m in rows if m.feature in features]
+
+def _row_names()->list[str]:
+    "Return the names of the rows about scenes that a model with memory can have."
+    x = torch.ones(1, 1, 1, 1)
+    norms, scores = outlier_rates(x), localization_scores(x, x > 0, x > 0)
+    features = [*norms, *(f'sinks {n}' for n in [*norms][1:]), *(f'center {n}' for n in scores)] # 150 is no share
+    layout = TokenLayout((2, 2), 2)
+    return [m.name for m in _attention_metrics(layout) + _state_metrics(layout, dict.fromkeys(features, x))]
 
 # %% ../../nbs/interp/06_rows.ipynb #27f0b512
 @dataclass

@@ -87,14 +87,24 @@ def mean_cosine(
     unit, num = F.normalize(states, dim=-1), states.shape[-2]
     return (unit.sum(-2).square().sum(-1) - num) / max(num * (num - 1), 1) + (num == 1)
 
+def _squared_singular_values(states:Tensor)->Tensor: # (..., M, D) -> (..., min(M, D))
+    "Return the eigenvalues of the smaller Gram matrix in float64, which is faster than a singular value decomposition."
+    x = states if states.device.type in ('cpu', 'cuda') else states.cpu() # MPS has no float64 and no eigenvalues
+    x = x.double()
+    return torch.linalg.eigvalsh(x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x).clamp_min(0)
+
 def effective_rank(
     states:Tensor, # States of the tokens (..., M, D)
 )->Tensor:         # Number of directions (...), 1..min(M, D)
     "Return the effective rank: exp of the entropy of the normalized singular values. Source: Roy and Vetterli 2007."
-    x = states if states.device.type in ('cpu', 'cuda') else states.cpu() # MPS has no float64 and no eigenvalues
-    x = x.double() # the eigenvalues of the smaller Gram matrix are faster than the singular values
-    gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
-    return effective_number(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()).to(states)
+    return effective_number(_squared_singular_values(states).sqrt()).to(states)
+
+def _stable_rank(
+    states:Tensor, # States of the tokens (..., M, D)
+)->Tensor:         # Number of directions (...), 1..min(M, D); 0 for states that are all 0
+    "Return the stable rank: the squared Frobenius norm over the squared largest singular value."
+    squares = _squared_singular_values(states)
+    return (squares.sum(-1) / squares.amax(-1).clamp_min(1e-300)).to(states)
 
 # %% ../../nbs/interp/01_stats.ipynb #7a37ba52
 def median(
