@@ -8,6 +8,7 @@ __all__ = ['TABLE_SUFFIXES', 'collect', 'summarize', 'paired_differences', 'stud
 
 # %% ../nbs/41_study.ipynb #878151b7
 import itertools
+import json
 import numpy as np
 import pandas as pd
 import re
@@ -17,37 +18,53 @@ from collections.abc import Iterable, Mapping, Sequence
 from .config import compose
 from .core import UserError, _as_list, _load_yaml, _near_path, _unreadable, format_duration, pick
 from .evaluation.compare import check_table_path
-from .evaluation.intervals import holm
+from .evaluation.intervals import _detectable, _levels, holm
 from .imports import import_run
+from .interp.rows import _row_names
 from .models.cost import model_cost
 from .overrides import command_words, find_keys, with_imports
+from .report import _measure
 from .run import _check_plan, _fit
 from .schema import schema_fields
 from .training.callbacks import DivergedError
-from .training.checkpoint import better_values
+from .training.checkpoint import better_values, checkpoint_folder, newest_checkpoint
 from .training.logging import read_metrics
-from .training.run_dir import _read_config, config_differences
+from .training.run_dir import _read_config, as_model, config_differences
 from .viz.style import INK, SERIES, Plot, make_figure, sizable, style
 from pathlib import Path
-from scipy.optimize import brentq
-from scipy.stats import nct, t
+from scipy.stats import t
 
 # %% ../nbs/41_study.ipynb #bc1ea0f6
-def _read_run(folder:Path)->dict:
-    "Return seed, steps, cost and last evaluation of a run. Raises `UserError` if it was never evaluated."
+_MEASURES, _MEASURED_IMAGES = 'measures/', 256
+
+def _run_measures(folder:Path, checkpoints:Path, step:int)->dict:
+    "Return the rows of a memory report on the first images of a run, `measures/` before their names; kept on disk."
+    path = folder/'measures.json'
+    kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    if kept.get('step') != step:
+        run = as_model(newest_checkpoint(checkpoints) or folder) # the weights that the scores belong to
+        report = _measure(run.model, run.name, run.valid_dl, _MEASURED_IMAGES)
+        kept = dict(step=step, rows={r.name: r.value for r in report.rows})
+        path.write_text(json.dumps(kept, indent=1), encoding='utf-8')
+    return {f'{_MEASURES}{name}': value for name, value in kept['rows'].items()}
+
+def _read_run(folder:Path, measured:bool=False)->dict:
+    "Return seed, steps, cost, evaluation and measures of a run. Raises `UserError` if it was never evaluated."
     import_run(folder)
     cfg, log = _read_config(folder), read_metrics(folder)
     of_class = re.compile('/(precision|recall|f1)/') # of one class, which classes.csv has
     scores = [c for c in log if (c == 'val_loss' or '/' in c) and not of_class.search(c)]
     if not scores or log.dropna(subset=scores[:1]).empty:
         raise UserError(f"'{folder}' contains no evaluation; leave this run out, or fit it again")
-    training, cost = cfg.training, model_cost(cfg.model)['model']
+    training, cost, steps = cfg.training, model_cost(cfg.model)['model'], int(log.step.max())
     speed = log['samples_per_second'].median() if 'samples_per_second' in log else np.nan
-    batch = training.batch_size
-    return dict(seed=training.seed, steps=int(log.step.max()), params=cost.params,
-                step_ms=1000 * batch * training.accumulate_grad_batches / speed,
-                memory_gb=(16 * cost.params + batch * cost.activations) / 1e9,
-                **log.dropna(subset=scores[:1])[scores].iloc[-1], folder=str(folder))
+    measured = measured or (folder/'measures.json').exists()
+    checkpoints = checkpoint_folder(folder, training.checkpoint.dirpath)
+    return dict(seed=training.seed, steps=steps, params=cost.params,
+                step_ms=1000 * training.batch_size * training.accumulate_grad_batches / speed,
+                memory_gb=(16 * cost.params + training.batch_size * cost.activations) / 1e9,
+                **log.dropna(subset=scores[:1])[scores].iloc[-1],
+                **(_run_measures(folder, checkpoints, steps) if measured else {}), folder=str(folder))
 
 # %% ../nbs/41_study.ipynb #f3ea9887
 def _variant_names(cfgs:Iterable)->list[str]:
@@ -110,16 +127,6 @@ def summarize(
                                      memory_gb=groups.memory_gb.first()))
 
 # %% ../nbs/41_study.ipynb #a4f314ce
-def _levels(p:dict, corrected:dict)->dict:
-    "Return the levels of intervals that exclude 0 exactly if the corrected p-value is below 0.05."
-    significant = sum(c < 0.05 for c in corrected.values())
-    return {v: 1 - 0.05 / (len(p) - min(i, significant)) for i, v in enumerate(sorted(p, key=p.get))}
-
-def _detectable(error:float, df:int, level:float, power:float=0.8)->float:
-    "Return the difference that a paired t-test with this standard error finds with probability `power`."
-    limit = t.ppf((1 + level) / 2, df)
-    return error * brentq(lambda shift: nct.sf(limit, df, shift) - power, 0, 2 * limit)
-
 def paired_differences(
     runs:pd.DataFrame,    # As `collect` or `study` gives it
     baseline:str,         # The variant that the others are compared with
@@ -160,7 +167,7 @@ def study_table(
     table = pd.DataFrame(dict(seeds=summary.seeds.astype(str)), index=summary.index)
     for m in _as_list(metrics):
         spread = [f' ± {s}' if s != 'nan' else '' for s in _points(summary[f'{m} std'], m)] # one seed has none
-        table[m] = [a + s for a, s in zip(_points(summary[m], m), spread)]
+        table[m] = [(a + s) * (a != 'nan') for a, s in zip(_points(summary[m], m), spread)] # no such row: no text
         if baseline is None: continue
         found = paired_differences(runs, baseline, m)
         cells = [_points(row, m, '+') for row in found[['difference', 'low', 'high']].to_numpy()]
@@ -200,9 +207,8 @@ def study_plot(
 )->Plot:
     "Plot a row per variant: mean, standard deviation, and a dot for each seed."
     groups = list(runs.groupby('variant', sort=False)[pick(runs.columns, metric, 'metric')])
-    fig = make_figure(title or metric,
-                      'Line: the mean. Bar: one standard deviation to each side. Dots: seeds.', (6.8,
-                              0.4 * len(groups) + 1.3))
+    note = 'Line: the mean. Bar: one standard deviation to each side. Dots: seeds.'
+    fig = make_figure(title or metric, note, (6.8, 0.4 * len(groups) + 1.3))
     ax = style(fig.subplots(), xlabel=metric, grid='x')
     for y, (name, values) in enumerate(groups):
         mean, std = values.mean(), np.nan_to_num(values.std())
@@ -223,7 +229,7 @@ def _check_metrics(metrics:Sequence[str], where:str):
     "Raise `UserError` for a metric that no evaluation has."
     known = schema_fields()['training.checkpoint.monitor'].metadata['choices']
     ranked = [f'{way}/{name}' for way in ('i2t', 't2i') for name in ('mAP', 'nDCG@10')] # of several captions per image
-    for m in metrics: pick((*known, *ranked), m, where)
+    for m in metrics: pick((*known, *ranked, *(f'{_MEASURES}{name}' for name in _row_names())), m, where)
 
 def _words(value:str|Sequence)->list[str]: return value.split() if isinstance(value, str) else [str(v) for v in value]
 
@@ -272,18 +278,17 @@ def _left_out(runs:pd.DataFrame)->str:
 
 def _footnote(runs:pd.DataFrame, baseline:str|None)->str:
     "Return what the numbers of `study_table` are."
-    several = bool(runs.groupby('variant').seed.nunique().max() > 1)
+    several, names = bool(runs.groupby('variant').seed.nunique().max() > 1), ', '.join(runs.variant.unique())
     means = 'Mean ± standard deviation over seeds' if several else 'One seed each: no spread, no interval, no p-value'
     means += ', R@k in percent'
     chosen = ('. Tuned: settings chosen for each variant on held-out training data, which no score here has seen'
               if 'tuned' in runs else '')
-    names = ', '.join(runs.variant.unique())
+    if any(c.startswith(_MEASURES) for c in runs): chosen += f'. {_MEASURES}: on {_MEASURED_IMAGES} validation images'
     chosen += _left_out(runs)
     if baseline is None: return f'{means}{chosen}. `--baseline NAME` adds differences; NAME: {names}'
     corrected = (", with 95 % CIs and p-values corrected for the number of comparisons (Holm's method); detectable: "
                  'the true difference that such seeds find in 4 of 5 studies') * several
     return f'{means}; differences from {baseline} are paired by seed{corrected}{chosen}'
-
 
 # %% ../nbs/41_study.ipynb #8c4221f4
 def _grid(values:Mapping[str, Sequence])->dict[str, list[str]]:
@@ -357,13 +362,16 @@ def study(
     # fits in FOLDER-tuning that are evaluated on a held-out part of the training data
     tune:Mapping[str, Sequence]=None,
 )->pd.DataFrame:                          # As `collect` gives it, with the names of `variants`
-    "Train every variant with every seed, except finished runs. Raises `UserError` before the first fit."
+    """Train every variant with every seed, except finished runs. Metrics such as 'measures/no-op sinks', a row of
+    `memory_report`, are taken on the first 256 validation images. Raises `UserError` before the first fit."""
     variants, base = {name: _words(v) for name, v in variants.items()}, _words(base)
     seeds = list(range(seeds) if isinstance(seeds, int) else seeds)
     if not variants or not seeds: raise UserError('a study needs at least one variant and one seed')
     if baseline is not None: pick(variants, baseline, 'baseline')
     _check_metrics(metrics or (), 'metrics')
-    tuned = _tune(variants, seeds, base, config_name, folder, metrics or _METRICS, tune) if tune else {}
+    scores = [m for m in metrics or () if not m.startswith(_MEASURES)] # of a measure, no end is better
+    measured = len(scores) < len(metrics or ())
+    tuned = _tune(variants, seeds, base, config_name, folder, scores or _METRICS, tune) if tune else {}
     plan = {(name, seed): compose([*base, *words, *tuned.get(name, ()), f'training.seed={seed}'],
                                   config_name=config_name) for seed in seeds for name, words in variants.items()}
     for (name, seed), cfg in plan.items():
@@ -386,7 +394,7 @@ def study(
         else:
             if run.interrupted: raise KeyboardInterrupt(f'run {i} of {len(todo)}; call study again to resume')
     done = [(name, Path(c.training.run_dir)) for (name, _), c in plan.items() if _is_finished(c)]
-    rows = [dict(variant=name) | _read_run(place) | _tuned_words(place) for name, place in done]
+    rows = [dict(variant=name) | _read_run(place, measured) | _tuned_words(place) for name, place in done]
     if not rows: raise UserError('no run has finished, so there is no table')
-    order = list(variants)
-    return pd.DataFrame(rows).sort_values('variant', key=lambda v: v.map(order.index), kind='stable', ignore_index=True)
+    order = list(variants).index
+    return pd.DataFrame(rows).sort_values('variant', key=lambda v: v.map(order), kind='stable', ignore_index=True)

@@ -9,9 +9,10 @@ __all__ = ['ALPHA', 'ratio_values', 'caption_groups', 'group_sums', 'mean_interv
 # %% ../../nbs/evaluation/07_intervals.ipynb #e2fdf2ba
 import torch
 from collections.abc import Mapping
+from scipy.optimize import brentq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import t as student_t
+from scipy.stats import nct, t as student_t
 from torch import Tensor
 
 # %% ../../nbs/evaluation/07_intervals.ipynb #27e3fa37
@@ -133,6 +134,16 @@ def holm(
         largest = max(largest, min((len(p) - i) * float(p[name]), 1.))
         corrected[name] = largest
     return {name: corrected[name] for name in p}
+
+def _levels(p:dict, corrected:dict)->dict:
+    "Return the levels of intervals that exclude 0 exactly if the corrected p-value is below 0.05."
+    significant = sum(c < 0.05 for c in corrected.values())
+    return {v: 1 - 0.05 / (len(p) - min(i, significant)) for i, v in enumerate(sorted(p, key=p.get))}
+
+def _detectable(error:float, df:int, level:float, power:float=0.8)->float:
+    "Return the difference that a paired t-test with this standard error finds with probability `power`."
+    limit = student_t.ppf((1 + level) / 2, df)
+    return error * brentq(lambda shift: nct.sf(limit, df, shift) - power, 0, 2 * limit)
 
 # %% ../../nbs/evaluation/07_intervals.ipynb #a1c1012f
 def jackknife_values(
