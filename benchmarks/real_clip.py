@@ -5,6 +5,7 @@
     python benchmarks/real_clip.py ablate --weights ... --names ... --parts cls patches memory --edit registers.json
     python benchmarks/real_clip.py maps --weights ... --images free_photos --names ... --edit registers.json
     python benchmarks/real_clip.py positions --weights ... --images photos
+    python benchmarks/real_clip.py cost --weights ... --images photos --num 8
     python benchmarks/real_clip.py distill --weights ... --images photos --names ... --save student.pt
 
 `--weights`: weights of timm's `vit_base_patch16_clip_quickgelu_224` with 512 outputs (OpenAI's CLIP ViT-B/16).
@@ -29,6 +30,7 @@ import time
 import timm
 import torch
 import torch.nn.functional as F
+from contextlib import nullcontext
 from memory_vlm.ablation import ablate
 from memory_vlm.attention import capture
 from memory_vlm.clip import MemoryCLIP
@@ -235,9 +237,28 @@ def distill(model, images, captions, score, args):
     store(RESULTS/'real_clip_time.csv', [spent], threads=torch.get_num_threads())
 
 
+def cost(model, images, captions, score, args):
+    "Store the processor time of `capture` relative to the forward pass: median and quartiles of rounds in turn."
+    ways = {'forward': None, 'capture': {}, 'capture(norms=True)': dict(norms=True),
+            'all that a report captures': dict(norms=True, states=True, values=True, patches=True)}
+    spent = {name: [] for name in ways}
+    for _ in range(args.rounds + 1):
+        for name, how in ways.items():
+            start = time.process_time()
+            with torch.inference_mode(), nullcontext() if how is None else capture(model, **how): model(images)
+            spent[name].append(time.process_time() - start)
+    ratios = {name: np.array(t[1:]) / spent['forward'][1:] for name, t in spent.items()} # the first round warms up
+    rows = [dict(what=name, ratio=np.median(r), low=np.quantile(r, .25), high=np.quantile(r, .75),
+                 seconds=np.median(spent[name][1:])) for name, r in ratios.items()]
+    print(rows)
+    store(RESULTS/'real_clip_cost.csv', [{k: round(float(v), 3) if k != 'what' else v for k, v in r.items()}
+                                         for r in rows], images=len(images), rounds=args.rounds,
+          threads=torch.get_num_threads())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('task', choices=['registers', 'report', 'ablate', 'maps', 'positions', 'distill'])
+    parser.add_argument('task', choices=['registers', 'report', 'ablate', 'maps', 'positions', 'distill', 'cost'])
     for name in ('weights', 'images'): parser.add_argument(f'--{name}', required=True)
     parser.add_argument('--names', help='text embeddings of class names, for registers and ablate')
     parser.add_argument('--parts', nargs='+', default=['cls', 'patches'], help='of ablate')
@@ -248,13 +269,14 @@ def main():
     parser.add_argument('--save', help='file for the chosen test-time registers, or the trained model')
     parser.add_argument('--steps', type=int, default=150, help='of distill')
     parser.add_argument('--rate', type=float, default=2e-5, help='learning rate of distill')
+    parser.add_argument('--rounds', type=int, default=9, help='of cost')
     parser.add_argument('--edit', help='test-time registers for a second report')
     args = parser.parse_args()
     images, captions = open_images(args.images, args.num)
     if not args.edit and (args.task == 'maps' or 'memory' in args.parts): parser.error('this needs --edit')
-    if not args.names and args.task not in ('report', 'positions'): parser.error('this needs --names')
+    if not args.names and args.task not in ('report', 'positions', 'cost'): parser.error('this needs --names')
     task = dict(registers=registers, report=report, ablate=ablations, maps=maps, positions=positions,
-                distill=distill)[args.task]
+                distill=distill, cost=cost)[args.task]
     task(open_tower(args.weights), images, captions, args.names and ZeroShot(args.names, captions), args)
 
 

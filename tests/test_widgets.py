@@ -101,9 +101,9 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     number.press('Enter')
     expect(one.get_by_role('status').first).to_contain_text('There is no image 9999; choose 0 to 21.')
     expect(one.locator('nav')).to_contain_text('of 22')
-    number.fill('4')
+    number.fill('5')
     number.press('Enter')
-    expect(photo(one)).to_have_attribute('aria-label', re.compile('image 4: CLS, layer 0'))
+    expect(photo(one)).to_have_attribute('aria-label', re.compile('image 5: CLS, layer 0'))
     box = one.get_by_label('caption', exact=True)
     box.fill('a cat above a dog')
     box.press('Enter')
@@ -119,11 +119,11 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     svg = ElementTree.parse(saved.value.path()).getroot()
     assert svg.findall('.//{*}rect') and 'CLS, layer 0' in ''.join(svg.itertext())
 
-    arrives(nb, 'one.selection', dict(image=4, layer=0, head=1, token='cls', patch=-1))
-    assert nb.ask('one.caption') == 'a cat above a dog' and nb.ask('two.selection')['image'] == 0
+    arrives(nb, 'one.selection', dict(image=5, layer=0, head=1, token='cls', patch=-1))
+    assert nb.ask('one.caption') == 'a cat above a dog' and nb.ask('two.image') == nb.ask('two.main.most_telling()') > 0
     assert two.inner_text() == before
 
-    assert nb.ask("str(one.export_html('explorer.html', images=[0, 4]))") == 'explorer.html'
+    assert nb.ask("str(one.export_html('explorer.html', images=[0, 5]))") == 'explorer.html'
     offline_page.goto((lab.folder/'explorer.html').as_uri())
     main = offline_page.locator('main')
     expect(main).to_contain_text('CLS, layer 0, head 1') # the selection is kept
@@ -136,11 +136,11 @@ def test_explorer_handles_mouse_and_keyboard_independently(lab, page, offline_pa
     offline_page.reload() # the state stands in the link
     expect(main).to_contain_text('CLS, layer 1, head 1')
     main.locator('.thumbs button').last.click()
-    expect(main.locator('canvas').first).to_have_attribute('aria-label', re.compile('^image 4: '))
+    expect(main.locator('canvas').first).to_have_attribute('aria-label', re.compile('^image 5: '))
     main.get_by_role('button', name='Copy the selection as Python').click()
-    expect(main.get_by_role('status').first).to_contain_text('explorer.state = dict(image=4, layer=1, head=1')
+    expect(main.get_by_role('status').first).to_contain_text('explorer.state = dict(image=5, layer=1, head=1')
     with offline_page.expect_download() as saved: main.get_by_role('button', name='as CSV').click()
-    assert saved.value.suggested_filename == 'image4_layer1_1_cls.csv'
+    assert saved.value.suggested_filename == 'image5_layer1_1_cls.csv'
 
 
 WIDE = """
@@ -238,7 +238,7 @@ def test_panels_leave_images_in_a_saved_notebook(lab, page, chromium):
     panel, switch = nb.cell(3), nb.cell(3).get_by_role('button', name='2', exact=True)
     switch.click(timeout=60_000)
     expect(panel).to_contain_text('1 of 8 off')
-    cells = {1: 'Training of', 2: 'Image 0, layer 0, mean of heads, token 3', 3: 'Attention of CLS with ablated'}
+    cells = {1: 'Training of', 2: r'Image \d+, layer 0, mean of heads, token 3', 3: 'Attention of CLS with ablated'}
     for i, words in cells.items():
         expect(nb.cell(i).locator(f'{STILL} img')).to_have_attribute('alt', re.compile(words))
     expect(nb.cell(1).locator(STILL)).to_contain_text('FitDashboard, as it was')
@@ -259,7 +259,7 @@ def test_panels_leave_images_in_a_saved_notebook(lab, page, chromium):
         expect(where.locator(f'{STILL}:visible')).to_have_count(4)
         expect(where.locator(STILL).nth(3)).to_contain_text('python train.py')
         shown = where.locator(f'{STILL} img').evaluate_all('all => all.map((i) => [i.alt, i.naturalWidth])')
-        assert all(words in alt and width > 200 for words, (alt, width) in zip(cells.values(), shown)), shown
+        assert all(re.search(words, alt) and width > 200 for words, (alt, width) in zip(cells.values(), shown)), shown
     context.close()
 
 

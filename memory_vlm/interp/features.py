@@ -98,6 +98,17 @@ def _state_features(maps:AttentionMaps, stored:Tensor)->dict:
         found['written'] = ((last - stored).norm(dim=-1) / sizes.clamp_min(1e-12)).mean(-1)
     return found | (dict(similarity=largest_cosine(last)) if layout.num_memory > 1 else {})
 
+def _map_difference(maps:AttentionMaps, at:int=0)->Tensor: # (B,)
+    "Return 1 - mean cosine of the maps of two tokens (patches without memory), at one of the captured layers."
+    layout = maps.layout
+    def mean(x): return x[:, at].float().mean(1) # over heads
+    if not layout.num_memory: x = mean(maps.full)[:, layout.patches][..., layout.patches]
+    elif layout.in_sequence: x = mean(maps.from_memory)[..., layout.patches]
+    else: x = mean(maps.to_memory)[:, layout.patches].mT
+    x = F.normalize(x, dim=-1) # (B,T,P)
+    T = x.shape[1]
+    return torch.zeros(len(x)) if T < 2 else 1 - (x.sum(1).square().sum(-1) - T) / (T * (T - 1))
+
 # %% ../../nbs/interp/03_features.ipynb #2fecc48e
 def map_layer(
     depth:int, # Number of blocks

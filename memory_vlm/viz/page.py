@@ -18,7 +18,7 @@ from ..core import _counted
 from ..evaluation.intervals import caption_groups
 from ..evaluation.retrieval import hits_per_image
 from ..evaluation.validation import _chance_of, encode, evaluation_mode
-from ..interp.features import _make_encoder, map_layer
+from ..interp.features import _make_encoder, _map_difference, map_layer
 from ..models.towers import find_tower
 from ..overrides import changed_keys, command_line
 from ..report import MemoryReport, memory_report
@@ -118,20 +118,23 @@ def _facts(loaded:LoadedModel, table)->str:
             f'{f"{took:.0f} minutes" if took >= 2 else f"{60 * took:.0f} seconds"} of training steps on one process.')
 
 def _explorer_html(loaded:LoadedModel, num:int=4, kb:int=75)->str:
-    "Return a live explorer of the first validation images; '' for a model whose attention cannot be captured."
+    """Return a live explorer of the first validation images, opened on the one on which the maps of two tokens differ
+    most; '' for a model whose attention cannot be captured."""
     images, _, owner = loaded.valid_dl.one_batch()
     layout, depth = find_tower(loaded.model).layout, len(find_tower(loaded.model).blocks)
     if not (layout.num_memory or layout.num_cls): return ''
-    layer, encode_image, shown = map_layer(depth) if layout.num_memory else depth - 1, _make_encoder(loaded.model), []
+    layer, encode_image = map_layer(depth) if layout.num_memory else depth - 1, _make_encoder(loaded.model)
+    shown, differences = [], []
     for k, i in enumerate(owner.unique_consecutive()[:num].tolist()):
         with evaluation_mode(loaded.model), capture(loaded.model, full=not layout.num_memory) as maps:
             encode_image(images[k:k + 1].to(loaded.device))
+        differences.append(_map_difference(maps, layer).nan_to_num(-1).item())
         captions = loaded.valid_dl.source.captions(i)[:1]
         words = f'Image {i}: {captions[0]}'
         shown.append(image_data(i, images[k].cpu(), {loaded.name: maps}, captions, words, layer, kb))
     left = ' '.join(dict.fromkeys(s['left'] for p in shown for s in p['sides']))
     return f'<p class="soft">{html.escape(left)}</p>' * bool(left) + _maps_html(
-        shown, layer=layer, token=0 if layout.num_memory else 'cls')
+        shown, image=differences.index(max(differences)), layer=layer, token=0 if layout.num_memory else 'cls')
 
 def _memory_html(memory:MemoryReport)->str:
     "Return the sentences of a memory report, and its table, folded."

@@ -13,7 +13,7 @@ import numpy as np
 import tempfile
 import threading
 import traitlets as T
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fastcore.basics import patch
 from html import escape
 from IPython import get_ipython
@@ -105,6 +105,7 @@ class AttentionExplorer(_SavedImage, anywidget.AnyWidget):
         super().__init__(**start, width=width, count=len(self.images),
                          models=[dict(name=s.name, layers=s.layers, heads=s.heads, text=s.encode_text is not None)
                                  for s in self.sides])
+        self._is_new = True # nothing was chosen, and the browser has not asked for an image
         self.observe(self._changed, _STATE)
         self.on_msg(self._heard)
         _close_panels_of_earlier_runs(self)
@@ -166,6 +167,7 @@ class AttentionExplorer(_SavedImage, anywidget.AnyWidget):
         if 'image' in sync_data: self.caption = sync_data.get('caption') or self.caption
     def _changed(self, change):
         "Keep the parts of the state consistent, and answer what the browser cannot compute."
+        self._is_new = False
         self.show_message()
         if change.name == 'image': self.caption = self._first_caption(change.new) or self.caption
         elif change.name == 'show' and change.new in _DIRECTIONS: self.direction = change.new
@@ -183,13 +185,20 @@ class AttentionExplorer(_SavedImage, anywidget.AnyWidget):
         "Answer a request of the browser."
         want, i = content.get('want'), content.get('image')
         with self.show_errors():
-            if want == 'image': self._send_image(i)
+            if want == 'image':
+                self._open_on_telling_image()
+                self._send_image(i)
             elif want == 'thumbs': self._send_thumbs(content['ids'])
             elif want == 'page': self.send(dict(kind='page', text=self._page()))
             elif want == 'order': self._in_background(lambda step: self._send_order(content['by'], step))
             elif want == 'add': self.add(io.BytesIO(bytes(buffers[0])))
             elif want == 'effect': self._in_background(lambda step: self.show_message(self.effect(step)))
             elif want == 'stop': self._work = None
+
+    def _open_on_telling_image(self):
+        "Choose the image when the explorer is first seen, unless something was chosen before."
+        is_new, self._is_new = self._is_new, False
+        with suppress(UserError): self.image = self.main.most_telling() if is_new else self.image # it is sent next
 
     def _send_image(self, i):
         with ExitStack() as paused: # maps and scores must come from the same weights
@@ -258,16 +267,7 @@ def _in_background(self:AttentionExplorer, work): # Called with `step(done, tota
 @patch
 def _send_order(self:AttentionExplorer, by, step):
     "Send the numbers of the images in an order of `_GALLERIES`."
-    side = self.main
-    seen = side.fresh()
-    if 'survey' not in seen: seen['survey'] = side.survey(step=step)
-    found, added = seen['survey'], [*range(len(self.images.source), len(self.images))] # also added meanwhile
-    if by != 'telling' and 'rank' not in found:
-        raise UserError(f"The gallery is ordered by '{by}' only if the model has a text tower and the images captions.")
-    keys = dict(hardest=lambda: np.lexsort((found['cosine'], -found['rank'])),
-                easiest=lambda: np.lexsort((-found['cosine'], found['rank'])),
-                telling=lambda: np.argsort(-found['difference'], kind='stable'))
-    order = keys[by]().tolist()
+    order, added = self.main.ordered(by, step), [*range(len(self.images.source), len(self.images))] # also meanwhile
     self.send(dict(kind='order', by=by, ids=added + [i for i in order if i not in added]))
 
 @patch

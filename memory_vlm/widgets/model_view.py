@@ -8,12 +8,13 @@ __all__ = []
 # %% ../../nbs/widgets/03_model_view.ipynb #58fabc21
 import numpy as np
 import torch
+from collections.abc import Iterable
 from contextlib import contextmanager
 from ..attention import AttentionMaps, capture, checked_index
 from ..core import UserError, _check_finite, _counted, pick
 from ..evaluation.validation import _model_input, with_queries
 from ..interp.caption_maps import caption_map
-from ..interp.features import map_layer
+from ..interp.features import _map_difference, map_layer
 from ..interp.stats import median
 from ..loss import similarity
 from ..models.towers import find_tower
@@ -160,14 +161,37 @@ class _ModelView:
         first, or second after the own, and `text` (n, D): features of the captions. All with the same weights."""
         return _with_same_weights(self.model, lambda: self._survey(num, batch, step))[0]
 
+    def _mean_maps(self, rows:Iterable)->tuple: # AttentionMaps, features
+        "Capture the mean of the heads in the layer that is shown first, for some images of the data."
+        layer, full = (map_layer(self.layers), False) if self.layout.num_memory else (self.layers - 1, True)
+        with training_paused(self.model), capture(self.model, layer, full=full, mean='heads', norms=True) as maps:
+            return maps, image_features(self.model, self.images.batch(rows)).float().cpu()
+
+    def ordered(self, by:str, step)->list[int]:
+        "Return the images 'hardest', 'easiest' or most 'telling' first. Raises `UserError` without captions."
+        seen = self.fresh()
+        if 'survey' not in seen: seen['survey'] = self.survey(step=step)
+        found = seen['survey']
+        if by != 'telling' and 'rank' not in found:
+            raise UserError(f"The gallery is ordered by '{by}' only if the model has a text tower and the images "
+                            'captions.')
+        keys = dict(hardest=lambda: np.lexsort((found['cosine'], -found['rank'])),
+                    easiest=lambda: np.lexsort((-found['cosine'], found['rank'])),
+                    telling=lambda: np.argsort(-found['difference'], kind='stable'))
+        return keys[by]().tolist()
+
+    def most_telling(self, most:int=16, operations:float=5e10)->int: # As many images as take so many operations
+        "Return the image of the first few on which the maps of two tokens differ most; 0 if there is no time for two."
+        size = sum(p.numel() for p in find_tower(self.model).vit.parameters())
+        num = min(most, len(self.images.source), int(operations / (2 * size * self.layout.num_tokens)))
+        if num < 2: return 0
+        return int(_map_difference(self._mean_maps(range(num))[0]).nan_to_num(-1).argmax())
+
     def _survey(self, num, batch, step):
-        n, parts = min(num, len(self.images.source)), dict(feature=[], difference=[], outliers=[])
-        layer, vectors = map_layer(self.layers) if self.layout.num_memory else self.layers - 1, []
-        full = not self.layout.num_memory
+        n, parts, vectors = min(num, len(self.images.source)), dict(feature=[], difference=[], outliers=[]), []
         for start in range(0, n, batch):
             step(start, n)
-            with training_paused(self.model), capture(self.model, layer, full=full, mean='heads', norms=True) as maps:
-                x = image_features(self.model, self.images.batch(range(start, min(start + batch, n)))).float().cpu()
+            maps, x = self._mean_maps(range(start, min(start + batch, n)))
             vectors.append(x)
             parts['feature'].append(torch.nn.functional.normalize(x.mean(1), dim=-1) if x.dim() == 3 else x)
             norms = maps.norms[:, 0, maps.layout.patches] # (B,P)
@@ -187,13 +211,3 @@ class _ModelView:
         first = torch.tensor([next(i for i, (c,) in enumerate(captions) if c == name) for name in unique])
         return found | dict(cosine=right[:, 0].numpy(), rank=rank.numpy(), best_wrong=first[wrong].numpy(),
                             text=texts[own].numpy())
-
-def _map_difference(maps:AttentionMaps)->Tensor: # (B,)
-    "Return 1 - mean cosine of the maps of two tokens (patches without memory), at one layer."
-    layout = maps.layout
-    if not layout.num_memory: x = maps.full[:, 0, 0, layout.patches][..., layout.patches]
-    elif layout.in_sequence: x = maps.from_memory[:, 0, 0][..., layout.patches]
-    else: x = maps.to_memory[:, 0, 0][:, layout.patches].mT
-    x = torch.nn.functional.normalize(x.float(), dim=-1) # (B,T,P)
-    T = x.shape[1]
-    return torch.zeros(len(x)) if T < 2 else 1 - (x.sum(1).square().sum(-1) - T) / (T * (T - 1))
