@@ -29,7 +29,7 @@ from .schema import schema_fields
 from .training.callbacks import DivergedError
 from .training.checkpoint import better_values, checkpoint_folder, newest_checkpoint
 from .training.logging import read_metrics
-from .training.run_dir import _read_config, as_model, config_differences
+from .training.run_dir import _make_valid_dl, _read_config, as_model, config_differences
 from .viz.style import INK, SERIES, Plot, make_figure, sizable, style
 from pathlib import Path
 from scipy.stats import t
@@ -37,13 +37,13 @@ from scipy.stats import t
 # %% ../nbs/41_study.ipynb #bc1ea0f6
 _MEASURES, _MEASURED_IMAGES = 'measures/', 256
 
-def _run_measures(folder:Path, checkpoints:Path, step:int)->dict:
+def _run_measures(folder:Path, cfg, step:int)->dict:
     "Return the rows of a memory report on the first images of a run, `measures/` before their names; kept on disk."
     path = folder/'measures.json'
     kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     if kept.get('step') != step:
-        run = as_model(newest_checkpoint(checkpoints) or folder) # the weights that the scores belong to
-        report = _measure(run.model, run.name, run.valid_dl, _MEASURED_IMAGES)
+        last = newest_checkpoint(checkpoint_folder(folder, cfg.training.checkpoint.dirpath)) # has what was scored
+        report = _measure(as_model(last or folder).model, folder.name, _make_valid_dl(cfg), _MEASURED_IMAGES)
         kept = dict(step=step, rows={r.name: r.value for r in report.rows})
         path.write_text(json.dumps(kept, indent=1), encoding='utf-8')
     return {f'{_MEASURES}{name}': value for name, value in kept['rows'].items()}
@@ -58,13 +58,12 @@ def _read_run(folder:Path, measured:bool=False)->dict:
         raise UserError(f"'{folder}' contains no evaluation; leave this run out, or fit it again")
     training, cost, steps = cfg.training, model_cost(cfg.model)['model'], int(log.step.max())
     speed = log['samples_per_second'].median() if 'samples_per_second' in log else np.nan
-    measured = measured or (folder/'measures.json').exists()
-    checkpoints = checkpoint_folder(folder, training.checkpoint.dirpath)
     return dict(seed=training.seed, steps=steps, params=cost.params,
                 step_ms=1000 * training.batch_size * training.accumulate_grad_batches / speed,
                 memory_gb=(16 * cost.params + training.batch_size * cost.activations) / 1e9,
                 **log.dropna(subset=scores[:1])[scores].iloc[-1],
-                **(_run_measures(folder, checkpoints, steps) if measured else {}), folder=str(folder))
+                **(_run_measures(folder, cfg, steps) if measured or (folder/'measures.json').exists() else {}),
+                folder=str(folder))
 
 # %% ../nbs/41_study.ipynb #f3ea9887
 def _variant_names(cfgs:Iterable)->list[str]:
@@ -283,7 +282,7 @@ def _footnote(runs:pd.DataFrame, baseline:str|None)->str:
     means += ', R@k in percent'
     chosen = ('. Tuned: settings chosen for each variant on held-out training data, which no score here has seen'
               if 'tuned' in runs else '')
-    if any(c.startswith(_MEASURES) for c in runs): chosen += f'. {_MEASURES}: on {_MEASURED_IMAGES} validation images'
+    if any(c.startswith(_MEASURES) for c in runs): chosen += f'. {_MEASURES}: on up to {_MEASURED_IMAGES} images'
     chosen += _left_out(runs)
     if baseline is None: return f'{means}{chosen}. `--baseline NAME` adds differences; NAME: {names}'
     corrected = (", with 95 % CIs and p-values corrected for the number of comparisons (Holm's method); detectable: "
@@ -300,10 +299,9 @@ def _record_study(folder:Path, spec:dict, baseline:str=None, metrics:Sequence[st
     "Write what a study is into its folder, together with what it had before."
     path = Path(folder)/_RECORD
     before = read_spec(path) if path.exists() else dict(variants={}, seeds=[], baseline=None, metrics=[], tuned={})
-    words = lambda values: [str(v) for v in values]
-    spec = spec | dict(variants=before['variants'] | {n: words(v) for n, v in spec['variants'].items()},
-                       seeds=sorted({*before['seeds'], *map(int, spec['seeds'])}), base=words(spec['base']),
-                       baseline=baseline or before['baseline'], metrics=words(metrics or before['metrics']),
+    spec = spec | dict(variants=before['variants'] | {n: _words(v) for n, v in spec['variants'].items()},
+                       seeds=sorted({*before['seeds'], *map(int, spec['seeds'])}), base=_words(spec['base']),
+                       baseline=baseline or before['baseline'], metrics=_words(metrics or before['metrics']),
                        tuned=before['tuned'] | spec['tuned'])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump({k: v for k, v in spec.items() if v or k == 'base'}, sort_keys=False,
@@ -380,6 +378,8 @@ def study(
     if len({c.training.run_dir for c in plan.values()}) < len(plan):
         raise UserError(f"two runs would share a folder; names must differ in letters or digits, seeds from each "
                         f"other: {', '.join(variants)}; {list(seeds)}")
+    if measured and not all(c.training.checkpoint.save_last for c in plan.values()):
+        raise UserError(f'metrics {_MEASURES}... need the last weights; set training.checkpoint.save_last=true')
     todo, said = {key: cfg for key, cfg in plan.items() if not _is_finished(cfg)}, set()
     _check_plan(plan, todo, [w for ws in (base, *variants.values()) for w in ws])
     spec = dict(variants=variants, seeds=seeds, base=base, config_name=config_name, tuned=tuned)
