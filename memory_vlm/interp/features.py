@@ -72,13 +72,15 @@ def _patch_features(maps:AttentionMaps, absolute_norm:float=150.)->dict:
 def _sink_features(maps:AttentionMaps)->dict:
     """Return the shares of heads that have a sink, by its kind, and the stable rank of what heads add (B,L). A head has
     a sink if 90 % of its queries give half of their attention to one token. Source: Fesser et al., arXiv 2606.08105."""
-    norms, memory = maps.value_norms, maps.layout.memory # (B,L,H,K)
+    layout, memory = maps.layout, maps.layout.memory
+    norms = maps.value_norms[..., :layout.num_old] if layout.num_new_cls else maps.value_norms # (B,L,H,K)
     top = norms.gather(-1, maps.sinks.unsqueeze(-1)).squeeze(-1)
     ratio = top * (norms.shape[-1] - 1) / (norms.sum(-1) - top).clamp_min(1e-12)
     is_sink = maps.sink_queries >= 0.9
     kinds = dict(sink_heads=is_sink, no_ops=is_sink & (ratio <= 0.2),
-                 broadcasts=is_sink & (ratio >= 0.5) & (maps.update_rank <= 1.5),
-                 memory_sinks=is_sink & (maps.sinks >= memory.start) & (maps.sinks < memory.stop))
+                 broadcasts=is_sink & (ratio >= 0.5) & (maps.update_rank <= 1.5))
+    if not layout.num_new_cls: # else these queries do not see memory
+        kinds['memory_sinks'] = is_sink & (maps.sinks >= memory.start) & (maps.sinks < memory.stop)
     return {n: x.float().mean(-1) for n, x in kinds.items()} | dict(update_rank=maps.update_rank.mean(-1))
 
 def _state_features(maps:AttentionMaps, stored:Tensor)->dict:
