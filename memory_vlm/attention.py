@@ -119,7 +119,7 @@ class AttentionMaps:
         return self.array('sink_queries')
     @property
     def update_rank(self)->Tensor:
-        "Stable rank of what each head adds to the tokens, fp32 (B, L, H), 1 or more; 0: nothing. With `values=True`."
+        "Stable rank of what each head adds, before any gate: fp32 (B, L, H), 1 or more; 0: none. With `values=True`."
         return self.array('update_rank')
 
     def place(self, layer, name, shape, dtype=torch.float32, device=None):
@@ -188,7 +188,7 @@ def _output_weight(attn:nn.Module, block:nn.Module)->Tensor:
     if found is None:
         raise UserError(f'{type(attn).__name__} has no output projection that is known, so the norms of its values are '
                         'not known; `patch_norms` does not need them')
-    return found.weight if scale is None else scale.unsqueeze(1) * found.weight
+    return found.weight if scale is None else scale.float().unsqueeze(1) * found.weight.float() # in fp16 it would be 0
 
 def _head_weights(weight:Tensor, v:Tensor)->Tensor: # (D, H d or more), v (B,H,K,d) -> (H,D,d)
     "Return the output projection of each head."
