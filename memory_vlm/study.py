@@ -147,8 +147,7 @@ def paired_differences(
         rows.append(dict(variant=v, pairs=len(d), difference=d.mean(), low=d.mean() - half, high=d.mean() + half,
                          p=corrected.get(v, np.nan),
                          detectable=_detectable(errors[v], len(d) - 1, levels[v]) if v in errors else np.nan))
-    columns = ['variant', 'pairs', 'difference', 'low', 'high', 'p', 'detectable'] # also without another variant
-    return pd.DataFrame(rows, columns=columns).set_index('variant')
+    return pd.DataFrame(rows, columns='variant pairs difference low high p detectable'.split()).set_index('variant')
 
 # %% ../nbs/41_study.ipynb #2490b416
 def _points(values:Sequence[float], metric:str, sign:str='')->list[str]:
@@ -384,6 +383,7 @@ def study(
     _check_plan(plan, todo, [w for ws in (base, *variants.values()) for w in ws])
     spec = dict(variants=variants, seeds=seeds, base=base, config_name=config_name, tuned=tuned)
     _record_study(folder, spec, baseline, metrics)
+    for c in [plan[key] for key in plan if measured and key not in todo]: _read_run(Path(c.training.run_dir), True)
     start = time.perf_counter()
     for i, ((name, seed), cfg) in enumerate(todo.items(), 1):
         left = (time.perf_counter() - start) / max(i - 1, 1) * (len(todo) - i + 1)
@@ -393,8 +393,8 @@ def study(
         except DivergedError as e: print(f'Left out of the table: {e}')
         else:
             if run.interrupted: raise KeyboardInterrupt(f'run {i} of {len(todo)}; call study again to resume')
+            if measured: _read_run(Path(cfg.training.run_dir), True) # a study that is interrupted later has them, too
     done = [(name, Path(c.training.run_dir)) for (name, _), c in plan.items() if _is_finished(c)]
     rows = [dict(variant=name) | _read_run(place, measured) | _tuned_words(place) for name, place in done]
     if not rows: raise UserError('no run has finished, so there is no table')
-    order = list(variants).index
-    return pd.DataFrame(rows).sort_values('variant', key=lambda v: v.map(order), kind='stable', ignore_index=True)
+    return pd.DataFrame(sorted(rows, key=lambda row: list(variants).index(row['variant'])))
