@@ -1255,6 +1255,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'memory_vlm/interp/attribution.py'),
                                                'memory_vlm.interp.attribution._update_share': ( 'interp/attribution.html#_update_share',
                                                                                                 'memory_vlm/interp/attribution.py'),
+                                               'memory_vlm.interp.attribution._vector_scales': ( 'interp/attribution.html#_vector_scales',
+                                                                                                 'memory_vlm/interp/attribution.py'),
                                                'memory_vlm.interp.attribution.attribute': ( 'interp/attribution.html#attribute',
                                                                                             'memory_vlm/interp/attribution.py'),
                                                'memory_vlm.interp.attribution.rollout': ( 'interp/attribution.html#rollout',

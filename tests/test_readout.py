@@ -12,6 +12,7 @@ from memory_vlm.evaluation.classification import Prompts, class_features, class_
 from memory_vlm.evaluation.validation import encode, evaluate
 from memory_vlm.interp.attribution import attribute
 from memory_vlm.learner import make_learner
+from unittest.mock import patch
 
 SMALL = ['model=tiny', 'model.depth=2', 'model.text.depth=1', 'model.memory.num_memory_tokens=3']
 DATA = ['training.data.train_path=scenes:tiny', 'training.data.val_path=scenes:tiny', 'training.batch_size=16',
@@ -88,7 +89,8 @@ def test_ablation_compares_all_vectors(model, valid):
 
 def test_refusals_are_one_line(model):
     images, ids = torch.randn(2, 3, 64, 64), model.tokenize(['a dog', 'a red apple'])
-    with pytest.raises(UserError, match='readout=') as e: attribute(model, images, ids)
+    with (patch.object(model.visual, 'readout', 'mean'),
+          pytest.raises(UserError, match='readout=mean') as e): attribute(model, images, ids)
     assert '\n' not in str(e.value)
 
 

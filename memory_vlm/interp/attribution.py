@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from ..attention import checked_index, find_memory_vit
 from ..core import UserError
-from ..evaluation.validation import evaluation_mode
+from ..evaluation.validation import evaluation_mode, with_queries
+from ..loss import similarity
 from ..memory import AttentionUpdate, StaticUpdate
 from ..models.attention_hooks import EAGER, attention_hooks
 from ..models.towers import Tower, find_module, find_tower
@@ -34,6 +35,9 @@ class Attribution:
     bias:Tensor   # By the biases of projections, norm and head (B,)
     score:Tensor  # Cosine as the model computes it (B,)
     layout:TokenLayout
+    # Share of the vector of each memory token in what the text is compared with (B, M): 1 and 0 for readout=maxsim,
+    # where the nearest vector counts, and a mixture for `caption`; None: an image has one vector
+    vectors:Tensor|None = None
 
     def __len__(self)->int: return len(self.score)
 
@@ -134,11 +138,15 @@ def _last_modules(model, vit)->tuple:
     rest = [m for m in heads if not isinstance(m, (nn.Linear, *_PLAIN))] + norms[1:]
     return norms[0], norms[0] is vit.fc_norm, pool, linear, rest
 
-def _linear_readout(model, tower:Tower)->_Readout:
-    "Describe the readout of a tower. Raises `UserError` if the output is not a sum over heads and keys."
-    vit, layout = tower.vit, tower.layout
-    kinds = {type(b) for b in tower.blocks} - {Block, MemoryBlock, ResidualAttentionBlock}
-    checks = {f'readout={getattr(vit, "readout", "none")}': getattr(vit, 'readout', 'none') == 'none',
+def _linear_readout(model, tower:Tower, many:bool=False)->_Readout:
+    """Describe the readout of a tower, with `many` also of one with a vector per memory token. Raises `UserError` if
+    the output is not a sum over heads and keys."""
+    vit, layout, kind = tower.vit, tower.layout, getattr(tower.vit, 'readout', 'none')
+    kinds, updates = {type(b) for b in tower.blocks} - {Block, MemoryBlock, ResidualAttentionBlock}, [
+        b.update for b in tower.blocks if kind != 'none' and b.update is not None]
+    checks = {f'readout={kind}': kind == 'none' or many and vit.many_vectors,
+              'memory that is read and that blocks change in another way than other tokens, such as mem_alpha below 1':
+              not any(u.writes or u.reads or u.own_mlp for u in updates),
               f'blocks of another kind ({", ".join(k.__name__ for k in kinds)})': not kinds}
     if not kinds and all(checks.values()):
         norm, after, pool, maps, rest = _last_modules(model, vit)
@@ -149,11 +157,12 @@ def _linear_readout(model, tower:Tower)->_Readout:
                    'normalized attention': all(isinstance(_part(a, 'norm'), (*_PLAIN, type(None))) for a in attentions)}
     for what, ok in checks.items():
         if not ok: raise UserError(f'this vision tower has {what}, so its score is not a sum over heads and tokens')
-    at = layout.readout if pool == 'token' else layout.patches
-    return _Readout(slice(-1, None) if layout.num_new_cls else at, norm, after, maps)
+    at = layout.memory if kind != 'none' else layout.readout if pool == 'token' else layout.patches
+    return _Readout(slice(-1, None) if layout.num_new_cls else at, norm, after and kind == 'none', maps)
 
-def _backpropagate_direction(readout:_Readout, last:Tensor, direction:Tensor)->tuple:
-    "Return directions (X,R,D) before norm and linear maps for directions (X,dim), and the share of the biases (X,)."
+def _backpropagate_direction(readout:_Readout, last:Tensor, direction:Tensor, scale:Tensor)->tuple:
+    """Return directions (X,R,D) before norm and linear maps for directions (X,dim) of a sum of tokens times `scale`
+    (X,R), and the share of the biases (X,)."""
     bias, norm = torch.zeros(len(direction), device=last.device), readout.norm
     for weight, b in readout.maps[::-1]:
         if b is not None: bias = bias + direction @ b.float()
@@ -165,7 +174,20 @@ def _backpropagate_direction(readout:_Readout, last:Tensor, direction:Tensor)->t
         std = (normed.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
         direction = (direction - direction.mean(-1, keepdim=True)).unsqueeze(1) / std
     else: direction = direction.unsqueeze(1)
-    return (direction / last.shape[1]).expand(-1, last.shape[1], -1), bias
+    return direction * scale.unsqueeze(-1), bias * scale.sum(1)
+
+def _vector_scales(readout:_Readout, last:Tensor, texts:Tensor)->tuple: # (B,R,D), (C,dim) or (C,2,dim)
+    "Return the share of each vector in what a text is compared with (X,R), and the same over the vectors' lengths."
+    u = readout.norm(last)
+    for weight, b in readout.maps: u = F.linear(u, weight.float(), None if b is None else b.float())
+    v = F.normalize(u, dim=-1)
+    text, *query = texts.unsqueeze(1).unbind(2) if texts.dim() == 3 else [texts.unsqueeze(1)] # (C,1,dim)
+    cosines = (v * text).sum(-1) # (X,R)
+    if not query: shares, length = F.one_hot(cosines.argmax(1), cosines.shape[1]).to(v), 1.
+    else:
+        shares = (v * query[0]).sum(-1).softmax(1)
+        length = (shares.unsqueeze(-1) * v).sum(1).norm(dim=-1, keepdim=True)
+    return shares, shares / (u.norm(dim=-1) * length)
 
 # %% ../../nbs/interp/04_attribution.ipynb #20a6084c
 def _contributions(g, block, weights, values, gates=None)->tuple:
@@ -183,22 +205,31 @@ def _image_encoder(model, tower:Tower):
     found = find_module(model, has_encoder, 'vision tower')
     return getattr(found, 'encode_image', found)
 
-def _attribute_directions(model, images:Tensor, directions:Tensor)->Attribution:
+def _attribute_directions(model, images:Tensor, directions:Tensor, many:bool=False)->Attribution:
     "Split the inner products of normalized image features with directions (X, dim), as `attribute` does."
     tower = find_tower(model)
     tower = replace(tower, layout=tower.layout_of(images))
-    readout, weight = _linear_readout(model, tower), next(tower.vit.parameters())
-    directions, images = directions.to(weight.device).float(), tower.place(images)
+    readout, weight = _linear_readout(model, tower, many), next(tower.vit.parameters())
+    directions, images, shares = directions.to(weight.device).float(), tower.place(images), None
     with (evaluation_mode(tower.vit), torch.autocast(weight.device.type, enabled=False),
           _record_readout(tower, readout.rows) as r):
-        f = _image_encoder(model, tower)(images).float()                                     # (B,dim)
-        g, bias = _backpropagate_direction(readout, r['last'], directions / f.norm(dim=-1, keepdim=True))
+        if many and getattr(tower.vit, 'many_vectors', False):
+            has_encoder = lambda m: hasattr(m, 'encode_image')
+            clip = find_module(model, has_encoder, 'dual encoder: memory that is read needs one')
+            vectors, texts = clip.encode_image(images, vectors=True).float(), with_queries(clip, directions)
+            score, (shares, scale) = similarity(vectors, texts), _vector_scales(readout, r['last'], texts)
+            score = score.diagonal() if len(vectors) == len(texts) else score.flatten()
+        else:
+            f = _image_encoder(model, tower)(images).float()                                 # (B,dim)
+            score = (F.normalize(f, dim=-1) * directions).sum(-1)
+            scale = (1 / f.norm(dim=-1, keepdim=True) / r['last'].shape[1]).expand(-1, r['last'].shape[1])
+        g, bias = _backpropagate_direction(readout, r['last'], directions, scale)
         parts = [_contributions(g, b, r['weights'][i], r['values'][i], r['gates'].get(i))
                  for i, b in enumerate(tower.blocks)]
         heads, biases = (torch.stack(p, 1) for p in zip(*parts))
         mlp = torch.stack([(g * r['mlp'][i]).sum((1, 2)) for i in range(len(parts))], 1)
-        first, score = (g * r['first']).sum((1, 2)), (F.normalize(f, dim=-1) * directions).sum(-1)
-    found = Attribution(heads, mlp, first, bias + biases.sum(1), score, tower.layout)
+        first = (g * r['first']).sum((1, 2))
+    found = Attribution(heads, mlp, first, bias + biases.sum(1), score, tower.layout, shares)
     if weight.dtype == torch.float32 and (wrong := (found.total() - score).abs().max().cpu()) > 1e-3:
         raise UserError(f'the contributions of this vision tower miss its score by {wrong:.3f}, so its score is not a '
                         'sum over heads and tokens')
@@ -209,9 +240,11 @@ def attribute(
     images:Tensor, # As `encode_image` takes them (B, 3, height, width)
     texts:Tensor,  # One for each image, one for all, or several for one image: ids, int64 (B, T), or features, float
 )->Attribution:
-    """Split cosines into the contributions of all parts of the vision tower. Raises `UserError` for texts that are no
-    tensor or whose number does not fit, and for a tower whose output is not such a sum."""
-    _linear_readout(model, find_tower(model))
+    """Split cosines into the contributions of all parts of the vision tower. Where captions are compared with a vector
+    per memory token (readout=maxsim or caption), `vectors` of the result says which answered, and the contributions
+    are to its output. Raises `UserError` for texts that are no tensor or whose number does not fit, and for a tower
+    whose output is not such a sum."""
+    _linear_readout(model, find_tower(model), many=True)
     if not isinstance(texts, Tensor):
         raise UserError(f'got {type(texts).__name__} as texts; give token ids, such as model.tokenize([caption]), or '
                         'features')
@@ -222,7 +255,7 @@ def attribute(
         device = next(clip.parameters()).device
         with evaluation_mode(clip), torch.autocast(device.type, enabled=False):
             texts = clip.encode_text(texts.to(device))
-    return _attribute_directions(model, images, F.normalize(texts.float(), dim=-1))
+    return _attribute_directions(model, images, F.normalize(texts.float(), dim=-1), many=True)
 
 # %% ../../nbs/interp/04_attribution.ipynb #ca58772e
 def _update_share(model)->float:
