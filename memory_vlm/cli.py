@@ -95,6 +95,7 @@ def fit_main(
     except UserError as e: _exit_with(e)
     os.environ['HYDRA_FULL_ERROR'] = '1' # otherwise Hydra handles errors and exits by itself
     register_schema()
+    words.sort(key=lambda w: w.startswith('~') or '=' in w and w[0] != '-') # argparse wants all settings together
     try:
         with _arguments(hydra_overrides(words)):
             hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')(fit_task)()

@@ -4,6 +4,7 @@ import pytest
 import re
 import sys
 from html.parser import HTMLParser
+from memory_vlm.config import compose
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -36,6 +37,12 @@ def read(path):
     links = Links()
     links.feed(path.read_text(encoding='utf-8'))
     return links
+
+
+def test_data_guide_gives_the_epochs_of_the_quickstart():
+    epochs = compose(config_name='quickstart').training.epochs
+    guide = (ROOT/'nbs/explain/data.ipynb').read_text(encoding='utf-8')
+    assert re.findall(r'quickstart: a small model, (\d+) epochs', guide) == [str(epochs)]
 
 
 @pytest.mark.slow

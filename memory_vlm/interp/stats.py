@@ -91,7 +91,10 @@ def _squared_singular_values(states:Tensor)->Tensor: # (..., M, D) -> (..., min(
     "Return the eigenvalues of the smaller Gram matrix in float64, which is faster than a singular value decomposition."
     x = states if states.device.type in ('cpu', 'cuda') else states.cpu() # MPS has no float64 and no eigenvalues
     x = x.double()
-    return torch.linalg.eigvalsh(x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x).clamp_min(0)
+    gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
+    finite = gram.isfinite().flatten(-2).all(-1) # `eigvalsh` raises an error for NaN, in any matrix of a batch
+    squares = torch.linalg.eigvalsh(gram.where(finite[..., None, None], 0)).clamp_min(0)
+    return squares.masked_fill(~finite.unsqueeze(-1), torch.nan)
 
 def effective_rank(
     states:Tensor, # States of the tokens (..., M, D)
