@@ -28,7 +28,7 @@ from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
 from memory_vlm.data.loaders import make_loader
 from memory_vlm.search import (
-    _CANDIDATES,
+    _FROM_GRAPH,
     ImageIndex,
     _check_owner,
     _Graph,
@@ -87,7 +87,7 @@ def graph(args, kind, at):
         result = call()
         return clock() - start, result
     build, made = timed(lambda: _Graph(index, path, silent))
-    def by_graph(query, num=_CANDIDATES):
+    def by_graph(query, num=_FROM_GRAPH):
         rows = made.candidates(query, num)
         return {int(rows[k]) for k, _ in best_rows(features[rows], query, 10)}
     by_graph(queries[0])
@@ -100,9 +100,9 @@ def graph(args, kind, at):
     print(f'{kind}: {args.graph:,} rows of {args.dim}: recall@10 {recall:.3f}; a query takes {ms[0]:.1f} ms by the '
           f'graph and {ms[1]:.1f} ms exactly; {build:.0f} s to build, {follow:.1f} s to follow 1 %, '
           f'{path.stat().st_size/args.graph:.0f} bytes per row in the file')
-    return dict(kind=kind, rows=args.graph, recall_at_10=round(recall, 3), graph_ms=round(ms[0], 2),
-                exact_ms=round(ms[1], 1), build_seconds=round(build), follow_seconds=round(follow, 1),
-                bytes_per_row=round(path.stat().st_size/args.graph))
+    return dict(kind=kind, rows=args.graph, candidates=_FROM_GRAPH, recall_at_10=round(recall, 3),
+                graph_ms=round(ms[0], 2), exact_ms=round(ms[1], 1), build_seconds=round(build),
+                follow_seconds=round(follow, 1), bytes_per_row=round(path.stat().st_size/args.graph))
 
 
 def main():

@@ -97,7 +97,7 @@ def fit_main(
     register_schema()
     words.sort(key=lambda w: w.startswith('~') or '=' in w and w[0] != '-') # argparse wants all settings together
     try:
-        with _arguments(hydra_overrides(words)):
+        with _short_warnings(), _arguments(hydra_overrides(words)):
             hydra.main(config_path=str(config_dir().absolute()), config_name='default', version_base='1.3')(fit_task)()
     except HydraException as e:
         _exit_with(explain_arguments(words, e))

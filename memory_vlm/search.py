@@ -159,6 +159,7 @@ def read_index(
 # %% ../nbs/42_search.ipynb #6d69e9ee
 _SAVE_INTERVAL = 300. # Seconds between saves of an unfinished index or graph
 _EXACT_ROWS = 1_000_000 # Up to this number of images a query compares all of them
+_FROM_GRAPH = 768 # Images that the graph proposes, at least: of a million, 256 find 95 to 99 % of the nearest ten
 _MOST_FROM_GRAPH = 1000 # Longest answer by the graph (images); longer ones compare all images
 _END = b'memory-vlm graph' # Behind the graph, with the length of the file: usearch crashes on half a file
 
@@ -349,7 +350,7 @@ def search(
     if not index.good.any(): raise UserError(f'None of {len(index)} images can be read; give another folder')
     with evaluation_mode(model): query = text_feature(model, caption)
     if index.graph is not None and top <= _MOST_FROM_GRAPH:
-        rows = index.graph.candidates(query if query.dim() == 1 else query[0], max(_CANDIDATES, 10*top))
+        rows = index.graph.candidates(query if query.dim() == 1 else query[0], max(_FROM_GRAPH, 10*top))
         vectors = None if index.vectors is None else index.vectors[rows]
         found = [(int(rows[k]), cosine) for k, cosine in best_rows(index.features[rows], query, top, None, vectors)]
     else: found = best_rows(index.features, query, top, index.good, index.vectors)

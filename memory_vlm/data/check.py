@@ -89,7 +89,7 @@ class DataReport:
                              f'model reads{equal}')
         if often and often[0][1] > 1:
             equal = _counted(self.captions.total() - len(self.captions), 'caption')
-            lines.append(f"repeated  {equal} equal to another; "
+            lines.append(f"repeated  {equal} equal to an earlier one; "
                          f"'{often[0][0][:60]}' occurs {often[0][1]:,} times")
         if self.copies:
             lines.append(f'copies    {_counted(len(self.copies), "file")} identical to another, such as '
