@@ -159,7 +159,7 @@ def read_index(
 # %% ../nbs/42_search.ipynb #6d69e9ee
 _SAVE_INTERVAL = 300. # Seconds between saves of an unfinished index or graph
 _EXACT_ROWS = 1_000_000 # Up to this number of images a query compares all of them
-_FROM_GRAPH = 768 # Images that the graph proposes, at least: of a million, 256 find 95 to 99 % of the nearest ten
+_FROM_GRAPH = 768 # Images that the graph proposes, at least
 _MOST_FROM_GRAPH = 1000 # Longest answer by the graph (images); longer ones compare all images
 _END = b'memory-vlm graph' # Behind the graph, with the length of the file: usearch crashes on half a file
 
