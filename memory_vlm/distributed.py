@@ -151,8 +151,9 @@ class Interrupts:
 
     def agreed(self)->int|None: # Number of the signal
         "Return the signal that this rank or another has received, if any. All ranks call it together."
-        self.caught = int(max_over_ranks(self.caught or 0)) or None
-        return self.caught
+        found = int(max_over_ranks(self.caught or 0)) or None
+        if found: self.caught = found # without one, what came while the ranks were asked stays for the next time
+        return found
 
     @contextmanager
     def interruptible(self):
