@@ -142,8 +142,8 @@ def _linear_readout(model, tower:Tower, many:bool=False)->_Readout:
     """Describe the readout of a tower, with `many` also of one with a vector per memory token. Raises `UserError` if
     the output is not a sum over heads and keys."""
     vit, layout, kind = tower.vit, tower.layout, getattr(tower.vit, 'readout', 'none')
-    kinds, updates = {type(b) for b in tower.blocks} - {Block, MemoryBlock, ResidualAttentionBlock}, [
-        b.update for b in tower.blocks if kind != 'none' and b.update is not None]
+    kinds = {type(b) for b in tower.blocks} - {Block, MemoryBlock, ResidualAttentionBlock}
+    updates = [b.update for b in tower.blocks if kind != 'none' and b.update is not None]
     checks = {f'readout={kind}': kind == 'none' or many and vit.many_vectors,
               'memory that is read and that blocks change in another way than other tokens, such as mem_alpha below 1':
               not any(u.writes or u.reads or u.own_mlp for u in updates),
