@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 import torch
-from memory_vlm import run
+import warnings
+from memory_vlm import cli, run
 from memory_vlm.config import compose
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,3 +120,11 @@ def test_slow_report_says_what_the_fit_waits_for(monkeypatch, capsys, tmp_path):
         learn = SimpleNamespace(interrupted=False, cfg=cfg, dls=dls)
         run._write_report(tmp_path, learn, SimpleNamespace(shows=False))
         assert capsys.readouterr().out.count('Measuring what memory does on 40 images, for the report\n') == lines
+
+
+def test_warnings_of_train_py_are_their_message_alone(monkeypatch, capsys, tmp_path):
+    def task(cfg): print(warnings.formatwarning('left out: 3 images', UserWarning, __file__, 1), end='')
+    monkeypatch.setattr(cli, 'fit_task', task)
+    monkeypatch.chdir(tmp_path)
+    cli.fit_main(['--config-name=quickstart'])
+    assert capsys.readouterr().out == 'left out: 3 images\n'
