@@ -71,9 +71,9 @@ def test_pages_load_no_external_resources(site):
 @pytest.mark.slow
 def test_reference_lists_every_public_name(site):
     page = (site/'evaluation/01_retrieval.html').read_text(encoding='utf-8')
-    for name in ('rank_of_best', 'retrieval_ranks', 'chance_recall', 'bootstrap_interval'):
+    for name in ('rank_of_best', 'retrieval_ranks', 'chance_recall'):
         assert f'id="{name}"' in page, name
-    assert 'Share of draws inside the interval, 0..1' in page and '1000' in page
+    assert 'Queries per matrix product (count, 1 or more)' in page and '1024' in page
     # a type with a bar in a cell of a table
     assert '<code>str | None</code>' in (site/'hub/03_publish.html').read_text(encoding='utf-8')
 
