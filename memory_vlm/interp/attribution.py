@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from ..attention import checked_index, find_memory_vit
+from ..attention import checked_index
 from ..core import UserError
 from ..evaluation.validation import evaluation_mode, with_queries
 from ..loss import similarity
-from ..memory import AttentionUpdate, StaticUpdate
 from ..models.attention_hooks import EAGER, attention_hooks
 from ..models.towers import Tower, find_module, find_tower
 from ..tokens import TokenLayout
@@ -235,6 +234,18 @@ def _attribute_directions(model, images:Tensor, directions:Tensor, many:bool=Fal
                         'sum over heads and tokens')
     return found
 
+def _text_tower(model):
+    return find_module(model, lambda m: hasattr(m, 'encode_text'), 'text tower: give features of texts')
+
+def _text_features(model, texts:Tensor)->Tensor: # ids, int64 (C,T), or features (C,dim) -> (C,dim), of unit length
+    "Encode texts, unless they are features. Raises `UserError` without a text tower."
+    if not texts.is_floating_point():
+        clip = _text_tower(model)
+        device = next(clip.parameters()).device
+        with evaluation_mode(clip), torch.autocast(device.type, enabled=False):
+            texts = clip.encode_text(texts.to(device))
+    return F.normalize(texts.float(), dim=-1)
+
 def attribute(
     model,         # A dual encoder, a tower with a projection, or an object with one as its `.model`, as a Learner
     images:Tensor, # As `encode_image` takes them (B, 3, height, width)
@@ -250,21 +261,9 @@ def attribute(
                         'features')
     if len(texts) != len(images) and 1 not in (len(texts), len(images)):
         raise UserError(f'got {len(texts)} texts for {len(images)} images; give one for each, or one for all')
-    if not texts.is_floating_point():
-        clip = find_module(model, lambda m: hasattr(m, 'encode_text'), 'text tower: give features of texts')
-        device = next(clip.parameters()).device
-        with evaluation_mode(clip), torch.autocast(device.type, enabled=False):
-            texts = clip.encode_text(texts.to(device))
-    return _attribute_directions(model, images, F.normalize(texts.float(), dim=-1), many=True)
+    return _attribute_directions(model, images, _text_features(model, texts), many=True)
 
 # %% ../../nbs/interp/04_attribution.ipynb #ca58772e
-def _update_share(model)->float:
-    "Return the share alpha of an update that memory keeps, for `rollout`."
-    vit = find_memory_vit(model)
-    update = vit.blocks[0].update
-    if update is None or isinstance(update, StaticUpdate): return 0.
-    return update.alpha if isinstance(update, AttentionUpdate) else 1.
-
 @dataclass
 class _Rollout:
     "Sources of the readout token, over all layers."

@@ -16,9 +16,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ..core import UserError, pick
 from ..evaluation.validation import evaluation_mode
-from .attribution import _attribute_directions, _image_encoder, _linear_readout
+from memory_vlm.interp.attribution import (
+    _attribute_directions,
+    _image_encoder,
+    _linear_readout,
+    _text_features,
+    _text_tower,
+)
 from ..models.attention_hooks import EAGER, explicit_attention
-from ..models.towers import Tower, find_module, find_tower
+from ..models.towers import Tower, find_tower
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -149,23 +155,11 @@ def _gradient_maps(model, tower:Tower, image:Tensor, score)->tuple:
     return scores.detach(), by_key, torch.stack(by_head, 1)
 
 # %% ../../nbs/interp/06_caption_maps.ipynb #29efeec0
-def _text_tower(model):
-    return find_module(model, lambda m: hasattr(m, 'encode_text'), 'text tower: give features of texts')
-
 def _find_tokenizer(model, tokenize):
     "Return the tokenizer that is given, or that of a model. Raises `UserError` if it is not known."
     found = tokenize or getattr(model, 'tokenize', None) or getattr(_text_tower(model), 'tokenize', None)
     if found: return found
     raise UserError('the tokenizer of this model is unknown; give tokenize=, such as open_clip.get_tokenizer(name)')
-
-def _text_features(model, texts, tokenize)->Tensor: # -> (C,dim), of unit length
-    "Encode texts. Raises `UserError` without a text tower or tokenizer."
-    if isinstance(texts, Tensor) and texts.is_floating_point(): return F.normalize(texts.float(), dim=-1)
-    clip = _text_tower(model)
-    device = next(clip.parameters()).device
-    with evaluation_mode(clip), torch.autocast(device.type, enabled=False):
-        ids = texts if isinstance(texts, Tensor) else _find_tokenizer(model, tokenize)(list(texts))
-        return F.normalize(clip.encode_text(ids.to(device)).float(), dim=-1)
 
 def _score_function(model, tower:Tower, texts:Tensor, mix:Tensor):
     "Return the function: an image -> its scores (W,), differentiable."
@@ -208,8 +202,11 @@ def caption_map(
     names, shorter = [], []
     if words: names, shorter = _without_words(_seen_part(caption, _find_tokenizer(model, tokenize)), words)
     if isinstance(against, str): against = [against]
-    texts = _text_features(model, [caption, *shorter] if isinstance(caption, str) else caption[None], tokenize)
-    if against is not None: texts = torch.cat([texts, _text_features(model, against, tokenize).to(texts.device)])
+    def features(texts):
+        ids = texts if isinstance(texts, Tensor) else _find_tokenizer(model, tokenize)(list(texts))
+        return _text_features(model, ids)
+    texts = features([caption, *shorter] if isinstance(caption, str) else caption[None])
+    if against is not None: texts = torch.cat([texts, features(against).to(texts.device)])
     W = 1 + len(names)
     mix = texts.new_zeros(W, len(texts)) # scores of texts -> of caption and words
     mix[:, 0], mix[range(1, W), range(1, W)] = 1, -1
@@ -232,14 +229,9 @@ def caption_map(
     by_key, maps = by_key.cpu(), layout.to_grid(by_key[:, layout.patches]).cpu()
     return _CaptionMap(names, scores.cpu(), maps, by_key[:, layout.memory], by_head.cpu(), sources, method, reason)
 
-# %% ../../nbs/interp/06_caption_maps.ipynb #f43d7641
-def _insertion_deletion(
-    score,        # Function: images (n, 3, height, width) -> scores (n,)
-    image:Tensor, # (3, height, width)
-    maps:Tensor,  # Heatmaps (W, rows, columns)
-    steps:int=8,  # Number of equal steps from no patch to all
-)->Tensor:        # Mean score along the curve of insertion and of deletion (2, W)
-    "Return the areas under the curves of insertion and deletion."
+# %% ../../nbs/interp/06_caption_maps.ipynb #244b8c43
+def _insertion_deletion(score, image:Tensor, maps:Tensor, steps:int=8)->Tensor: # maps (W, rows, columns) -> (2, W)
+    "Return the areas under the curves of insertion and deletion of patches, in so many steps."
     grid, P = maps.shape[1:], maps[0].numel()
     mean = image.float().mean((1, 2), keepdim=True).expand(image.shape).to(image.dtype)
     counts = torch.linspace(0, P, steps + 1).round().long()
