@@ -122,18 +122,17 @@ def _image_values(name:str, score:Callable, features:dict)->dict: # Run: values 
                             + f' with values {v.min():.3g} to {v.max():.3g}' * (v.shape == index.shape))
     return values
 
+_PATCH_SCORES = dict(dense='patches of the right class', localization='LOST CorLoc') # name in results
+
 def _make_score(score, loaded:LoadedModel, dl, classes, features:Tensor, labels:Tensor|None, rows:Tensor,
                 masks=None)->tuple:
     "Return the name of a score, its function, and its value by guessing (-1: unknown)."
     if callable(score): return getattr(score, '__name__', 'score'), score, -1
     if score == 'nearest': return '1-NN', *_nearest(features, labels)
-    if score == 'dense': return 'patches of the right class', *_patch_score(score, loaded, dl, masks, features, rows)
-    if score == 'localization': return 'LOST CorLoc', *_patch_score(score, loaded, dl, masks, features, rows)
+    if score in _PATCH_SCORES: return _PATCH_SCORES[score], *_patch_score(score, loaded, dl, masks, features, rows)
     return 'zero-shot', *_zero_shot(loaded, dl, classes, labels, rows)
 
 # %% ../../nbs/interp/07_image_scores.ipynb #11af1ac7
-_PATCH_SCORES = 'dense', 'localization'
-
 class _Patches(_Images):
     "A model of the patches of images: outputs (B,P,D) or, for 'localization', keys of the last block."
     def __init__(self, model:nn.Module, num:int, score:str):
