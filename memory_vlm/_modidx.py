@@ -2095,7 +2095,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'memory_vlm.run._extend_run': ('run.html#_extend_run', 'memory_vlm/run.py'),
                                 'memory_vlm.run._fit': ('run.html#_fit', 'memory_vlm/run.py'),
                                 'memory_vlm.run._fit_in_group': ('run.html#_fit_in_group', 'memory_vlm/run.py'),
-                                'memory_vlm.run._format_count': ('run.html#_format_count', 'memory_vlm/run.py'),
                                 'memory_vlm.run._last_step': ('run.html#_last_step', 'memory_vlm/run.py'),
                                 'memory_vlm.run._new_lines': ('run.html#_new_lines', 'memory_vlm/run.py'),
                                 'memory_vlm.run._pixels': ('run.html#_pixels', 'memory_vlm/run.py'),

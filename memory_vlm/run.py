@@ -26,6 +26,7 @@ from .core import UserError, _counted, _fork_random
 from .distributed import LostRankError, broadcast_from_main, is_main, process_group, world_size
 from .imports import _imports_of, import_run
 from .learner import CONFIG_CHECKS, MemoryLearner, make_dls, make_learner
+from .models.cost import _format_count
 from .models.pretrained import find_pretrained, with_pretrained
 from .training.callbacks import CheckpointCallback, DivergedError, LogCallback, ResumeCallback, is_probing
 from .training.checkpoint import checkpoint_folder, newest_checkpoint, read_manifest
@@ -57,11 +58,6 @@ class Run:
         return f'{_describe_run(self.learn)}\n{scores}\nRun folder: {self.folder}'
 
 # %% ../nbs/40_run.ipynb #3a6ce712
-def _format_count(n:int)->str:
-    "Format a number of parameters with three digits, such as '1.31 M'."
-    unit, size = next((u, s) for u, s in ((' M', 1e6), (' k', 1e3), ('', 1)) if n >= .9995 * s or s == 1)
-    return f'{n / size:.3g}{unit}'
-
 _PARTS = dict(trunk='vision', memory='memory', text='text', heads='heads') # Name in the text, by layer of a model
 
 def _describe_trained(model:MemoryCLIP)->str:

@@ -80,7 +80,7 @@ def model_cost(
 # %% ../../nbs/models/06_cost.ipynb #b9cafa5f
 def _format_count(n, unit=''): # 102_047_745 -> '102 M'
     for size, letter in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
-        if abs(n) >= size: return f'{n / size:.3g} {letter}{unit}'
+        if abs(n) >= .9995 * size: return f'{n / size:.3g} {letter}{unit}' # with three digits 999,500 is 1 M
     return f'{n:.3g} {unit}'.strip()
 
 def cost_lines(
