@@ -154,26 +154,20 @@ def _check_image_scores(model:EvalModel, train, masks, measures:bool):
                     'k-NN and a linear probe; `masks`; or `measures`')
 
 # %% ../../nbs/evaluation/05_models.ipynb #b5853f13
-def _live_eval_model(trained:LoadedModel)->EvalModel:
-    "Return an object for evaluation, called by its run or its configuration."
+def _loaded_eval_model(trained:LoadedModel, name:str='')->EvalModel:
+    "Return a model for evaluation, called by `name`, or by its run or its configuration."
     if not any(isinstance(m, MemoryCLIP) for m in trained.model.modules()):
-        return _image_eval_model(trained, trained.name)
-    run = None if trained.cfg is None else trained.cfg.training.logging.name
-    found = memory_clip_eval_model(find_clip(trained.model), str(trained.place or run or ''))
-    return found if trained.cfg is None else replace(found, trained_on=_training_data(trained.cfg))
-
-def _training_data(cfg)->str: return join_paths(cfg.training.data.train_path, COLUMN_KEYS['train'])
+        return _image_eval_model(trained, name or trained.name)
+    t = trained.cfg and trained.cfg.training
+    found = memory_clip_eval_model(find_clip(trained.model), name or str(trained.place or t and t.logging.name or ''))
+    return replace(found, trained_on=join_paths(t.data.train_path, COLUMN_KEYS['train'])) if t else found
 
 def _open_eval_model(name)->EvalModel:
     "Open a model for evaluation. Raises `UserError` for one that cannot be found."
-    if not isinstance(name, (str, Path)): return _live_eval_model(as_model(name))
+    if not isinstance(name, (str, Path)): return _loaded_eval_model(as_model(name))
     text = str(name)
     if text.startswith(('local-dir:', 'hf-hub:')): return open_clip_eval_model(text)
     if text.startswith('open_clip:'): return open_clip_eval_model(text.removeprefix('open_clip:'))
     if (Path(text)/'open_clip_config.json').exists(): return open_clip_eval_model(f'local-dir:{text}')
     if not Path(text).exists() and text.partition('/')[0] in open_clip.list_models(): return open_clip_eval_model(text)
-    trained = as_model(_timm_name(text) or name) # `timm:` would add a text tower with random weights
-    if not isinstance(trained.model, MemoryCLIP): return _image_eval_model(trained, text)
-    found = memory_clip_eval_model(trained.model, text)
-    if trained.cfg is not None: found.trained_on = _training_data(trained.cfg)
-    return found
+    return _loaded_eval_model(as_model(_timm_name(text) or name), text) # `timm:` would add a random text tower
