@@ -8,6 +8,7 @@ __all__ = ['MemoryReport', 'untrained_twin', 'memory_report']
 # %% ../nbs/31_report.ipynb #c430deea
 import hashlib
 import html
+import pandas as pd
 import torch
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -154,9 +155,8 @@ class MemoryReport:
 
     def __getitem__(self, name:str)->_Row: return pick({r.name: r for r in self.rows}, name, 'row')
 
-    def frame(self):
-        "Return all rows as a pandas DataFrame."
-        import pandas as pd
+    def frame(self)->pd.DataFrame:
+        "Return all rows as a table."
         return pd.DataFrame([asdict(r) for r in self.rows])
 
     def to_dict(self)->dict: # Plain values, for JSON
@@ -219,9 +219,8 @@ class _ReportComparison:
         p = holm({k: d['p'] for k, d in differences.items() if d['p'] is not None})
         self.differences = {k: d | dict(p=p.get(k)) for k, d in differences.items()} # p after the correction
 
-    def frame(self):
-        "Return a pandas DataFrame: a row per model and measure, with its difference, interval and corrected p-value."
-        import pandas as pd
+    def frame(self)->pd.DataFrame:
+        "Return a row per model and measure, with its difference, interval and corrected p-value."
         found = [dict(group=r.group, row=r.name, model=name, value=r.value, layer=r.layer, note=r.note)
                  | self.differences.get((name, r.name), {}) for name, x in self.reports.items() for r in x.rows]
         return pd.DataFrame(found)
@@ -229,11 +228,10 @@ class _ReportComparison:
     def by_layer(
         self,
         row:str='patch norms above 3 medians', # A row that has a value in each layer
-    ): # pandas DataFrame: a row per model and layer
+    )->pd.DataFrame: # A row per model and layer
         """Return a measure after each block (from 0) with its 95 % CI (NaN: unknown), and its paired difference to the
         first model where both have as many blocks, with 95 % CI and p-value after Holm's correction over this table.
         Raises `UserError` for a row without layers."""
-        import pandas as pd
         pick({r.name: r for x in self.reports.values() for r in x.rows if r.layers}, row, 'row with layers')
         models = {name: (x.layout, x.features) for name, x in self.reports.items()}
         return pd.DataFrame(_layer_differences(row, models, self.baseline))
@@ -258,9 +256,8 @@ class _ReportComparison:
         return dict(baseline=self.baseline, reports={n: r.to_dict() for n, r in self.reports.items()}, differences=rows,
                     sentences=self.sentences)
 
-    def table(self): # pandas DataFrame of text
+    def table(self)->pd.DataFrame: # Texts
         "Return the table for display: values, and differences to the first with 95 % CI."
-        import pandas as pd
         def cell(name, row): return _difference_text(self.differences.get((name, row)))
         names = dict.fromkeys((r.group, r.name) for report in self.reports.values() for r in report.rows)
         columns = {}
