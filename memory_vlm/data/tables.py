@@ -13,6 +13,7 @@ import numpy as np
 import os
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -221,7 +222,6 @@ class _ParquetBytes:
         path:str,   # The Parquet file
         column:str, # Name of the column
     ):
-        import pyarrow.parquet as pq
         meta = pq.read_metadata(path)
         self.path, self.column, self._group = path, column, None
         self.starts = np.cumsum([0, *(meta.row_group(g).num_rows for g in range(meta.num_row_groups))])
@@ -229,12 +229,10 @@ class _ParquetBytes:
     def __getstate__(self): return self.__dict__ | dict(_group=None)
     def label(self, i): return f'{self.path}, row {i}'
     def sizes(self):
-        import pyarrow.parquet as pq
         groups = (pq.ParquetFile(self.path).read_row_group(g, [self.column], use_threads=False).column(0)
                   for g in range(len(self.starts) - 1))
         return np.concatenate([cell_sizes(g) for g in groups])
     def __getitem__(self, i):
-        import pyarrow.parquet as pq
         g = int(np.searchsorted(self.starts, i, 'right')) - 1
         if self._group is None or self._group[0] != g:
             self._group = g, pq.ParquetFile(self.path).read_row_group(g, [self.column], use_threads=False).column(0)
@@ -348,7 +346,6 @@ def _from_rows(rows:dict, choose:Callable, path:str)->pa.Table:
 
 def _read_parquet(path:str, choose:Callable)->pa.Table:
     "Read columns of a Parquet file, without image files in them. Raises `UserError` for a damaged file."
-    import pyarrow.parquet as pq
     try:
         file = pq.ParquetFile(path)
         image, *others = choose(file.schema_arrow.names)
