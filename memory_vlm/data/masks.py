@@ -191,11 +191,9 @@ def _geometry(dl): # Function of float (C,H,W) -> (C,height,width)
 
 class _LoadedMasks:
     "Masks of the images of a loader, as the model takes these images."
-    def __init__(self, masks:_Masks, dl): self.masks, self.follow = masks, _geometry(dl)
-    @property
-    def has_classes(self): return self.masks.has_classes
-    @property
-    def has_objects(self): return self.masks.has_objects
+    def __init__(self, masks:_Masks, dl):
+        self.masks, self.follow = masks, _geometry(dl)
+        self.has_classes, self.has_objects = masks.has_classes, masks.has_objects
     def batch(self,
         index:Sequence[int], # Indices of images in the source
     )->tuple: # int64 (B,h,w); bool (B,O,h,w) of objects and of their boxes, O the largest number of them, at least 1

@@ -81,10 +81,8 @@ class Subset(_SourceView):
         source:Source,       # Source of the images
         indices:np.ndarray,  # int64, indices of the images
     ):
-        self.source, self.indices = source, np.asarray(indices)
+        self.source, self.sources, self.indices = source, [source], np.asarray(indices)
         self.name, self.attribution = source.name, source.attribution
-    @property
-    def sources(self): return [self.source]
     def __len__(self): return len(self.indices)
     def where(self, i): return self.source, int(self.indices[i])
     def class_labels(self):
