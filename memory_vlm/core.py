@@ -199,9 +199,7 @@ def random_stream(
         yield
 
 # %% ../nbs/00_core.ipynb #9ac3f20a
-def _fork_random(
-    device:torch.device, # Where the model is, of any type
-):
+def _fork_random(device:torch.device): # of any type
     "Return a context after which torch's generators, of the CPU and of `device`, are as they were before."
     own = device.type not in ('cpu', 'meta')
     return torch.random.fork_rng([device] if own else [], device_type=device.type if own else 'cuda')

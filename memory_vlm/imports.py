@@ -156,9 +156,7 @@ def import_run(
 _run = None # Run whose code replaces that of a configuration
 
 @contextmanager
-def _imports_of(
-    folder:Path, # A run folder
-)->Iterator[None]:
+def _imports_of(folder:Path)->Iterator[None]: # A run folder
     "Let `import_for` use the code of a run inside the context."
     global _run
     before, _run = _run, folder

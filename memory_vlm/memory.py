@@ -137,9 +137,7 @@ def memory_update(
         return cls
     return register
 
-def _find_update(
-    name:str, # Name of a mechanism
-)->type:
+def _find_update(name:str)->type:
     "Return a registered mechanism. Raises `UserError` for another name."
     try: return pick(UPDATES, name, 'model.memory.memory_update')
     except UserError as e:

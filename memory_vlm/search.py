@@ -128,11 +128,8 @@ def _check_owner(index:ImageIndex, model:MemoryCLIP):
                         'open_index(model, data, path), which encodes the images again')
     index.owner = state
 
-def _write_index(
-    index:ImageIndex, # Index; its `root` is not written
-    path:str|Path,    # File; its folder is created if missing
-):
-    "Write an index atomically: an interruption leaves the old file."
+def _write_index(index:ImageIndex, path:str|Path):
+    "Write an index, without its `root`, atomically: an interruption leaves the old file."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = np.frombuffer('\0'.join(index.names).encode(errors='surrogateescape'), np.uint8).copy()

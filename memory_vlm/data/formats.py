@@ -148,10 +148,8 @@ def _read_arrow(files:list[str])->pa.Table:
 
 class _ArrowBytes:
     "Images in a column of Arrow files. An item is the bytes of an image file, or its path."
-    def __init__(self,
-        files:list[str], # Arrow files, in order
-        column:str,      # Name of the column
-    ): self.files, self.column, self._cells = files, column, _read_arrow(files)[column]
+    def __init__(self, files:list[str], column:str):
+        self.files, self.column, self._cells = files, column, _read_arrow(files)[column]
     def __len__(self): return len(self._cells)
     # a process that is not forked maps the files itself
     def __getstate__(self): return self.__dict__ | dict(_cells=None)

@@ -194,10 +194,8 @@ class _LoadedMasks:
     def __init__(self, masks:_Masks, dl):
         self.masks, self.follow = masks, _geometry(dl)
         self.has_classes, self.has_objects = masks.has_classes, masks.has_objects
-    def batch(self,
-        index:Sequence[int], # Indices of images in the source
-    )->tuple: # int64 (B,h,w); bool (B,O,h,w) of objects and of their boxes, O the largest number of them, at least 1
-        "Return classes and objects. An object outside the crop is left out, and images may have none."
+    def batch(self, index:Sequence[int])->tuple: # int64 (B,h,w); bool (B,O,h,w) of objects and of their boxes, O >= 1
+        "Return classes and objects of images by index. An object outside the crop is left out; images may have none."
         classes, objects = [], []
         for i in index:
             of, pairs = self.masks.read(i)
@@ -222,11 +220,9 @@ class _TensorMasks:
         if max(index) >= len(self.masks): raise UserError(f'got masks of {len(self.masks)} images for more images')
         return self.masks[list(index)].cpu(), None, None
 
-def _open_masks(
-    masks, # A JSON file of instances, a folder of PNG files, 'objects', or int64 (N, height, width)
-    dl,    # Loader of the images
-)->_LoadedMasks|_TensorMasks:
-    "Open masks for the images of a loader. Raises `UserError` for what is none of these."
+def _open_masks(masks, dl)->_LoadedMasks|_TensorMasks:
+    """Open masks for the images of a loader: a JSON file of instances, a folder of PNG files, 'objects', or int64
+    (N, height, width). Raises `UserError` for what is none of these."""
     if isinstance(masks, Tensor): return _TensorMasks(masks)
     source, path = getattr(dl, 'source', None), Path(str(masks))
     if source is None: raise UserError('masks by name need images with names; give a tensor, or images from a folder')

@@ -16,9 +16,7 @@ from pathlib import Path
 # %% ../../nbs/data/07_mixture.ipynb #6232334f
 class _SourceView(Source):
     "Images of other sources. A subclass defines `where`."
-    def where(self,
-        i:int,              # Index in this source
-    )->tuple[Source, int]:  # Source of image `i`, and the index in that source
+    def where(self, i:int)->tuple[Source, int]: # Source of image `i`, and the index in that source
         raise NotImplementedError
     def pixels(self, i): return (at := self.where(i))[0].pixels(at[1])
     def pixels_for(self, i, side, **how): return (at := self.where(i))[0].pixels_for(at[1], side, **how)

@@ -218,10 +218,7 @@ def cell_sizes(
 
 class _ParquetBytes:
     "Images in a column of a Parquet file. An item is the bytes of an image file."
-    def __init__(self,
-        path:str,   # The Parquet file
-        column:str, # Name of the column
-    ):
+    def __init__(self, path:str, column:str):
         meta = pq.read_metadata(path)
         self.path, self.column, self._group = path, column, None
         self.starts = np.cumsum([0, *(meta.row_group(g).num_rows for g in range(meta.num_row_groups))])

@@ -25,11 +25,8 @@ def _patch_cover(masks:Tensor, grid:tuple)->Tensor:
     "Return the share of each patch that a mask covers."
     return F.adaptive_avg_pool2d(masks.float().flatten(0, -3).unsqueeze(1), grid).reshape(*masks.shape[:-2], *grid)
 
-def _box_masks(
-    boxes:Sequence, # (left, top, right, bottom) in pixels, the last two one past the end
-    size:tuple,     # Height and width of the image (pixels)
-)->Tensor:          # bool (O, height, width)
-    "Return boxes as masks."
+def _box_masks(boxes:Sequence, size:tuple)->Tensor: # -> bool (O, height, width)
+    "Return boxes (left, top, right, bottom), the last two one past the end, as masks of this height and width."
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
     for mask, (left, top, right, bottom) in zip(masks, boxes): mask[top:bottom, left:right] = True
     return masks
@@ -64,11 +61,8 @@ def energy(
     cover = _patch_cover(mask, maps.shape[-2:]).unsqueeze(1)
     return (maps * cover).sum((-2, -1)) / maps.sum((-2, -1)).clamp_min(1e-30)
 
-def _best_iou(
-    maps:Tensor,  # Heatmaps (B, M, h, w)
-    masks:Tensor, # One mask per object, bool (B, O, height, width); empty masks are ignored
-)->Tensor:        # (B, M), 0..1
-    "Return the IoU of each heatmap, thresholded at its mean, with the object that it fits best."
+def _best_iou(maps:Tensor, masks:Tensor)->Tensor: # (B,M,h,w), bool (B,O,height,width) -> (B,M)
+    "Return the IoU of each heatmap, thresholded at its mean, with the best of the objects that are not empty."
     mean = maps.mean((-2, -1), keepdim=True)
     chosen = (maps >= mean * (1 - 1e-5)).float().unsqueeze(2)        # (B,M,1,h,w)
     cover = _patch_cover(masks, maps.shape[-2:]).unsqueeze(1)         # (B,1,O,h,w)

@@ -102,9 +102,7 @@ def effective_rank(
     "Return the effective rank: exp of the entropy of the normalized singular values. Source: Roy and Vetterli 2007."
     return effective_number(_squared_singular_values(states).sqrt()).to(states)
 
-def _stable_rank(
-    states:Tensor, # States of the tokens (..., M, D)
-)->Tensor:         # Number of directions (...), 1..min(M, D); 0 for states that are all 0
+def _stable_rank(states:Tensor)->Tensor: # (..., M, D) -> number of directions (...), 1..min(M, D); 0 for zeros
     "Return the stable rank: the squared Frobenius norm over the squared largest singular value."
     squares = _squared_singular_values(states)
     return (squares.sum(-1) / squares.amax(-1).clamp_min(1e-300)).to(states)

@@ -74,14 +74,9 @@ class _Hypers(dict):
 
 class _ScaledOptimizer(OptimWrapper):
     "An optimizer whose groups get the learning rate of their layer times their `lr_scale`."
-    def __init__(
-        self,
-        opt:torch.optim.Optimizer, # Its groups are those of `_parameter_groups`
-        weight_decay:float,        # Weight decay of the groups that have any
-        positions:dict,            # Position of each parameter in the model
-    ):
-        super().__init__(opt=opt)
-        self.weight_decay, self.positions = weight_decay, positions
+    def __init__(self, opt:torch.optim.Optimizer, weight_decay:float, positions:dict):
+        super().__init__(opt=opt) # with the groups of `_parameter_groups`
+        self.weight_decay, self.positions = weight_decay, positions # of each parameter in the model
 
     @property
     def layers(self)->dict: # torch's groups by name of the layer
