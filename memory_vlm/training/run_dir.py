@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_run_dir', 'run_lock', 'is_locked', 'config_differences', 'choose_run', 'LoadedModel', 'find_run',
-           'best_checkpoint', 'with_run_weights', 'open_trained', 'as_model']
+           'with_run_weights', 'open_trained', 'as_model']
 
 # %% ../../nbs/training/07_run_dir.ipynb #d08d0552
 import hashlib
@@ -278,10 +278,7 @@ def _is_run_path(name:str)->bool:
     "Return whether a name can only be a local path: repositories of the hub are OWNER/NAME, and runs are in runs/."
     return ':' not in name and (Path(name).is_absolute() or name.startswith(('.', '~', 'runs/')) or name.count('/') > 1)
 
-def best_checkpoint(
-    run:Path,       # A run folder
-    cfg:DictConfig, # Its configuration
-)->Path:
+def _best_checkpoint(run:Path, cfg:DictConfig)->Path:
     "Return the best checkpoint of a run. Raises `UserError` if there is none."
     kept = cfg.training.checkpoint
     folder = checkpoint_folder(run, kept.dirpath)
@@ -316,7 +313,7 @@ def with_run_weights(
     run = find_run(Path(name))
     if run is None and not Path(name).exists(): _check_local_path(name)
     if run is None or (Path(name)/'manifest.json').exists(): return cfg
-    return OmegaConf.merge(cfg, dict(model=dict(pretrained=str(best_checkpoint(run, _read_config(run))))))
+    return OmegaConf.merge(cfg, dict(model=dict(pretrained=str(_best_checkpoint(run, _read_config(run))))))
 
 def open_trained(
     name:str|Path, # A run folder, `runs/NAME`, a checkpoint, or anything that `MemoryCLIP.from_pretrained` opens
@@ -328,7 +325,7 @@ def open_trained(
     if run is None: return LoadedModel(MemoryCLIP.from_pretrained(name), Path(str(name)))
     import_run(run)
     cfg = _read_config(run)
-    checkpoint = Path(name) if (Path(name)/'manifest.json').exists() else best_checkpoint(run, cfg)
+    checkpoint = Path(name) if (Path(name)/'manifest.json').exists() else _best_checkpoint(run, cfg)
     manifest = read_manifest(checkpoint)
     return LoadedModel(MemoryCLIP.from_pretrained(checkpoint), checkpoint, restore_references(cfg), manifest['metrics'],
                        manifest['epoch'], _read_resets(checkpoint))
