@@ -34,7 +34,7 @@ STAGES = {
     'model': ('memory', 'vision', 'clip', 'loss', 'models'),
     'evaluation': ('evaluation.retrieval', 'evaluation.classification', 'evaluation.localization',
                    'evaluation.validation', 'evaluation.intervals'),
-    'training': ('training', 'learner', 'loaded'),
+    'training': ('training', 'learner'),
     'insight': ('attention', 'report', 'ablation', 'interp'),
     'viz': ('viz', 'widgets.html'),
     'runs': ('run', 'study', 'search', 'evaluation'),
