@@ -243,16 +243,6 @@ def _row_html(key:str, meaning:str, kind:str, value, default, now='', mistake:st
             f'<div class="soft">{meaning} <i>({escape(kind)})</i></div>'
             + (f'<div class="mistake">{escape(mistake)}</div>' if mistake else '') + '</div>')
 
-def _summary_html(mistake:str, changes:dict, costs:dict, command:str)->str:
-    "Return the error or the command, the cost and the changes as HTML."
-    alert = f'<div class="mistake" role="alert">{escape(mistake)}</div>'
-    verdict = alert if mistake else f'<h4>Command</h4><pre>{escape(command)}</pre>'
-    costs = ''.join(f'<div><span class="soft">{escape(k)}</span> {escape(v)}</div>' for k, v in costs.items())
-    changed = ''.join(f'<div>{escape(k)}=<b>{escape(_field_text(v)) or "empty"}</b></div>' for k,
-                      v in changes.items()) or 'nothing'
-    return (verdict + (f'<h4>Model cost</h4><div class="costs">{costs}</div>' if costs else '')
-            + f'<h4>Changed from the defaults ({len(changes)})</h4><div class="changes">{changed}</div>')
-
 # %% ../../nbs/widgets/05_config.ipynb #cef3d9cc
 @patch
 def _build(self:ConfigEditor):
@@ -341,11 +331,23 @@ def _refresh(self:ConfigEditor):
     except RuntimeError: self._task = None # no event loop: `cost` is computed on access
 
 @patch
-def _show_summary(self:ConfigEditor, costs):
+def _summary(self:ConfigEditor, costs:dict)->str:
+    "Return the error, or the command and the cost, and the changes as HTML."
+    mistake, changes = self.mistake, self.changes
+    if mistake: verdict = f'<div class="mistake" role="alert">{escape(mistake)}</div>'
+    else: verdict = f'<h4>Command</h4><pre>{escape(self.command)}</pre>'
+    if costs and not mistake:
+        lines = ''.join(f'<div><span class="soft">{escape(k)}</span> {escape(v)}</div>' for k, v in costs.items())
+        verdict += f'<h4>Model cost</h4><div class="costs">{lines}</div>'
+    changed = ''.join(f'<div>{escape(k)}=<b>{escape(_field_text(v)) or "empty"}</b></div>' for k, v in changes.items())
+    return (f'{verdict}<h4>Changed from the defaults ({len(changes)})</h4>'
+            f'<div class="changes">{changed or "nothing"}</div>')
+
+@patch
+def _show_summary(self:ConfigEditor, costs:dict):
     "Show the summary with these cost lines."
     self.copy.text = '' if self.mistake else self.command
-    self.side.value = _summary_html(self.mistake, self.changes, {} if self.mistake else costs, '' if self.mistake
-                                    else self.command)
+    self.side.value = self._summary(costs)
 
 @patch
 async def _count_later(self:ConfigEditor):
@@ -359,10 +361,8 @@ async def _count_later(self:ConfigEditor):
 
 # %% ../../nbs/widgets/05_config.ipynb #9a6cab52
 @patch
-def _current_summary(self:ConfigEditor): # The summary, counted now
-    return _summary_html(self.mistake, self.changes, {} if self.mistake
-                         else cost_lines(self.cost, self.draft.training.batch_size), '' if self.mistake
-                         else self.command)
+def _current_summary(self:ConfigEditor)->str: # The summary, counted now
+    return self._summary({} if self.mistake else cost_lines(self.cost, self.draft.training.batch_size))
 
 @patch
 def snapshot(self:ConfigEditor)->HTML:
