@@ -54,22 +54,17 @@ class _Metric(NamedTuple):
 def _attention_metrics(layout:TokenLayout)->list:
     "Return the rows about attention to memory and token usage."
     M, K, P = layout.num_memory, layout.num_keys, layout.num_patches
-    share, ratio, uniform = 'share of its attention', 'relative to uniform attention', M / K
-    weighted = 'share of attention times value norm'
+    share, weighted = 'share of its attention', 'share of attention times value norm'
+    def lifted(what, feature, count=M):
+        return _Metric('attention', f'{what}, lift', feature, 'relative to uniform attention',
+                       lambda f: lift(f[feature], count, K), 1, limits=(0, K / count))
+    def to_memory(who, feature):
+        mass, part = f'{feature}_mass', dict(uniform=M / K, limits=(0, 1))
+        return [_Metric('attention', f'{who} to memory', mass, share, **part), lifted(f'{who} to memory', mass),
+                _Metric('attention', f'{who} to memory, value-weighted', f'{feature}_weighted', weighted, **part)]
     return [
-        _Metric('attention', 'CLS to memory', 'cls_mass', share, uniform=uniform, limits=(0, 1)),
-        _Metric('attention', 'CLS to memory, lift', 'cls_mass', ratio, lambda f: lift(f['cls_mass'], M, K), 1,
-                limits=(0, K / M)),
-        _Metric('attention', 'CLS to memory, value-weighted', 'cls_weighted', weighted, uniform=uniform, limits=(0, 1)),
-        _Metric('attention', 'patches to memory', 'patch_mass', share, uniform=uniform, limits=(0, 1)),
-        _Metric('attention', 'patches to memory, lift', 'patch_mass', ratio, lambda f: lift(f['patch_mass'], M, K), 1,
-                limits=(0, K / M)),
-        _Metric('attention', 'patches to memory, value-weighted', 'patch_weighted', weighted, uniform=uniform,
-                limits=(0, 1)),
-        _Metric('attention', 'memory to memory, lift', 'memory_mass', ratio, lambda f: lift(f['memory_mass'], M, K), 1,
-                limits=(0, K / M)),
-        _Metric('attention', 'memory to patches, lift', 'reading', ratio, lambda f: lift(f['reading'], P, K), 1,
-                limits=(0, K / P)),
+        *to_memory('CLS', 'cls'), *to_memory('patches', 'patch'), lifted('memory to memory', 'memory_mass'),
+        lifted('memory to patches', 'reading', P),
         _Metric('usage', 'effect of masking memory', 'hidden', 'change of the output: 1 - cosine', limits=(0, 2)),
         _Metric('usage', 'effective number of tokens', 'usage', 'exp of the entropy of usage',
                 lambda f: effective_number(f['usage']), M, limits=(1, M), is_curved=True),
