@@ -90,6 +90,7 @@ def write_checkpoint(
 def read_manifest(
     folder:Path, # A checkpoint
 )->dict|None:    # Its manifest; None if this is no checkpoint
+    "Read the manifest of a checkpoint: step, epoch, metrics and checksums."
     try: return json.loads((Path(folder)/'manifest.json').read_text(encoding='utf-8'))
     except (OSError, ValueError): return None
 
