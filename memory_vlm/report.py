@@ -11,7 +11,7 @@ import html
 import pandas as pd
 import torch
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from .ablation import _FEW_IMAGES, Ablation, ablate
 from .clip import MemoryCLIP
 from .core import UserError, _counted, pick
@@ -135,24 +135,21 @@ def _difference_text(d:dict|None)->str: # change, low, high, p
     ends = '' if d['low'] is None else f" [{_signed(d['low'])}, {_signed(d['high'])}]"
     return f"{_signed(d['change'])}{ends}{'*' * _is_significant(d)}"
 
+@dataclass(repr=False, eq=False)
 class MemoryReport:
     "Result of `memory_report`: prints as a table; `report[name]` is one row, `report.frame()` a DataFrame."
+    title:str       # Model and data
+    rows:list       # Rows
+    sentences:list  # Sentences
+    features:dict   # Features of the images, for plots: name -> fp32 (images, ...)
+    ablation:Ablation|None=None  # Where the verdict comes from; None: use was not measured
+    layout:TokenLayout|None=None # Token layout of the model, for comparisons
+    data:str=''     # Name of the data
+    images:str=''   # What tells these images from others of the same name
     columns = ('', 'value', '95 % CI', 'uniform', 'untrained', '')
-    def __init__(
-        self,
-        title:str,       # Model and data
-        rows:list,       # Rows
-        sentences:list,  # Sentences
-        features:dict,   # Features of the images, for plots: name -> fp32 (images, ...)
-        ablation:Ablation|None=None, # Where the verdict comes from; None: use was not measured
-        layout:TokenLayout|None=None,# Token layout of the model, for comparisons
-        data:str='',   # Name of the data
-        images:str='', # What tells these images from others of the same name
-    ):
-        self.title, self.rows, self.sentences, self.features = title, rows, sentences, features
-        self.layout, self.data, self.images = layout, data, images
-        self.ablation, self.verdict = ablation, ablation and ablation.verdict
 
+    @property
+    def verdict(self)->str|None: return self.ablation and self.ablation.verdict
     def __getitem__(self, name:str)->_Row: return pick({r.name: r for r in self.rows}, name, 'row')
 
     def frame(self)->pd.DataFrame:
