@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from json import JSONDecodeError
 from .config import compose
-from .core import UserError, random_stream
+from .core import UserError, _form, random_stream
 from .data.tokenizer import text_tokenizer
 from .loss import similarity
 from .memory import check_memory
@@ -49,8 +49,6 @@ MEMORY_NAMES = ('visual.memory.*', 'visual.blocks.*.memory.*', 'visual.blocks.*.
 
 _QUERY_TEMPERATURE = 0.1 # of the softmax over the vectors of an image
 _NO_MEMORY = dict(memory=dict(enabled=False, readout='none')) # of the tower, to which memory is added
-
-def _form(x)->str: return f'shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
 
 class MemoryCLIP(nn.Module, PyTorchModelHubMixin, library_name='memory_vlm', tags=['clip', 'memory-tokens']):
     "A CLIP whose vision tower has memory tokens."

@@ -143,6 +143,8 @@ def _as_list(x)->list:
     single = isinstance(x, str | Path | torch.nn.Module) or not isinstance(x, Iterable) or getattr(x, 'ndim', 1) == 0
     return [x] if single else list(x)
 
+def _form(x)->str: return f'shape {tuple(x.shape)}' if isinstance(x, torch.Tensor) else type(x).__name__
+
 def _check_count(n, name:str):
     "Raise `UserError` unless a number of things is whole and above 0."
     try: fits = operator.index(n) > 0

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
 from ..clip import MemoryCLIP, normalize_images
-from ..core import UserError, _counted, _fork_random, pick
+from ..core import UserError, _counted, _fork_random, _form, pick
 from ..data.base import Source
 from ..data.loaders import _caption_numbers
 from ..distributed import gather_objects
@@ -71,9 +71,8 @@ def _batches(dl:Iterable)->Iterator[tuple]:
         split = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
         images = split[0] if split else batch
         if not isinstance(images, Tensor) or images.dim() != 4:
-            given = f'shape {tuple(images.shape)}' if isinstance(images, Tensor) else type(images).__name__
-            raise UserError(f'a batch holds {given} in place of images; give tensors (batch, 3, height, width). For '
-                            "image files: make_loader(open_source('my/images', 'valid'), image_size=224, "
+            raise UserError(f'a batch holds {_form(images)} in place of images; give tensors (B, 3, height, width). '
+                            "For image files: make_loader(open_source('my/images', 'valid'), image_size=224, "
                             'batch_size=32, train=False) of `memory_vlm.data.loaders` and `memory_vlm.data.sources`')
         yield split
 

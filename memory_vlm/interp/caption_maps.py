@@ -14,7 +14,7 @@ import warnings
 from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from ..core import UserError, pick
+from ..core import UserError, _form, pick
 from ..evaluation.validation import evaluation_mode
 from memory_vlm.interp.attribution import (
     _attribute_directions,
@@ -189,14 +189,12 @@ def caption_map(
     of both maps. Raises `UserError` for words of no text, for several images, and for a tower that is not known."""
     tower = find_tower(model)
     if not isinstance(image, Tensor) or image.dim() not in (3, 4):
-        given = f'shape {tuple(image.shape)}' if isinstance(image, Tensor) else type(image).__name__
-        raise UserError(f'got {given} as image; give a tensor (3, height, width), as `encode_image` takes it')
+        raise UserError(f'got {_form(image)} as image; give a tensor (3, height, width), as `encode_image` takes it')
     image = image[None] if image.dim() == 3 else image
     if len(image) != 1: raise UserError(f'got {len(image)} images; give one')
     if isinstance(caption, Tensor) and caption.dim() == 2 and len(caption) == 1: caption = caption[0]
     if not isinstance(caption, str) and not (isinstance(caption, Tensor) and caption.dim() == 1):
-        given = f'shape {tuple(caption.shape)}' if isinstance(caption, Tensor) else type(caption).__name__
-        raise UserError(f'got {given} as caption; give one text, its token ids (T,) or its features (dim,)')
+        raise UserError(f'got {_form(caption)} as caption; give one text, its token ids (T,) or its features (dim,)')
     tower = replace(tower, layout=tower.layout_of(image))
     if words and not isinstance(caption, str): raise UserError('words= needs the caption as a text')
     names, shorter = [], []
