@@ -47,9 +47,9 @@ def ways(args):
     one_token_is_dead(resets)
     def plain(): step(args, model, opt, lambda: loss(model(images, ids), None))
     def measured():
-        resets.usage.listen(resets.ears)
+        resets.usage.record(resets.hooks)
         plain()
-        resets.ears.close()
+        resets.hooks.close()
     def reset():
         plain()
         resets.end_window()

@@ -85,10 +85,10 @@ def test_new_tokens_are_not_dead_because_of_the_bias(start):
     m = model(start=start)
     callback = MemoryResetCallback(m, every=1)
     callback.learn = SimpleNamespace(steps_of=lambda epochs: 10, n_epoch=1, train_iter=1)
-    callback.looks = 10
+    callback.num_sampled = 10
     usage = Usage(m.visual)
-    with torch.no_grad(), ExitStack() as ears:
-        usage.listen(ears)
+    with torch.no_grad(), ExitStack() as hooks:
+        usage.record(hooks)
         m.encode_image(torch.rand(4, 3, 64, 64))
     assert not callback.to_reset(usage.mean()).any()
     assert callback.to_reset(usage.mean() / 100).all()

@@ -17,11 +17,11 @@ def end_of_window(rank, init):
     net = SimpleNamespace(visual=vit, mean=torch.zeros(3), std=torch.ones(3))
     resets = MemoryResetCallback(net, every=1)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(rank))
-    with ExitStack() as ears:
-        resets.usage.listen(ears)
+    with ExitStack() as hooks:
+        resets.usage.record(hooks)
         vit(images)
     alone = resets.usage.total.mean(0, keepdim=True) * vit.layout.num_keys
-    resets.looks, resets.threshold = 1, resets.usage.mean().median().item() + 1e-6 # half of the tokens are dead
+    resets.num_sampled, resets.threshold = 1, resets.usage.mean().median().item() + 1e-6 # half of the tokens are dead
     resets.learn = SimpleNamespace(train_iter=1, n_epoch=1, steps_of=lambda n: 9, dls=SimpleNamespace(train=range(9)),
                                    xb=(images,), opt=torch.optim.AdamW(vit.parameters()))
     before = vit.memory.tokens.detach().clone()

@@ -50,7 +50,7 @@ class Usage:
         self.total, self.calls = torch.zeros(len(self.vit.blocks), self.layout.num_memory, device=device), 0 # (L,M)
         self.num_keys = self.layout.num_keys
 
-    def hear(self, layer, q, k, v, weights):
+    def add(self, layer, q, k, v, weights):
         "Record one attention call; passed to `attention_hooks`."
         if self.layout.num_new_cls and q.shape[2] > self.layout.num_new_cls: return # original tokens of `kv_protected`
         # fewer keys where patches are dropped
@@ -60,11 +60,11 @@ class Usage:
         self.total[layer] += sum(p.sum((0, 1, 2)) for p in parts) / sum(p[..., 0].numel() for p in parts)
         self.calls += layer == 0
 
-    def listen(self, stack:ExitStack):
+    def record(self, stack:ExitStack):
         "Record attention until `stack` is closed."
         stack.enter_context(EAGER)
         for i, block in enumerate(self.vit.blocks):
-            stack.enter_context(attention_hooks(block.attn, partial(self.hear, i)))
+            stack.enter_context(attention_hooks(block.attn, partial(self.add, i)))
 
     def mean(self)->Tensor: # (G,M) on the CPU, 1: uniform attention; equal on all ranks
         usage = self.total / max(self.calls, 1)
@@ -112,33 +112,33 @@ class MemoryResetCallback(Callback):
         seed:int=0,            # Seed of the draws
     ):
         self.net, self.vit, self.every, self.threshold, self.seed = net, net.visual, every, threshold, seed
-        self.kind, self.ears = pick(('dead', 'all'), kind, 'model.memory.mem_reset'), ExitStack()
+        self.kind, self.hooks = pick(('dead', 'all'), kind, 'model.memory.mem_reset'), ExitStack()
         self.forget()
 
     def forget(self):
         "Clear all records."
-        self.usage, self.looks = Usage(self.vit), 0
+        self.usage, self.num_sampled = Usage(self.vit), 0
         self.window_steps, self.usages, self.was_reset = [], [], [] # Of each window: its last step, (G,M), (G,M)
 
     def before_fit(self):
         self.run = not is_probing(self.learn)
-        self.ears.close() # open if an error ended a step
+        self.hooks.close() # open if an error ended a step
         if self.run: self.forget()
 
     def before_batch(self):
         last = self.train_iter + 1 == self.num_steps < self.every # of a fit without a whole window
         if not (last or _is_sampled_step(self.train_iter + 1, self.every)): return
         self.usage.vit = getattr(self.learn.model, 'module', self.learn.model).visual # of DDP, or sharded
-        self.usage.listen(self.ears)
-        self.looks += 1
+        self.usage.record(self.hooks)
+        self.num_sampled += 1
 
     def after_batch(self):
-        self.ears.close()
+        self.hooks.close()
         if self.train_iter % self.every == 0: self.end_window()
-    def close(self): self.ears.close()
+    def close(self): self.hooks.close()
     def after_fit(self):
         self.close()
-        if self.window_steps or not self.looks: return
+        if self.window_steps or not self.num_sampled: return
         usage = self.usage.mean() # on all ranks; the window is not over, so that a resumed fit continues it
         if hasattr(self.learn, 'run_log'):
             self.learn.run_log.out.add_plots(self.train_iter, self.token_usage(usage))
@@ -155,7 +155,7 @@ def to_reset(
     usage:Tensor, # Usage in this window (G, M)
 )->Tensor:        # bool (G, M)
     "Return the tokens to re-initialize now."
-    seen, lasting = self.looks >= min(MIN_SAMPLES, self.every), self.num_steps - self.train_iter >= self.every
+    seen, lasting = self.num_sampled >= min(MIN_SAMPLES, self.every), self.num_steps - self.train_iter >= self.every
     if not (seen and lasting): return torch.zeros_like(usage, dtype=torch.bool)
     ema, groups = getattr(self.vit, 'ema_alpha', None) is not None, self.vit.memory_tokens()
     live = [g.tokens.requires_grad or ema and g.init not in _RANDOM_INITS for g in groups]
@@ -187,7 +187,7 @@ def end_window(self:MemoryResetCallback):
         self.learn.run_log.out.add(self.train_iter, self.row())
         self.learn.run_log.out.add_plots(self.train_iter, self.token_usage())
     self.usage.clear()
-    self.looks = 0
+    self.num_sampled = 0
 
 # %% ../../nbs/training/04_resets.ipynb #82e696dc
 _MAX_CURVES = 256 # Most curves of single tokens in TensorBoard and W&B
@@ -247,14 +247,14 @@ def history(self:MemoryResetCallback)->ResetHistory: # Of this fit so far
 @patch
 def state_dict(self:MemoryResetCallback)->dict: # Tensors, numbers and lists
     "Return everything that the next reset depends on, and the history."
-    return dict(looks=self.looks, total=self.usage.total.cpu(), calls=self.usage.calls, usages=list(self.usages),
+    return dict(looks=self.num_sampled, total=self.usage.total.cpu(), calls=self.usage.calls, usages=list(self.usages),
                 window_steps=list(self.window_steps), was_reset=list(self.was_reset))
 
 @patch
 def load_state_dict(self:MemoryResetCallback, state:dict): # As `state_dict` gives it
     "Restore a state."
     self.forget()
-    self.looks, self.usage.calls = state['looks'], state['calls']
+    self.num_sampled, self.usage.calls = state['looks'], state['calls']
     self.usage.total.copy_(state['total'])
     self.window_steps, self.usages, self.was_reset = (list(state[k]) for k in ('window_steps', 'usages', 'was_reset'))
 
