@@ -44,10 +44,11 @@ _FIT_HELP = """Fit a memory-CLIP. Arguments set the configuration:
   group=name             model=tiny, model/memory=registers, data=scenes
   --config-name=NAME     configuration to start from: default, training or quickstart
   --import FILE          import code of your own, such as a memory mechanism; a Python file or a module, repeatable
-  -m                     a run for every combination of comma-separated values, such as training.seed=0,1,2; job 3 is
-                         in runs/NAME-3/, NAME being training.logging.name. A table of all: memory_vlm study runs
-  training.resume=auto   resume the newest unfinished run of this configuration; a folder: that run, with its own
-                         configuration. A larger training.epochs extends a finished one
+  -m                     train every combination of comma-separated values, such as training.seed=0,1,2; job 3 is in
+                         runs/NAME-3/, where NAME is training.logging.name. For a table: memory_vlm study runs
+  training.resume=auto   resume the newest unfinished run of this configuration
+  training.resume=RUN    resume this run folder with its own configuration; a larger training.epochs extends a
+                         finished run
   --hydra-help           further options of Hydra
 
 Examples: memory_vlm fit --config-name=quickstart

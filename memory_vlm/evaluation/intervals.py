@@ -118,7 +118,7 @@ def change_interval(
 def loss_p_value(
     changes:Tensor, # Change of each image (n, ...)
 )->Tensor:          # (...), 0..1; below 0.025 where the 95 % interval of `change_interval` lies below 0
-    "Return the p-value of a loss: how probable so low a mean is if the true change is 0."
+    "Return the p-value of a loss: the probability of a mean this low if the true change is 0."
     mean, error = _smoothed_change(changes)
     return torch.as_tensor(student_t.cdf((mean / error).numpy(), max(len(changes) - 1, 1)))
 
