@@ -91,7 +91,7 @@ def pick(
     "Return the choice with a name. Raises `UserError` with the most similar name and all allowed names."
     if name in table: return table[name] if isinstance(table, Mapping) else name
     names = sorted(table)
-    raise UserError(f"{what}='{name}' is unknown{suggest(name, names)}. One of: {', '.join(names)}")
+    raise UserError(f"{what}='{name}' is unknown{suggest(name, names)}. One of: {', '.join(names) or '(none)'}")
 
 # %% ../nbs/00_core.ipynb #4656bba1
 def missing_package(

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
-from ..core import UserError, _check_finite
+from ..core import UserError, _check_finite, _counted
 from ..evaluation.intervals import change_interval
 from ..evaluation.validation import evaluation_mode
 from .stats import median, outlier_thresholds
@@ -319,14 +319,17 @@ class _RegisterSweep:
     @property
     def sentence(self)->str:
         "The verdict in words."
-        row, verdict = self.table.iloc[-1], 'pass' if self.passed_other else 'do not pass'
+        row = self.table.iloc[-1]
+        neurons = int(row['neurons'])
+        es = 'es' * (neurons == 1)
+        verdict = f'pass{es}' if self.passed_other else f'do{es} not pass'
         none = '' if self.passed_first else (
             'No number of neurons passes on the first half: none removes half of the outliers in every block and keeps '
             'the score within one point. The nearest: ')
         score = (f", the score changes by {100 * row['change']:+.1f} points [{100 * row['low']:+.1f}, "
                  f"{100 * row['high']:+.1f}]" if self.has_score else ' (no score was given)')
         several = f" and {row['registers']:.0f} registers" if row['registers'] > 1 else ''
-        return (f"{none}{row['neurons']:.0f} neurons{several} {verdict} on the other half: at least "
+        return (f"{none}{_counted(neurons, 'neuron')}{several} {verdict} on the other half: at least "
                 f"{row['gone']:.0%} of the outliers are gone in every block that has them, the features have a cosine "
                 f"of {row['cosine']:.3f} to the original ones{score}.")
 
