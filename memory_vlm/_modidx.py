@@ -116,7 +116,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'memory_vlm.attention.capture': ('attention.html#capture', 'memory_vlm/attention.py'),
                                       'memory_vlm.attention.checked_index': ('attention.html#checked_index', 'memory_vlm/attention.py'),
                                       'memory_vlm.attention.find_clip': ('attention.html#find_clip', 'memory_vlm/attention.py'),
-                                      'memory_vlm.attention.find_memory_vit': ('attention.html#find_memory_vit', 'memory_vlm/attention.py'),
                                       'memory_vlm.attention.find_vit': ('attention.html#find_vit', 'memory_vlm/attention.py')},
             'memory_vlm.cli': { 'memory_vlm.cli._Command': ('cli.html#_command', 'memory_vlm/cli.py'),
                                 'memory_vlm.cli._ablate_command': ('cli.html#_ablate_command', 'memory_vlm/cli.py'),
