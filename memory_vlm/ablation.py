@@ -118,7 +118,7 @@ class Ablation:
     "Result of `ablate`: scores, changes with 95 % CI, and a verdict."
     scores:dict          # R@k without ablation, 0..1, by metric
     changes:pd.DataFrame # Shares of 1; rows (kind, token: 'all' or 0..M-1), columns (metric, 'change' | 'low' | 'high')
-    verdict:str          # A key of `_VERDICTS`
+    verdict:str          # Such as 'content used'
     num_images:int       # Images n
     notes:dict           # Reason why a kind does not apply, by kind
     cfg:DictConfig|None=None # Configuration of the run, if known

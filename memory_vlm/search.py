@@ -72,12 +72,12 @@ class ImageIndex:
     good:Tensor     # bool (N,): whether the image can be decoded
     names:list      # Name of each image (str)
     marks:Tensor    # int64 (N, 2): file size (bytes) and modification time (ns)
-    model:str       # `_weights_digest` of the model that encoded them
+    model:str       # Hash of the model that encoded them
     root:str=''     # Folder that the names are relative to
     vectors:Tensor=None # float16 (N, K, D), if the model compares captions with several vectors per image
     ids:Tensor=None # int64 (N,): a number that no other encoded image has; None: rows that are not from a file
-    graph:object=None # `_Graph` of the features, if there are many images
-    owner:tuple=()    # `_weights_state` of the model that is known to have made it
+    graph:object=None # Graph of the features, if there are many images
+    owner:tuple=()    # State of the weights that are known to have made it
 
     def __len__(self): return len(self.names)
     def path(self, row:int)->str: return os.path.join(self.root, self.names[row])

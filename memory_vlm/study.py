@@ -344,7 +344,7 @@ def _tune(variants:Mapping, seeds:Sequence, base:Sequence, config_name:str, fold
 
 # %% ../nbs/41_study.ipynb #e1b7b49b
 def study(
-    variants:Mapping[str, Sequence[str]], # Overrides by name, such as {'none': ['model/memory=off']}; see also `_grid`
+    variants:Mapping[str, Sequence[str]], # Overrides by name, such as {'none': ['model/memory=off']}
     seeds:int|Sequence[int]=(0, 1, 2),    # Each variant is fitted once with each; a number n: 0 to n-1
     base:Sequence[str]=(),                # Overrides of all runs
     config_name:str='quickstart',         # YAML file in configs/

@@ -115,7 +115,7 @@ def _group_duplicates(source:Source, chosen:np.ndarray)->np.ndarray:
 
 def split_source(
     source:Source,      # Source to split
-    fraction:float=.05, # Share to hold out, 0..0.5, at most `_MAX_VALID` images
+    fraction:float=.05, # Share to hold out, 0..0.5, at most 5000 images
     seed:int=0,         # Seed of the choice
 )->tuple[Source, Source]: # (training, validation)
     "Hold out a part of a source, copies included. Raises `UserError` if no image would be left for training."

@@ -240,11 +240,11 @@ class SceneSource(Source):
     attribution = ATTRIBUTION
     def __init__(self,
         split:str='train',  # 'train' or 'valid'
-        level:str='easy',   # Key of `_LEVELS`
+        level:str='easy',   # 'tiny', 'easy', 'hard' or 'pairs'
         vocabulary=None,    # Themes ('animals+food'), a slice of the level's drawings, or names; None: all drawings
         image_size:int=64,  # Side of the images (pixels)
         seed:int=0,         # Seed of split, wording and drawing; independent of the seed of a training run
-        cache:bool=True,    # Store the pixels on disk, up to `_CACHE_LIMIT` bytes
+        cache:bool=True,    # Store the pixels on disk, up to 512 MiB
         **changes,          # Changed fields of the level, such as `clutter=4`
     ):
         self.level = replace(pick(_LEVELS, level, 'level'), **changes)

@@ -174,7 +174,7 @@ def join_paths(
     raise UserError(f'{key}={path} must be a path, a URL or a list of these')
 
 def open_source(
-    path,                 # Folder, file, URL, built-in data set or mixture (see `_FORMATS`), or a list of these
+    path,                 # Folder, file, URL, built-in data set or mixture, or a list of these
     split:str,            # 'train', 'valid' or 'test', for data with these parts
     image_size:int=224,   # Side of the images of a built-in data set (pixels)
     image_key:str=None,   # Column of images; None: one of the usual names

@@ -19,10 +19,10 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Preprocessing:
     "How images are resized for a model, under open_clip's names. Raises `UserError` for an unknown value."
-    resize_mode:str='shortest'  # Key of `_RESIZE_MODES`
+    resize_mode:str='shortest'  # 'shortest', 'longest' or 'squash'
     interpolation:str='bicubic' # 'bicubic' or 'bilinear'
     fill_color:int=0            # Gray level of the border with 'longest', 0..255
-    transparency:str='white'    # Key of `_TRANSPARENCY`: what happens to transparent images
+    transparency:str='white'    # What happens to transparent images: 'white', 'drop' or 'drop_after_resize'
 
     def __post_init__(self):
         pick(_RESIZE_MODES, self.resize_mode, 'model.vit_kwargs.resize_mode')

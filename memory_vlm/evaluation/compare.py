@@ -179,7 +179,7 @@ _RANKED = (' mAP: average precision over all right captions or images; nDCG@10: 
 class Comparison:
     "Scores of several models, printed as a Markdown table."
     data:str                                     # Name of the data
-    scores:dict                                  # `_Score` by name, for each model
+    scores:dict                                  # Scores by name, each with its interval, for each model
     about:dict = field(default_factory=dict)     # Number of images and texts, date, machine, versions
     not_opened:dict = field(default_factory=dict)# Reason why a model could not be opened, by its name
     measures:_ReportComparison|None = None       # Rows of a memory report for each model

@@ -56,7 +56,7 @@ def memory_positions(
     model,       # A model that `find_tower` takes
     change,      # Function: layer, memory at its input (B, R, D) -> its replacement, or None to keep it
     layers=None, # One block, several, or None for all
-    part:str='memory', # A key of `_PARTS`: what `change` gets
+    part:str='memory', # 'memory', 'cls' or 'patches': what `change` gets
 ):
     "Call `change` with the memory at the input of each block; it may return a replacement."
     tower = find_tower(model)
@@ -112,7 +112,7 @@ class MemoryStates:
 @contextmanager
 def record_states(
     model, # A model that `find_tower` takes
-    part:str='memory', # A key of `_PARTS`
+    part:str='memory', # 'memory', 'cls' or 'patches'
 ):         # Yields `MemoryStates`; every forward pass adds to it
     "Record the memory, or another part, at the input of each block."
     states = MemoryStates(len(find_tower(model).blocks))
@@ -236,7 +236,7 @@ def intervene(
     layers=None,  # One block, several, or None for all; negative from the end
     states:MemoryStates=None, # From `record_states`; needed by `mean`, `noise` and `shuffle`
     seed:int=0,   # Seed of `noise`, `shuffle` and `reinit`
-    part:str='memory', # A key of `_PARTS`: which tokens to replace
+    part:str='memory', # 'memory', 'cls' or 'patches': which tokens to replace
 ):
     """Replace or mask the memory (or CLS, or the patches) of a model inside the `with` block. Raises `UserError` for a
     kind, part, token or layer that does not exist, for missing `states`, and for a kind that would change nothing."""

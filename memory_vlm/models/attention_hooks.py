@@ -113,7 +113,7 @@ class _AttentionHooks(list):
 @contextmanager
 def attention_hooks(
     attn:nn.Module, # A block's attention: `MemoryAttention`, or a module of timm, open_clip or torch
-    hook=None,      # Function of q, k, v (tensors; of torch's attention `_Projection`) and `weights(rows, columns)`
+    hook=None,      # Function of q, k, v (tensors; torch's attention has `float()` only) and `weights(rows, columns)`
     mask=None,      # Function of a number of queries and keys -> bool (N, K), True: attended; not for `MemoryAttention`
 ):
     """Call `hook` at each attention of `attn`, or mask its attention. Raises `UserError` if something else replaced the

@@ -167,7 +167,7 @@ _SCHEDULES = dict(cosine=_cosine, one_cycle=_one_cycle, constant=_constant)
 
 # %% ../../nbs/training/01_optim.ipynb #3d7f3f64
 def make_schedule(
-    kind:str,               # One of `_SCHEDULES`
+    kind:str,               # 'cosine', 'one_cycle' or 'constant'
     lr:float,               # Peak learning rate
     epochs:float,           # Length of the run (epochs; a fraction if `max_steps` ends it early)
     warmup_epochs:float=0,  # Length of the warm-up (epochs)
