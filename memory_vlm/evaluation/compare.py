@@ -267,10 +267,6 @@ def _objects_in_caption(source)->Tensor:
     for i in range(len(source)): labels[i, [rows[name] for name, *_ in source.objects(i)]] = True
     return labels
 
-def _open_class_folder(path:str|Path, prompts:Prompts|None)->LabeledSource:
-    "Open folders of images per class, in the classes of the prompts."
-    return LabeledSource(path, prompts and prompts.names or None)
-
 def _labeled_features(model:EvalModel, source:LabeledSource, how:tuple)->tuple[Tensor, Tensor]:
     "Return features and labels of images."
     encoder = model.model if model.tokenize else _Features(model.model)
@@ -334,7 +330,8 @@ def eval_models(
     prompts = classes if classes is None or isinstance(classes, Prompts) else read_prompts(classes)
     pick(COLUMN_KEYS, split, 'split')
     folder = labeled_folder(data, split)
-    labeled, train_images = (f and _open_class_folder(f, prompts) for f in (folder, train))
+    names_of = prompts and prompts.names or None
+    labeled, train_images = (f and LabeledSource(f, names_of) for f in (folder, train))
     unused = [k for k, v in options.items() if v is not None]
     if labeled and unused:
         raise UserError(f"{', '.join(unused)} is for images with captions; '{data}' has folders of images per class")

@@ -8,7 +8,6 @@ __all__ = ['FORMATS', 'example_input', 'run_onnx', 'export_encoders']
 # %% ../../nbs/hub/02_onnx.ipynb #bae944b8
 import json
 import torch
-from collections.abc import Callable
 from ..clip import MemoryCLIP
 from ..core import UserError, pick, require
 from ..data.transforms import Preprocessing
@@ -82,10 +81,6 @@ def _run_torch(path:Path, inputs:Tensor)->Tensor:
 FORMATS = dict(onnx=('.onnx', _write_onnx, run_onnx), torch=('.pt2', _write_torch, _run_torch))
 
 # %% ../../nbs/hub/02_onnx.ipynb #1cc04fca
-def _largest_difference(run:Callable, path:Path, encoder:_Encoder, *batches:Tensor)->float:
-    "Return the largest difference between the features of a file and of the model."
-    return max((run(path, x) - encoder(x)).abs().max().item() for x in batches)
-
 _USAGE = '''`{files}` run without Memory-VLM. `export.json` describes their inputs: images are normalized by `mean` and
 `std`, and token ids come from `tokenizer`.
 
@@ -147,7 +142,8 @@ def export_encoders(
         for kind in ('image', 'text'):
             encoder, path = _Encoder(model, kind).eval(), folder/f'{kind}{suffix}'
             write(encoder, example_input(model, kind), path)
-            found[kind] = _largest_difference(run, path, encoder, *(example_input(model, kind, b) for b in (1, 2, 5)))
+            found[kind] = max((run(path, x) - encoder(x)).abs().max().item()
+                              for x in (example_input(model, kind, b) for b in (1, 2, 5)))
     finally: model.to(device).train(training)
     wrong = {k: d for k, d in found.items() if not d <= tolerance}
     if wrong: raise UserError(f'The files in {folder} differ from the model by {wrong}; at most {tolerance} is allowed')
