@@ -183,7 +183,7 @@ class _Graph:
         graph = None if 2*len(stale) > len(known) else _read_graph(path, view=False)
         if graph is None:
             todo = np.arange(len(self.ids))
-            graph = _graph_class()(ndim=index.features.shape[1], metric='ip', dtype='f16')
+            graph = _graph_class()(ndim=index.features.shape[1], metric='ip', dtype='bf16')
         elif len(stale): graph.remove(stale.astype(np.uint64))
         saved = time.monotonic()
         for start in range(0, len(todo), part):
