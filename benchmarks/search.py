@@ -101,8 +101,9 @@ def graph(args, kind, at):
           f'graph and {ms[1]:.1f} ms exactly; {build:.0f} s to build, {follow:.1f} s to follow 1 %, '
           f'{path.stat().st_size/args.graph:.0f} bytes per row in the file')
     return dict(kind=kind, rows=args.graph, dtype=made.graph.dtype.name.lower(), candidates=_FROM_GRAPH,
-                recall_at_10=round(recall, 3), graph_ms=round(ms[0], 2), exact_ms=round(ms[1], 1), build_seconds=round(build),
-                follow_seconds=round(follow, 1), bytes_per_row=round(path.stat().st_size/args.graph))
+                recall_at_10=round(recall, 3), graph_ms=round(ms[0], 2),
+                exact_ms=round(ms[1], 1), build_seconds=round(build), follow_seconds=round(follow, 1),
+                bytes_per_row=round(path.stat().st_size/args.graph))
 
 
 def main():
