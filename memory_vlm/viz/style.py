@@ -28,7 +28,7 @@ from matplotlib.text import Text
 from ..core import UserError, _output_path, pick, suggest
 
 # %% ../../nbs/viz/01_style.ipynb #da5cb10f
-INK = '#7b7b7b' # Color of text and axes on an unknown background
+INK = '#767676' # Color of text and axes on an unknown background: 4.5:1 on white
 _THEMES = dict(auto=(INK, 'none'), light=('#24292f', '#ffffff'), dark=('#e6e6e6', '#161616'), # Ink, background
                print=('#000000', '#ffffff'))
 # Colors of Okabe and Ito (2008) without yellow and black
@@ -72,7 +72,7 @@ class Plot(Figure):
 
     def _repr_png_(self):
         width, height = self.get_size_inches() * 80
-        return to_png(self, dpi=128), dict(width=int(width), height=int(height)) # 1.6 pixels per CSS pixel
+        return to_png(self, 'light', dpi=128), dict(width=int(width), height=int(height)) # 1.6 pixels per CSS pixel
 
 def _replace_ink(artist, ink:str, old:str=INK):
     "Replace the ink of an artist and of all that it contains."
