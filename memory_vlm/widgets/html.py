@@ -197,6 +197,8 @@ def _maps_html(
     if 'show' not in state: first['show'] = first['direction']
     token = -1 if first['token'] == 'cls' else first['token']
     if token not in side['tokens']: first['token'] = max(side['tokens'][-1], 0)
+    if first['token'] == 'cls' and first['direction'] == 'read_by' and side['kind'] == 'memory': # that is not captured
+        first['token'] = min(t for t in side['tokens'] if t >= 0)
     return _viewer_html(dict(images=images, state=first), *_EXPLORER[1:], 'page.js', style=asset('explorer.css'))
 
 def maps_page(
