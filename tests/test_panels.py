@@ -118,8 +118,14 @@ def test_curves_are_legible_on_a_narrow_page(panels):
     panels.page.wait_for_timeout(500)
     letters = 'all => all.map((s) => 11 * s.getScreenCTM().a)'
     sizes = cell(panels, 'fit').locator('svg[role=img]').evaluate_all(letters)
+    step = cell(panels, 'fit').locator('.widget-label', has_text='(latest)')
+    right = [where.evaluate('e => e.getBoundingClientRect().right') for where in (step, cell(panels, 'fit'))]
+    whole = step.evaluate('e => e.scrollWidth <= e.clientWidth')
+    bars = cell(panels, 'ablation').locator('.mvlm-figure svg').evaluate('s => 8 * s.getScreenCTM().a')
     panels.page.set_viewport_size(dict(width=1200, height=900))
     assert len(sizes) == 6 and min(sizes) > 9.5, sizes
+    assert whole and right[0] <= right[1] + 1, right # the step of the maps is not cut
+    assert bars > 7.5, bars # pixels, of its smallest text; on narrower pages it scrolls
 
 
 def test_everything_that_can_be_focused_has_a_name(panels):

@@ -182,7 +182,7 @@ def draw_panel(
               handlelength=0.9, handletextpad=0.4, columnspacing=0.9, borderaxespad=0).set_in_layout(False)
 
 # %% ../../nbs/widgets/03_curves.ipynb #1368b224
-_SHEET_HEAD = 24 # Height of the names above a sheet of maps (pixels)
+_SHEET_HEAD = 30 # Height of the names above a sheet of maps (pixels)
 
 def map_sheet(
     images,          # B images, anything that `to_image` takes
@@ -195,7 +195,7 @@ def map_sheet(
     small = [enlarge(image, width) for image in images]
     height, gap, head = small[0].shape[0], 4, _SHEET_HEAD
     sheet = Image.new('RGBA', ((width + gap) * (maps.shape[1] + 1) - gap, head + (height + gap) * len(small) - gap))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)
     for column, name in enumerate(['image', *names]): # on a plate: no gray is legible on both a white and a dark page
         left, right = column * (width + gap), column * (width + gap) + width - 1
         pen.rectangle((left, 0, right, head - 1), '#fff')

@@ -173,7 +173,8 @@ class FitDashboard(Panel):
                                   layout=W.Layout(width='auto', display='none'))
         for control in (self.log_axis, self.smooth, self.compare):
             control.observe(self.guarded(lambda _: self._draw_curves()), 'value')
-        self.when_row, self.when, self.when_text = W.HBox(), None, W.Label()
+        self.when_row = W.HBox(layout=W.Layout(flex_flow='row wrap')) # on a narrow page the step is below the slider
+        self.when, self.when_text = None, W.Label()
         self._new_slider()
         self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='calc(100% - 4px)')), W.HTML()
         if self.watch.images is None:
