@@ -499,6 +499,15 @@ def test_page_of_an_embedding_map_promises_no_explorer(offline_page, pages):
     assert 'opens' not in offline_page.locator('canvas').get_attribute('aria-label')
 
 
+def test_page_of_two_models_says_whose_maps_are_left_out(offline_page, tmp_path):
+    vits = [tiny_vit(num_memory_tokens=1), tiny_vit()]
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    explorer = AttentionExplorer(vits[0], [image], other=vits[1], names=('A', 'B'))
+    offline_page.goto(explorer.export_html(tmp_path/'two.html', max_kb=8).as_uri())
+    expect(offline_page.locator('.lead')).to_contain_text('B: To keep the file small')
+    assert 'A: ' not in offline_page.locator('.lead').inner_text()
+
+
 def test_largest_difference_of_two_models(offline_page, tmp_path):
     "The sentence names the patch where the difference is largest, also where it is negative."
     vits = [tiny_vit(num_memory_tokens=3), tiny_vit(num_memory_tokens=3)]
@@ -596,6 +605,9 @@ def test_two_models_at_700_pixels(offline_page, pages):
     offline_page.wait_for_timeout(500)
     boxes = [f.bounding_box() for f in offline_page.locator('.stage .figure').all()]
     assert len(boxes) == 3 and len({round(b['y']) for b in boxes}) == 1, boxes
+    offline_page.locator('.figure h4').last.evaluate("e => { e.textContent = 'a long name of a model '.repeat(4); }")
+    frames = [f.bounding_box()['y'] for f in offline_page.locator('.frame').all()]
+    assert max(frames) - min(frames) < 1, frames # a title of several lines moves all
     strip = offline_page.locator('.tokens').first.bounding_box()
     assert strip['y'] + strip['height'] - boxes[0]['y'] <= 650
     for ticks in offline_page.locator('.ticks').all():

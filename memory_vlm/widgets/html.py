@@ -209,6 +209,8 @@ def maps_page(
     **state,               # Initial selection, as in `AttentionExplorer.state`
 )->Path:                   # `path`
     "Write a page on which attention maps can be explored."
-    left = ' '.join(dict.fromkeys(s['left'] for p in images for s in p['sides']))
+    found = dict.fromkeys((s['left'], s['name']) for p in images for s in p['sides'])
+    same = len({text for text, _ in found}) == 1
+    left = ' '.join(dict.fromkeys(text if same or not text else f'{name}: {text}' for text, name in found))
     body = f'<style>main{{max-width:84rem}}</style>{_maps_html(images, **state)}'
     return save_html(path, title, f'{lead} {left}'.strip(), body, _footer(footer))

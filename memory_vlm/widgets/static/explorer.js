@@ -304,7 +304,7 @@ function makeExplorer(root, host) {
     makeTiles(view);
     const { side, maps, raw } = view, use = usage(side, S.layer, S.head), most = Math.max(1e-12, ...use.filter((u) => u === u));
     const order = orderOf(side, S.sort, raw, use), wide = view.list.clientWidth + 1, tall = (w) => Math.round((w - 4) * shown.height / shown.width) + 23;
-    const fits = (w) => Math.ceil(order.length / Math.floor(wide / (w + 5))) * tall(w) <= 400, size = [...Array(69).keys()].map((i) => 132 - i).find(fits) ?? 64;
+    const fits = (w) => Math.ceil(order.length / Math.floor(wide / (w + 5))) * tall(w) <= 400, size = [...Array(137).keys()].map((i) => 200 - i).find(fits) ?? 64;
     view.list.style.setProperty("--tile", `${size}px`);
     view.list.style.setProperty("--tall", fits(size) ? "404px" : `${(Math.floor(370 / tall(size)) + 0.5) * tall(size)}px`); // half a row says that more follow
     view.tiles.forEach(({ tile, canvas, use: line }, t) => {
