@@ -581,6 +581,13 @@ def test_kv_memory_opens_on_a_map(offline_page, tmp_path):
         'Attention to CLS is not recorded: choose a memory token.')
 
 
+def test_kv_memory_beside_its_twin_opens_on_a_map(offline_page, tmp_path):
+    image = np.random.default_rng(0).integers(60, 200, (64, 64, 3), dtype=np.uint8)
+    explorer = AttentionExplorer(tiny_vit(num_memory_tokens=3, memory_position='kv'), [image], other=tiny_vit())
+    offline_page.goto(explorer.export_html(tmp_path/'kv.html').as_uri())
+    expect(offline_page.locator('.figure p').first).to_contain_text('token 0, layer')
+
+
 @pytest.mark.parametrize('tokens', [1, 3, 16, 40, 64])
 def test_token_maps_fill_their_panel(offline_page, tmp_path, tokens):
     "All maps are whole, or the last visible row is cut in the middle, which says that more follow."
