@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from html import escape
+from IPython import get_ipython
 from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -39,6 +40,12 @@ HEAT = 'viridis' # Colormap for magnitudes, which start at 0
 class Plot(Figure):
     "A matplotlib Figure that a notebook displays without `pyplot`, and that embeds TrueType fonts in PDF files."
     arrays = {} # What a plot function drew, by name of its parameter
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        shell = get_ipython()
+        if shell: # pyplot shows figures as they are; a more special class comes before it
+            shell.display_formatter.formatters['image/png'].for_type(Plot, Plot._repr_png_)
 
     @property
     def frame(self)->pd.DataFrame:
