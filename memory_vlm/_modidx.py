@@ -2956,6 +2956,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'memory_vlm.viz.plots.usage_through_training': ( 'viz/plots.html#usage_through_training',
                                                                                        'memory_vlm/viz/plots.py')},
             'memory_vlm.viz.style': { 'memory_vlm.viz.style.Plot': ('viz/style.html#plot', 'memory_vlm/viz/style.py'),
+                                      'memory_vlm.viz.style.Plot.__init__': ('viz/style.html#plot.__init__', 'memory_vlm/viz/style.py'),
                                       'memory_vlm.viz.style.Plot._repr_png_': ('viz/style.html#plot._repr_png_', 'memory_vlm/viz/style.py'),
                                       'memory_vlm.viz.style.Plot.frame': ('viz/style.html#plot.frame', 'memory_vlm/viz/style.py'),
                                       'memory_vlm.viz.style.Plot.save': ('viz/style.html#plot.save', 'memory_vlm/viz/style.py'),

@@ -166,7 +166,8 @@ def _write_bad_samples(folder:Path, learn:MemoryLearner):
     print(f'{bad[0].splitlines()[0]}: see {folder}/bad_samples.txt')
 
 _REPORT_SECONDS = 10 # after which a line says what the fit waits for
-def _pixels(fig)->np.ndarray: return np.asarray(Image.open(BytesIO(to_png(fig))).convert('RGB')) # (height,width,3)
+def _pixels(fig)->np.ndarray: # (height,width,3)
+    return np.asarray(Image.open(BytesIO(to_png(fig, 'light'))).convert('RGB'))
 
 def _write_report(folder:Path, learn:MemoryLearner, log:MetricLog):
     """Write the report and log its figures; memory is measured after a complete fit of one process. If it cannot be

@@ -38,11 +38,14 @@ import pandas as pd
 import pytest
 import re
 import torch
+from memory_vlm.attention import capture
 from memory_vlm.study import study_plot
 from memory_vlm.vision import tiny_vit
 from memory_vlm.viz.plots import training_curves
 from memory_vlm.viz.style import to_svg
 from memory_vlm.widgets import AttentionExplorer
+from memory_vlm.widgets.base import image_features
+from memory_vlm.widgets.html import image_data, maps_page
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -115,8 +118,14 @@ def test_curves_are_legible_on_a_narrow_page(panels):
     panels.page.wait_for_timeout(500)
     letters = 'all => all.map((s) => 11 * s.getScreenCTM().a)'
     sizes = cell(panels, 'fit').locator('svg[role=img]').evaluate_all(letters)
+    step = cell(panels, 'fit').locator('.widget-label', has_text='(latest)')
+    right = [where.evaluate('e => e.getBoundingClientRect().right') for where in (step, cell(panels, 'fit'))]
+    whole = step.evaluate('e => e.scrollWidth <= e.clientWidth')
+    bars = cell(panels, 'ablation').locator('.mvlm-figure svg').evaluate('s => 8 * s.getScreenCTM().a')
     panels.page.set_viewport_size(dict(width=1200, height=900))
     assert len(sizes) == 6 and min(sizes) > 9.5, sizes
+    assert whole and right[0] <= right[1] + 1, right # the step of the maps is not cut
+    assert bars > 7.5, bars # pixels, of its smallest text; on narrower pages it scrolls
 
 
 def test_everything_that_can_be_focused_has_a_name(panels):
@@ -340,6 +349,22 @@ def test_curves_of_20000_steps(offline_page, tmp_path):
     assert left # axes are drawn
 
 
+def test_curves_of_one_evaluation():
+    "A run of two steps has one evaluation: the axis has whole steps."
+    fig = training_curves(pd.DataFrame({'step': [2], 'val_loss': [3.1], 'i2t/R@1': [.05]}))
+    ticks = fig.axes[0].get_xticks()
+    assert set(ticks) == {1, 2, 3}, ticks
+
+
+def test_logged_figures_have_dark_text():
+    "TensorBoard and W&B show a figure without its transparency."
+    from memory_vlm.run import _pixels
+    fig = training_curves(pd.DataFrame({'step': [1, 2], 'val_loss': [3.1, 2]}))
+    pixels = _pixels(fig).astype(int)
+    gray = pixels[np.ptp(pixels, -1) < 12] # ink and page, without the curve
+    assert gray.max() == 255 and gray.min() < 0x40
+
+
 def test_study_of_one_seed(offline_page, tmp_path):
     fig = study_plot(pd.DataFrame({'variant': ['memory', 'plain'], 'seed': [0, 0], 'i2t/R@1': [.4, .3]}))
     ax = fig.axes[0]
@@ -474,6 +499,15 @@ def test_page_of_an_embedding_map_promises_no_explorer(offline_page, pages):
     assert 'opens' not in offline_page.locator('canvas').get_attribute('aria-label')
 
 
+def test_page_of_two_models_says_whose_maps_are_left_out(offline_page, tmp_path):
+    vits = [tiny_vit(num_memory_tokens=1), tiny_vit()]
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    explorer = AttentionExplorer(vits[0], [image], other=vits[1], names=('A', 'B'))
+    offline_page.goto(explorer.export_html(tmp_path/'two.html', max_kb=8).as_uri())
+    expect(offline_page.locator('.lead')).to_contain_text('B: To keep the file small')
+    assert 'A: ' not in offline_page.locator('.lead').inner_text()
+
+
 def test_largest_difference_of_two_models(offline_page, tmp_path):
     "The sentence names the patch where the difference is largest, also where it is negative."
     vits = [tiny_vit(num_memory_tokens=3), tiny_vit(num_memory_tokens=3)]
@@ -513,6 +547,10 @@ def test_report_of_a_run(offline_page, report):
     expect(lead).to_contain_text(re.compile(r'^Does memory matter\? .*points \(95 % CI .*Its twin without memory .*'
                                             r'memory changes it by [+-]\d'))
     assert lead.bounding_box()['y'] < 200
+    inside = offline_page.locator('.card b').evaluate_all('''all => all.map((b) => { const range = new Range();
+        b.textContent = '100.0%'; range.selectNodeContents(b); return [range.getBoundingClientRect().right,
+        b.getBoundingClientRect().right]; })''')
+    assert inside and all(a <= b + 1 for a, b in inside), inside # within the padding of its card
     heads = offline_page.locator('h2').all_inner_texts()
     assert heads[:4] == ['Training curves', 'What memory does', 'Ablation of memory', 'Attention of memory tokens']
     expect(offline_page.locator('main')).to_contain_text('M parameters')
@@ -529,3 +567,106 @@ def test_text_of_pages_is_legible(offline_page, report, scheme):
     assert count > 60 and not bad, bad
     missing, count = access.nameless(offline_page, 'body')
     assert count > 20 and not missing, missing
+
+
+def test_kv_memory_opens_on_a_map(offline_page, tmp_path):
+    "Attention to CLS is not captured, so a page about memory outside the sequence opens on a memory token."
+    vit = tiny_vit(num_memory_tokens=3, memory_position='kv')
+    image = np.random.default_rng(0).integers(60, 200, (64, 64, 3), dtype=np.uint8)
+    with capture(vit) as maps: image_features(vit, torch.tensor(image).permute(2, 0, 1)[None])
+    offline_page.goto(maps_page(tmp_path/'kv.html', 'kv', '', [image_data(0, image, dict(a=maps, b=maps))]).as_uri())
+    expect(offline_page.locator('.figure p').first).to_contain_text('token 0, layer')
+    offline_page.locator('.choice.token select').select_option(label='CLS')
+    expect(offline_page.locator('.figure p').first).to_have_text(
+        'Attention to CLS is not recorded: choose a memory token.')
+
+
+def test_kv_memory_beside_its_twin_opens_on_a_map(offline_page, tmp_path):
+    image = np.random.default_rng(0).integers(60, 200, (64, 64, 3), dtype=np.uint8)
+    explorer = AttentionExplorer(tiny_vit(num_memory_tokens=3, memory_position='kv'), [image], other=tiny_vit())
+    offline_page.goto(explorer.export_html(tmp_path/'kv.html').as_uri())
+    expect(offline_page.locator('.figure p').first).to_contain_text('token 0, layer')
+
+
+@pytest.mark.parametrize('tokens', [1, 3, 16, 40, 64])
+def test_token_maps_fill_their_panel(offline_page, tmp_path, tokens):
+    "All maps are whole, or the last visible row is cut in the middle, which says that more follow."
+    offline_page.set_viewport_size(dict(width=1400, height=900))
+    x = explorer_page(offline_page, tmp_path, tiny_vit(num_memory_tokens=tokens))
+    height, bottom, whole, last = x.locator('.tokens').evaluate("""e => { const b = e.getBoundingClientRect(), size =
+        [...e.querySelectorAll('canvas')].map((c) => c.getBoundingClientRect()), all = [...e.children].map((c) =>
+        c.getBoundingClientRect()); return [b.height, b.bottom, Math.min(...size.map((c) => c.width)),
+        Math.max(...all.map((t) => t.bottom))]; }""")
+    assert height <= 410 and whole >= 56
+    if tokens <= 40: assert last <= bottom and (whole > 100 or height > 300), (last, bottom, whole)
+    else:
+        cut = [b['y'] < bottom < b['y'] + 0.7 * b['height'] for b in map(lambda c: c.bounding_box(),
+                                                                        x.locator('.tokens canvas').all())]
+        assert any(cut)
+
+
+def test_two_models_at_700_pixels(offline_page, pages):
+    "Three maps in one row, tokens within 650 pixels, and scales whose labels do not touch."
+    offline_page.set_viewport_size(dict(width=700, height=900))
+    offline_page.goto(pages['two'].as_uri())
+    offline_page.wait_for_timeout(500)
+    boxes = [f.bounding_box() for f in offline_page.locator('.stage .figure').all()]
+    assert len(boxes) == 3 and len({round(b['y']) for b in boxes}) == 1, boxes
+    offline_page.locator('.figure h4').last.evaluate("e => { e.textContent = 'a long name of a model '.repeat(4); }")
+    frames = [f.bounding_box()['y'] for f in offline_page.locator('.frame').all()]
+    assert max(frames) - min(frames) < 1, frames # a title of several lines moves all
+    strip = offline_page.locator('.tokens').first.bounding_box()
+    assert strip['y'] + strip['height'] - boxes[0]['y'] <= 650
+    for ticks in offline_page.locator('.ticks').all():
+        at = sorted(ticks.locator('span').evaluate_all('all => all.map((t) => [t.getBoundingClientRect().left, '
+                                                       't.getBoundingClientRect().right])'))
+        assert len(at) >= 2 and all(a[1] < b[0] for a, b in zip(at, at[1:])), at
+
+
+def test_scale_of_a_difference(offline_page, pages):
+    "What is cut may be negative, so both ends say so."
+    offline_page.goto(pages['two'].as_uri())
+    offline_page.wait_for_timeout(500)
+    ends = offline_page.locator('.figure').nth(2).locator('.ticks span').all_inner_texts()
+    assert not any('maximum' in e for e in ends) and any(re.match(r'(≤ )?−0\.\d', e) for e in ends), ends
+
+
+def test_page_without_heads_has_no_columns_of_heads(offline_page, tmp_path):
+    vit = tiny_vit(num_memory_tokens=40)
+    image = np.random.default_rng(0).integers(60, 200, (64, 64, 3), dtype=np.uint8)
+    path = AttentionExplorer(vit, [image]).export_html(tmp_path/'few.html', max_kb=5)
+    offline_page.goto(path.as_uri())
+    expect(offline_page.locator('.lead')).to_contain_text('heads are averaged')
+    grid = offline_page.locator('.lh')
+    box = grid.bounding_box()
+    grid.hover(position=dict(x=box['width'] - 10, y=20)) # the mean fills the whole width
+    expect(offline_page.locator('.panel .value')).to_contain_text('layer 0, mean of heads: ')
+
+
+def test_bars_have_as_many_decimals(offline_page, tmp_path):
+    def scored(data):
+        side = data['images'][0]['sides'][0]
+        side['score'] = dict(text='cosine 0.1.', cosine=.1, others=[.1, .2, .3, .4], adds=[.5, -.00004, .02],
+                             exact=True)
+    x = explorer_page(offline_page, tmp_path, tiny_vit(num_memory_tokens=3), scored)
+    numbers = x.locator('.mvlm-bars', has_text='Direct contribution').locator('> div > div:nth-child(3n)')
+    assert numbers.all_inner_texts() == ['0.500', '0.000', '0.020']
+    expect(x.locator('.words')).to_contain_text('Number of captions by their cosine with the image; orange: this '
+                                                'caption.')
+
+
+def test_search_page_of_a_model_without_memory(offline_page, runs, tmp_path):
+    from memory_vlm.widgets import ImageSearch
+    offline_page.goto(ImageSearch(runs['plain'].learn).export_html(tmp_path/'search.html').as_uri())
+    expect(offline_page.locator('.figure p')).to_contain_text('CLS, layer 1, mean of heads: ')
+
+
+def test_page_of_a_fit(offline_page, pages):
+    "The names of the maps are text, the maps begin at the left, and the curves are not called those of no fit."
+    offline_page.goto(pages['fit'].as_uri())
+    expect(offline_page.locator('.lead')).to_have_text('Evaluations of an earlier fit.')
+    left = offline_page.locator('svg[role=img]').evaluate("""e => { const box = e.getBoundingClientRect(), image = [
+        ...e.querySelectorAll('image')].map((i) => i.getBoundingClientRect()).reduce((a, b) => (a.width > b.width ? a
+        : b));
+        return [(image.left - box.left) / box.width, image.width / box.width]; }""")
+    assert left[0] < 0.12 and left[1] > 0.7, left

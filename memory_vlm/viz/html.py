@@ -80,11 +80,11 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 sy
 main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
 h1, .lead, footer { overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
-p.lead { font-size: 1.15rem; margin: .5rem 0 0; max-width: 46rem; }
+p.lead { font-size: 1.15rem; margin: .5rem 0 .8rem; max-width: 46rem; }
 .soft, footer { color: var(--soft); font-size: .88rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.4rem, 1fr)); gap: .8rem; margin: 1.6rem 0 0; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
-.card b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem; }
+.card b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: .85rem; }
 figure { margin: 0; overflow-x: auto; } figure svg { width: 100%; min-width: 36rem; height: auto; }
 figure.phone svg { min-width: 0; } @media (min-width: 36.01rem) { figure.phone { display: none; } }

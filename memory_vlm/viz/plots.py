@@ -355,7 +355,7 @@ def training_curves(
             ax.set_ylim(bottom=0)
             if gallery: _plot_chance(ax, found, gallery)
         if len(ax.lines) > 1: legend_above(ax, ncols=3)
-    ends = [ax.get_xlim() for ax in axes[:len(panels)]]
+    ends = [ax.get_xlim() for ax in axes[:len(panels)]] if step.min() < step.max() else [(step[0] - 1, step[0] + 1)]
     for ax in axes[:len(panels)]:
         ax.set_xlim(min(a for a, _ in ends), max(b for _, b in ends))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True)) # room for steps of six digits

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from html import escape
+from IPython import get_ipython
 from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -28,7 +29,7 @@ from matplotlib.text import Text
 from ..core import UserError, _output_path, pick, suggest
 
 # %% ../../nbs/viz/01_style.ipynb #da5cb10f
-INK = '#7b7b7b' # Color of text and axes on an unknown background
+INK = '#767676' # Color of text and axes on an unknown background: 4.5:1 on white
 _THEMES = dict(auto=(INK, 'none'), light=('#24292f', '#ffffff'), dark=('#e6e6e6', '#161616'), # Ink, background
                print=('#000000', '#ffffff'))
 # Colors of Okabe and Ito (2008) without yellow and black
@@ -39,6 +40,12 @@ HEAT = 'viridis' # Colormap for magnitudes, which start at 0
 class Plot(Figure):
     "A matplotlib Figure that a notebook displays without `pyplot`, and that embeds TrueType fonts in PDF files."
     arrays = {} # What a plot function drew, by name of its parameter
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        shell = get_ipython()
+        if shell: # pyplot shows figures as they are; a more special class comes before it
+            shell.display_formatter.formatters['image/png'].for_type(Plot, Plot._repr_png_)
 
     @property
     def frame(self)->pd.DataFrame:
@@ -72,7 +79,7 @@ class Plot(Figure):
 
     def _repr_png_(self):
         width, height = self.get_size_inches() * 80
-        return to_png(self, dpi=128), dict(width=int(width), height=int(height)) # 1.6 pixels per CSS pixel
+        return to_png(self, 'light', dpi=128), dict(width=int(width), height=int(height)) # 1.6 pixels per CSS pixel
 
 def _replace_ink(artist, ink:str, old:str=INK):
     "Replace the ink of an artist and of all that it contains."

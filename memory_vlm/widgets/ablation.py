@@ -211,7 +211,8 @@ class AblationPanel(Panel):
         self.verdict.value = (f'<div style="{style.format(color)}"><b>{escape(self.result.headline)}</b><br>'
                               f'{escape(self.result.sentence.removeprefix(self.result.summary).strip())}</div>')
         table = self.result.table.to_html().replace('<td>', '<td style="white-space:nowrap">')
-        self.details.value = ('<style>.mvlm-figure svg { max-width: 100%; height: auto; }</style>'
+        self.details.value = ('<style>.mvlm-figure { overflow-x: auto; } .mvlm-figure svg { width: 100%; '
+                              'min-width: 480px; height: auto; }</style>'
                               f'<div class="mvlm-figure" style="max-width:760px">{to_svg(self.snapshot())}</div>'
                               '<details><summary>Table: change in points [95 % CI]</summary>'
                               f'<div style="overflow-x:auto">{table}</div></details>')

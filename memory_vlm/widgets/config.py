@@ -376,7 +376,7 @@ def export_html(self:ConfigEditor, path)->Path: # File to write; returns it
     body = f'<div class="mvlm-side">{self._current_summary()}</div>'
     def row(k):
         about = _row_html(k, self.help[k], allowed_values(self.schema[k]), values[k], default[k])
-        return f'<div class="mvlm-row">{about}<code>{escape(_field_text(values[k]))}</code></div>'
+        return f'<div class="mvlm-row">{about}<code>{escape(_field_text(values[k])) or "null"}</code></div>'
     for block in _BLOCKS:
         body += section(block, ''.join(row(k) for k in self.schema if k.rpartition('.')[0] == block))
     body = f'{_style_html()}<div class="mvlm-config mvlm-page">{body}</div>'

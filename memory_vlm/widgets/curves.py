@@ -142,7 +142,8 @@ def panel_svg(
             parts += [text(left - 5, up(v) + 4, _short_number(10 ** v if panel.log else v, panel.share), 'end'),
                       line(panel.xlim, (v, v), 'currentColor', 'opacity=".2"')]
         if chance and not panel.log:
-            parts.append(line(panel.xlim, (chance, chance), 'currentColor', 'stroke-dasharray="1 3"'))
+            parts += [line(panel.xlim, (chance, chance), 'currentColor', 'stroke-dasharray="1 3"'),
+                      text(right, up(chance) - 4, 'chance', 'end')]
     named = [line for line in panel.lines if line[1] != _EARLIER]
     for label, color, x, y in panel.lines:
         parts.append(line(x, y, color, 'stroke-width="1.8" stroke-linejoin="round"'))
@@ -170,14 +171,19 @@ def draw_panel(
     if not panel.lines:
         ax.set(xticks=[], yticks=[])
         ax.text(0.5, 0.5, 'not measured yet', color=INK, fontsize=8.5, ha='center', transform=ax.transAxes)
-    elif chance and not panel.log: ax.axhline(chance, color=INK, linestyle=(0, (1, 3)), linewidth=1.4)
+    elif chance and not panel.log:
+        ax.axhline(chance, color=INK, linestyle=(0, (1, 3)), linewidth=1.4)
+        ax.annotate('chance', (1, chance), (0, 2), ('axes fraction', 'data'), 'offset points', ha='right', color=INK,
+                    fontsize=8)
     for label, color, x, y in panel.lines:
         ax.plot(x, y, color=color, linewidth=1.6, marker='o' if len(x) <= 20 else None, markersize=3, label=label)
     if not any(line[0] for line in panel.lines): return
-    ax.legend(loc='lower right', bbox_to_anchor=(1.03, 0.96), ncols=2, frameon=False, fontsize=8, labelcolor=INK,
+    ax.legend(loc='lower right', bbox_to_anchor=(1, 0.96), ncols=2, frameon=False, fontsize=8, labelcolor=INK,
               handlelength=0.9, handletextpad=0.4, columnspacing=0.9, borderaxespad=0).set_in_layout(False)
 
 # %% ../../nbs/widgets/03_curves.ipynb #1368b224
+_SHEET_HEAD = 30 # Height of the names above a sheet of maps (pixels)
+
 def map_sheet(
     images,          # B images, anything that `to_image` takes
     maps:np.ndarray, # Attention of each token to each patch (B, T, h, w)
@@ -187,9 +193,9 @@ def map_sheet(
 )->np.ndarray:       # uint8 (height, width, 4), transparent between the images
     "Draw a row per image: the image, then the map of each token."
     small = [enlarge(image, width) for image in images]
-    height, gap, head = small[0].shape[0], 4, 24
+    height, gap, head = small[0].shape[0], 4, _SHEET_HEAD
     sheet = Image.new('RGBA', ((width + gap) * (maps.shape[1] + 1) - gap, head + (height + gap) * len(small) - gap))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)
     for column, name in enumerate(['image', *names]): # on a plate: no gray is legible on both a white and a dark page
         left, right = column * (width + gap), column * (width + gap) + width - 1
         pen.rectangle((left, 0, right, head - 1), '#fff')

@@ -98,10 +98,10 @@ class AttentionExplorer(_SavedImage, anywidget.AnyWidget):
         self.main, layout = self.sides[0], self.sides[0].layout
         self.others = tuple(c for i in range(min(len(self.images), 64)) for c in self.images.captions(i)[:1])
         way = 'reads' if layout.in_sequence else 'read_by'
-        last = self.main.layers - 1
-        layer = map_layer(last + 1) if layout.num_memory else last
+        layer = map_layer(self.main.layers) if layout.num_memory else self.main.layers - 1
+        all_have_it = all(s.layout.num_memory or not s.layout.num_cls for s in self.sides)
         start = dict(layer=layer, direction=way, show=way, caption=self._first_caption(0),
-                     token=0 if all(s.layout.num_memory or not s.layout.num_cls for s in self.sides) else 'cls')
+                     token=0 if all_have_it or way == 'read_by' else 'cls') # attention to CLS is not captured
         super().__init__(**start, width=width, count=len(self.images),
                          models=[dict(name=s.name, layers=s.layers, heads=s.heads, text=s.encode_text is not None)
                                  for s in self.sides])

@@ -25,7 +25,7 @@ from ..training.callbacks import CheckpointCallback, is_probing, save_checkpoint
 from ..training.checkpoint import training_state
 from ..viz.html import save_html, section
 from ..viz.plots import mixed_cmap
-from ..viz.style import Plot, colorbar, make_figure, to_svg
+from ..viz.style import INK, Plot, colorbar, make_figure, to_svg
 from memory_vlm.widgets.base import (
     ImageSet,
     Panel,
@@ -35,7 +35,7 @@ from memory_vlm.widgets.base import (
     scale_html,
     training_paused,
 )
-from .curves import CURVES, History, draw_panel, map_sheet, panel_of_metric, panel_svg
+from .curves import _SHEET_HEAD, CURVES, History, draw_panel, map_sheet, panel_of_metric, panel_svg
 from pathlib import Path
 
 # %% ../../nbs/widgets/06_fit.ipynb #b23ada3d
@@ -146,7 +146,8 @@ class FitDashboard(Panel):
                             "The curves of a finished run are in its report.html, which `memory_vlm report` writes.")
         self.learn, self.every, self.steps, self.folder = learn, every, steps, folder
         self.running = self.fitting = self.stopping = self.placed = self._placing = False
-        self.history, self.redraws, self.spent, self.progress, self.checkpoint = History(), 0, 0., 'No fit yet.', None
+        self.history, self.redraws, self.spent, self.checkpoint = History(), 0, 0., None
+        self.progress = 'Evaluations of an earlier fit.' if learn.evaluations else 'No fit yet.'
         self._first = 0
         self.watch = _FixedImageMaps(learn, images, tokens, layer)
         self.chance = _chance_of(learn.dls.valid.source, (1,))
@@ -172,7 +173,8 @@ class FitDashboard(Panel):
                                   layout=W.Layout(width='auto', display='none'))
         for control in (self.log_axis, self.smooth, self.compare):
             control.observe(self.guarded(lambda _: self._draw_curves()), 'value')
-        self.when_row, self.when, self.when_text = W.HBox(), None, W.Label()
+        self.when_row = W.HBox(layout=W.Layout(flex_flow='row wrap')) # on a narrow page the step is below the slider
+        self.when, self.when_text = None, W.Label()
         self._new_slider()
         self.maps, self.scale = W.Image(layout=W.Layout(width='720px', max_width='calc(100% - 4px)')), W.HTML()
         if self.watch.images is None:
@@ -361,21 +363,24 @@ def _show_progress(self:FitDashboard):
 def snapshot(self:FitDashboard)->Plot:
     "Return a figure of the current curves and maps."
     maps = self.watch.maps is not None
-    sheet = self.watch.sheet() if maps else np.zeros((0, 1, 4))
+    sheet = self.watch.sheet()[_SHEET_HEAD:] if maps else np.zeros((0, 1, 4)) # names are text here
     height = 7.8 * sheet.shape[0] / sheet.shape[1]
     fig = make_figure(f'Training of {self.learn.cfg.training.logging.name}', self.progress
                       + (f' Maps: {self.watch.note}.' if maps else ''), (9, 4.2 + height))
-    grid = fig.add_gridspec(2 + maps, 3, height_ratios=[1.8, 1.8, height][:2 + maps])
+    top, *below = fig.subfigures(1 + maps, 1, height_ratios=[3.8, height + 0.2][:1 + maps], squeeze=False).flat
     curves = self.data()
-    for i, name in enumerate(CURVES):
-        draw_panel(fig.add_subplot(grid[i // 3, i % 3]), self._panel(name, curves), self._chance(name))
+    for ax, name in zip(top.subplots(2, 3).flat, CURVES):
+        draw_panel(ax, self._panel(name, curves), self._chance(name))
     if not maps: return fig
-    ax = fig.add_subplot(grid[2, :])
+    ax = below[0].subplots()
     ax.imshow(sheet)
     ax.set_axis_off()
+    names = ['image', *(f'token {m}' for m in self.watch.tokens)]
+    for at, name in zip(np.linspace(0, sheet.shape[1], len(names), endpoint=False), names):
+        ax.text(at, -6, name, color=INK, fontsize=8)
     norm = self.watch.norm()
     label = f'attention (maximum {norm.most:.2g})' if norm.most > norm.vmax else 'attention'
-    colorbar(fig, ax, norm, label, self.watch.even, mixed_cmap(self.watch.images))
+    colorbar(below[0], ax, norm, label, self.watch.even, mixed_cmap(self.watch.images))
     return fig
 
 @patch

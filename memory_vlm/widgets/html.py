@@ -197,6 +197,8 @@ def _maps_html(
     if 'show' not in state: first['show'] = first['direction']
     token = -1 if first['token'] == 'cls' else first['token']
     if token not in side['tokens']: first['token'] = max(side['tokens'][-1], 0)
+    if first['token'] == 'cls' and first['direction'] == 'read_by' and side['kind'] == 'memory': # that is not captured
+        first['token'] = min(t for t in side['tokens'] if t >= 0)
     return _viewer_html(dict(images=images, state=first), *_EXPLORER[1:], 'page.js', style=asset('explorer.css'))
 
 def maps_page(
@@ -207,6 +209,8 @@ def maps_page(
     **state,               # Initial selection, as in `AttentionExplorer.state`
 )->Path:                   # `path`
     "Write a page on which attention maps can be explored."
-    left = ' '.join(dict.fromkeys(s['left'] for p in images for s in p['sides']))
+    found = dict.fromkeys((s['left'], s['name']) for p in images for s in p['sides'])
+    same = len({text for text, _ in found}) == 1
+    left = ' '.join(dict.fromkeys(text if same or not text else f'{name}: {text}' for text, name in found))
     body = f'<style>main{{max-width:84rem}}</style>{_maps_html(images, **state)}'
     return save_html(path, title, f'{lead} {left}'.strip(), body, _footer(footer))

@@ -73,9 +73,9 @@ class _IndexView:
         if found.dim() == 2: return best_rows(found, query, top)
         return best_rows(torch.nn.functional.normalize(found.mean(1), dim=-1), query, top, vectors=found)
 
-    def look(self, ids:list)->AttentionMaps: # Images -> their maps, in the same order
-        "Return the attention of some images."
-        with training_paused(self.model), capture(self.model, full=self.full) as maps:
+    def look(self, ids:list, full:bool=False)->AttentionMaps: # Images, and whether the maps of all tokens are needed
+        "Return the attention of some images, in the same order."
+        with training_paused(self.model), capture(self.model, full=full or self.full) as maps:
             image_features(self.model, self.images.batch(ids))
         return maps
 
@@ -209,7 +209,8 @@ class ImageSearch(_LinkedPanel):
         shown = []
         for rank, (i, cosine) in enumerate(self._results(), 1):
             words = f'Rank {rank} of {self.index.n} images, cosine {cosine:.3f}.'
-            shown.append(image_data(i, self.images[i].numpy(), {'model': self.index.look([i])},
+            found = self.index.look([i], full=not self.tokens.num_memory)
+            shown.append(image_data(i, self.images[i].numpy(), {'model': found},
                                       self.images.captions(i), words))
         return maps_page(path, f'Best images for “{self.caption}”', 'Choose an image, a layer, a head and a token.',
                          shown, layer=self.layer,

@@ -42,14 +42,13 @@ function scaleBar(box, scale, uniform, opacity) {
   const css = (x) => { const [r, g, b, a] = (scale.signed ? signedColor : heatColor)(x, opacity); return `rgb(${r} ${g} ${b} / ${(a / 255).toFixed(3)})`; };
   const stops = [...Array(13).keys()].map((i) => css(scale.signed ? i / 6 - 1 : i / 12));
   const bar = element("div", "", `background:linear-gradient(to right,${stops}),#cfcfcf`), note = element("div");
-  bar.className = "bar";
-  note.className = "ticks";
+  [bar.className, note.className] = ["bar", "ticks"];
   const tick = (at, text) => note.append(element("span", text, at < 0.12 ? "left:0" : at > 0.84 ? "right:0" : `left:${at * 100}%;transform:translateX(-50%)`));
-  const end = `${scale.cut ? "≥ " : ""}${scale.signed ? "+" : ""}${number(scale.high)}${scale.cut ? ` (maximum ${number(scale.most)})` : ""}`;
+  const at = scale.at(uniform), text = `uniform ${number(uniform)}`, most = scale.cut && !scale.signed ? ` (maximum ${number(scale.most)})` : ""; // of a signed map the sign of `most` is lost
+  const end = `${scale.cut ? "≥ " : ""}${scale.signed ? "+" : ""}${number(scale.high)}${7.2 * (text.length + most.length + 10) < box.clientWidth ? most : ""}`;
   const fits = (at, text) => at * box.clientWidth + 3.6 * text.length + 7.2 * end.length < box.clientWidth; // of 12 px letters, centered
   tick(1, end);
-  if (scale.signed) { tick(0, `−${number(scale.high)}`); if (fits(0.5, "0")) tick(0.5, "0"); } else if (scale.at(uniform) < 0.999) {
-    const at = scale.at(uniform), text = `uniform ${number(uniform)}`;
+  if (scale.signed) { tick(0, `${scale.cut ? "≤ " : ""}−${number(scale.high)}`); if (fits(0.5, "0")) tick(0.5, "0"); } else if (at < 0.999) {
     if (fits(at, text)) tick(at, text); else if (at < 0.5) tick(0, text);
     bar.append(element("div", "", `position:absolute;left:${at * 100}%;top:0;width:2px;height:100%;background:#fff;box-shadow:0 0 0 1px #000`));
   }
@@ -60,12 +59,12 @@ function scaleBar(box, scale, uniform, opacity) {
 function paintGrid(canvas, cells, columns, layer, column, high, ink) {
   const known = cells.flat().filter((v) => v !== undefined), low = Math.min(...known), top = Math.max(...known), wide = Math.max(120, Math.round(canvas.clientWidth || 300));
   const pen = canvas.getContext("2d"), w = (wide - 24) / columns, tall = high * cells.length + 14;
-  const css = (x) => { const [r, g, b, a] = heatColor(0.05 + 0.95 * x, 1); return `rgb(${r} ${g} ${b} / ${a / 255})`; };
+  const css = (x) => { const [r, g, b, a] = heatColor(0.05 + 0.95 * x, 1); return `rgb(${[r - 255, g - 244, b - 226].map((v, k) => Math.round([255, 244, 226][k] + v * a / 255))})`; }; // on cream in both schemes: darker is more
   Object.assign(canvas, { width: wide * 2, height: tall * 2 });
   canvas.style.height = `${tall}px`;
   pen.scale(2, 2);
   Object.assign(pen, { font: "11px system-ui, sans-serif", textBaseline: "middle", fillStyle: ink });
-  for (let h = 0; h < columns; h++) pen.fillText(h ? h - 1 : w > 32 ? "mean" : "⌀", 27 + h * w, 7);
+  for (let h = 0; h < columns; h++) pen.fillText(h ? h - 1 : w > 120 ? "mean of heads" : w > 32 ? "mean" : "⌀", 27 + h * w, 7);
   pen.translate(0, 14);
   cells.forEach((row, l) => {
     pen.fillStyle = ink;
@@ -78,17 +77,16 @@ function paintGrid(canvas, cells, columns, layer, column, high, ink) {
       pen.fillStyle = css((row[h] - low) / Math.max(top - low, 1e-12));
       pen.fillRect(...box);
     }
-    if (l === layer) { Object.assign(pen, { strokeStyle: ink, lineWidth: 2 }); pen.strokeRect(24 + column * w + (column ? 1 : -1), l * high, w - (column ? 0 : 2), high); }
+    for (const [strokeStyle, lineWidth] of l === layer ? [["#fff", 4], ["#000", 2]] : []) { Object.assign(pen, { strokeStyle, lineWidth }); pen.strokeRect(24 + column * w + (column ? 1 : -1), l * high, w - (column ? 0 : 2), high); }
   });
   return known.length ? [low, top, [0, 0.25, 0.5, 0.75, 1].map(css)] : null;
 }
 
 function histogram(score) { // cosines of the captions of other images, and of this one
   const made = element("canvas"), pen = made.getContext("2d"), low = Math.min(score.cosine, ...score.others), high = Math.max(score.cosine, ...score.others), bins = new Array(24).fill(0), at = (v) => Math.min(23, Math.floor((v - low) / Math.max(high - low, 1e-9) * 24));
-  Object.assign(made, { width: 480, height: 72, className: "histogram" });
+  Object.assign(made, { width: 480, height: 72, className: "histogram", title: `Histogram of cosines, ${number(low)} to ${number(high)}; this caption ${number(score.cosine)}` });
   made.setAttribute("role", "img");
-  made.setAttribute("aria-label", `Histogram of cosines, ${number(low)} to ${number(high)}; this caption ${number(score.cosine)}`);
-  made.title = made.getAttribute("aria-label");
+  made.setAttribute("aria-label", made.title);
   for (const v of score.others) bins[at(v)]++;
   const most = Math.max(...bins);
   bins.forEach((n, i) => { pen.fillStyle = "rgba(128,128,128,.55)"; pen.fillRect(i * 20 + 1, 72 - n / most * 64, 18, n / most * 64); });

@@ -170,7 +170,7 @@ function makeExplorer(root, host) {
     grid.tabIndex = 0;
     grid.setAttribute("role", "application");
     grid.setAttribute("aria-label", "Layers (rows) and heads (columns; the first is their mean); arrows choose");
-    const cell = (e) => { const box = grid.getBoundingClientRect(); return [Math.floor((e.clientY - box.top - 14) / (box.height - 14) * side.layers), Math.floor((e.clientX - box.left - 24) / (box.width - 24) * (side.heads + 1)) - 1]; };
+    const cell = (e) => { const box = grid.getBoundingClientRect(); return [Math.floor((e.clientY - box.top - 14) / (box.height - 14) * side.layers), Math.floor((e.clientX - box.left - 24) / (box.width - 24) * view.columns) - 1]; };
     grid.onclick = (e) => { const [l, h] = cell(e); if (h >= -1 && l >= 0 && l < host.models[0].layers && h < host.models[0].heads) set({ layer: l, head: h < 0 ? "mean" : h }); };
     grid.onmousemove = (e) => { const [l, h] = cell(e), v = view.cells?.[l]?.[h + 1]; if (v === undefined) showLegend(view); else gridNote.textContent = `layer ${l}, ${h < 0 ? "mean of heads" : `head ${h}`}: ${number(v)}`; };
     grid.onmouseleave = () => showLegend(view);
@@ -202,7 +202,6 @@ function makeExplorer(root, host) {
       tile.setAttribute("role", "option");
       return { tile, canvas, name, use };
     });
-    view.list.classList.toggle("many", view.tiles.length > 16);
   }
   function pin(token) { // a second click or key unpins
     const same = S.pin === token;
@@ -292,7 +291,7 @@ function makeExplorer(root, host) {
     if (S.layer >= side.layers) return `${side.name} has ${side.layers} layers; layer ${S.layer} does not exist.`;
     if (!values && !side.blocks[S.layer]) return "Waiting for the maps of this layer …";
     if (!values && S.show === "minus_pin" && view.raw?.[t]) return "The pinned token has no map here; pin another by shift-click or p.";
-    if (!values) return side.tokens[t] < 0 ? "Attention to CLS is not recorded: choose “what the token reads”." : `${side.name}: memory outside the sequence never attends to patches; choose “who reads the token”.`;
+    if (!values) return side.tokens[t] < 0 ? `Attention to CLS is not recorded: choose ${side.has.includes("reads") ? "“what the token reads”" : "a memory token"}.` : `${side.name}: memory outside the sequence never attends to patches; choose “who reads the token”.`;
     if (S.show === "minus_pin" && view.pin === t) return `${tokenName(side, side.tokens[t])} is pinned: choose another token to see the difference of their maps.`;
     if (S.show === "minus_pin" && view.pin >= 0) return `${tokenName(side, side.tokens[t])} minus ${tokenName(side, side.tokens[view.pin])}: cosine of the two maps ${cosine(view.raw[t], view.raw[view.pin]).toFixed(2)}, largest difference ${number(values[far])} at ${placeName(far, side)}.`;
     return sentence(side, { ...S, direction: way() }, t, view.raw[t], view.raw);
@@ -304,9 +303,12 @@ function makeExplorer(root, host) {
   function drawTiles(view) {
     makeTiles(view);
     const { side, maps, raw } = view, use = usage(side, S.layer, S.head), most = Math.max(1e-12, ...use.filter((u) => u === u));
-    const order = orderOf(side, S.sort, raw, use), size = view.tiles.length > 16 ? 60 : 92;
+    const order = orderOf(side, S.sort, raw, use), wide = view.list.clientWidth + 1, tall = (w) => Math.round((w - 4) * shown.height / shown.width) + 23;
+    const fits = (w) => Math.ceil(order.length / Math.floor(wide / (w + 5))) * tall(w) <= 400, size = [...Array(137).keys()].map((i) => 200 - i).find(fits) ?? 64;
+    view.list.style.setProperty("--tile", `${size}px`);
+    view.list.style.setProperty("--tall", fits(size) ? "404px" : `${(Math.floor(370 / tall(size)) + 0.5) * tall(size)}px`); // half a row says that more follow
     view.tiles.forEach(({ tile, canvas, use: line }, t) => {
-      Object.assign(canvas, { width: 2 * size, height: Math.round(2 * size * shown.height / shown.width) });
+      Object.assign(canvas, { width: 2 * size - 8, height: Math.round((2 * size - 8) * shown.height / shown.width) });
       drawMap(canvas, photo, maps?.[t], side.grid, view.tileScale, S.opacity);
       tile.classList.toggle("missing", !maps?.[t]);
       line.style.width = `${(use[t] || 0) / most * 100}%`;
@@ -337,11 +339,12 @@ function makeExplorer(root, host) {
 
   function drawGrid(view) {
     const { side, grid } = view, measure = QUANTITIES[view.quantity.value], high = Math.max(10, Math.min(18, Math.round(200 / side.layers)));
+    view.columns = side.blocks.some((b) => b) && side.blocks.every((b) => !b || b.heads === 1) ? 1 : side.heads + 1; // a page may keep only the mean of the heads
     view.cells = [...Array(side.layers).keys()].map((l) => {
       if (!side.blocks[l]) return [];
-      return ["mean", ...Array(side.heads).keys()].map((h) => { const map = side.has.includes(way()) && view.t >= 0 && (h === "mean" || side.blocks[l].heads > 1) ? mapsOf(side, l, h, way())?.[view.t] : null; return map && finite(map) ? measure(map, side) : undefined; });
+      return ["mean", ...Array(view.columns - 1).keys()].map((h) => { const map = side.has.includes(way()) && view.t >= 0 && (h === "mean" || side.blocks[l].heads > 1) ? mapsOf(side, l, h, way())?.[view.t] : null; return map && finite(map) ? measure(map, side) : undefined; });
     });
-    const range = paintGrid(grid, view.cells, side.heads + 1, S.layer, S.head === "mean" ? 0 : S.head + 1, high, getComputedStyle(root).color);
+    const range = paintGrid(grid, view.cells, view.columns, S.layer, S.head === "mean" ? 0 : Math.min(S.head + 1, view.columns - 1), high, getComputedStyle(root).color);
     view.legend = range ? [element("span", number(range[0])), element("span", "", `display:inline-block;width:110px;height:10px;margin:0 6px;border-radius:2px;background:linear-gradient(to right,${range[2]})`), element("span", number(range[1]))] : [];
     showLegend(view);
   }
@@ -368,7 +371,7 @@ function makeExplorer(root, host) {
           pick.setAttribute("aria-pressed", String(S.show === "caption" && word === i));
         });
       }
-      if (score.others?.length > 3) words.append(histogram(score));
+      if (score.others?.length > 3) words.append(histogram(score), element("p", "Number of captions by their cosine with the image; orange: this caption."));
       if (score.adds) below.append(bars(`${prefix}Direct contribution of each token to the cosine`, score.adds, score.adds.map((_, m) => `token ${m}`), Math.max(1e-12, ...score.adds.map(Math.abs))));
       if (score.parts) below.append(bars(`${prefix}Parts of the cosine`, Object.values(score.parts), Object.keys(score.parts), Math.max(1e-12, ...Object.values(score.parts).map(Math.abs))));
     }

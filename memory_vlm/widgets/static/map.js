@@ -44,7 +44,7 @@ function makeMap(root, host) {
     Object.assign(how, { selectedIndex: data.ways.indexOf(data.how), onchange: () => host.project(data.ways[how.selectedIndex]) });
   }
   Object.assign(box, { type: "checkbox", checked: false, onchange: () => { fit(); paint(); } });
-  shown.append(" captions");
+  Object.assign(shown, { hidden: data.points.every((p) => !p.caption) }).append(" captions"); // hidden without a text tower
   const canvas = make(root, "canvas", "", "plot"), tip = make(root, "div", `${host.open ? "Click a point to open it" : "Point at an image to read its caption"}; draw around points to select them.`, "value");
   make(root, "p", data.note, "note");
   const title = make(root, "h4"), list = make(root, "div", "", "pairs");
