@@ -3227,6 +3227,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'memory_vlm/widgets/config.py'),
                                            'memory_vlm.widgets.config._row_html': ( 'widgets/config.html#_row_html',
                                                                                     'memory_vlm/widgets/config.py'),
+                                           'memory_vlm.widgets.config._shown': ( 'widgets/config.html#_shown',
+                                                                                 'memory_vlm/widgets/config.py'),
                                            'memory_vlm.widgets.config._style_html': ( 'widgets/config.html#_style_html',
                                                                                       'memory_vlm/widgets/config.py'),
                                            'memory_vlm.widgets.config._validation_error': ( 'widgets/config.html#_validation_error',

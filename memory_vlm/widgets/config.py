@@ -55,6 +55,11 @@ def _field_text(value)->str:
         return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip()
     return '' if value is None else str(value)
 
+def _shown(value)->str:
+    "Format a value as HTML, as it is written in YAML."
+    if value is None or isinstance(value, bool): return yaml.safe_dump(value).split()[0]
+    return escape(_field_text(value)) or 'empty'
+
 def _field_value(key:str, text:str):
     "Parse the text of a field. Raises `UserError` if keyword arguments or a list are not valid YAML."
     kind = str(schema_fields()[key].type)
@@ -235,7 +240,7 @@ def _make_field(key:str, value, **kwargs):
 
 def _row_html(key:str, meaning:str, kind:str, value, default, now='', mistake:str='')->str:
     "Return the left side of a row as HTML."
-    marks = [f'default {escape(_field_text(default)) or "empty"}'] if value != default else []
+    marks = [f'default {_shown(default)}'] if value != default else []
     marks += [f'now {escape(str(now))}'] if now != '' else []
     (block, _, name), meaning = key.rpartition('.'), re.sub('`([^`]*)`', r'<code>\1</code>', escape(meaning))
     return (f'<div class="about {"changed" if value != default else ""}"><div class="key" data-key="{key}">'
@@ -339,7 +344,7 @@ def _summary(self:ConfigEditor, costs:dict)->str:
     if costs and not mistake:
         lines = ''.join(f'<div><span class="soft">{escape(k)}</span> {escape(v)}</div>' for k, v in costs.items())
         verdict += f'<h4>Model cost</h4><div class="costs">{lines}</div>'
-    changed = ''.join(f'<div>{escape(k)}=<b>{escape(_field_text(v)) or "empty"}</b></div>' for k, v in changes.items())
+    changed = ''.join(f'<div>{escape(k)}=<b>{_shown(v)}</b></div>' for k, v in changes.items())
     return (f'{verdict}<h4>Changed from the defaults ({len(changes)})</h4>'
             f'<div class="changes">{changed or "nothing"}</div>')
 
@@ -376,7 +381,7 @@ def export_html(self:ConfigEditor, path)->Path: # File to write; returns it
     body = f'<div class="mvlm-side">{self._current_summary()}</div>'
     def row(k):
         about = _row_html(k, self.help[k], allowed_values(self.schema[k]), values[k], default[k])
-        return f'<div class="mvlm-row">{about}<code>{escape(_field_text(values[k])) or "null"}</code></div>'
+        return f'<div class="mvlm-row">{about}<code>{_shown(values[k])}</code></div>'
     for block in _BLOCKS:
         body += section(block, ''.join(row(k) for k in self.schema if k.rpartition('.')[0] == block))
     body = f'{_style_html()}<div class="mvlm-config mvlm-page">{body}</div>'
