@@ -373,7 +373,7 @@ function makeExplorer(root, host) {
       }
       if (score.others?.length > 3) words.append(histogram(score), element("p", "Number of captions by their cosine with the image; orange: this caption."));
       if (score.adds) below.append(bars(`${prefix}Direct contribution of each token to the cosine`, score.adds, score.adds.map((_, m) => `token ${m}`), Math.max(1e-12, ...score.adds.map(Math.abs))));
-      if (score.parts) below.append(bars(`${prefix}Parts of the cosine`, Object.values(score.parts), Object.keys(score.parts), Math.max(1e-12, ...Object.values(score.parts).map(Math.abs))));
+      if (score.parts) below.append(bars(`${prefix}Parts of the cosine`, Object.values(score.parts), Object.keys(score.parts).map((k) => k === "first" ? "embedding" : k), Math.max(1e-12, ...Object.values(score.parts).map(Math.abs))));
     }
     if (S.patch < 0 || main().kind !== "memory") return void words.append(element("p", main().kind === "memory" ? "Click a patch to see its attention to memory, and the attention of memory to it." : ""));
     for (const side of shown.sides) {
