@@ -13,7 +13,7 @@ judged on the other. Files are those of real_clip.py.
 Rule, set before the runs: a block can be read if, on images that the lens was not fitted to, it explains half of the
 variance of the final output, its calibration error is at most 0.1, and its first word is that of the final output at
 least 10 points more often than that of the final output of another image. Rows are appended to results/text_lens.csv.
-nbs/interp/08_text_lens.ipynb and nbs/explain/a_real_clip.ipynb show them."""
+nbs/interp/09_text_lens.ipynb and nbs/explain/a_real_clip.ipynb show them."""
 import argparse
 import math
 import numpy as np

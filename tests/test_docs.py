@@ -14,7 +14,7 @@ import docs
 import photograph
 
 SHOWN = ('index', 'benchmarks', 'explain/configuration', 'explain/other_tools', 'tutorials/3_ablate',
-         'evaluation/01_retrieval', 'widgets/04_explorer')
+         'evaluation/01_retrieval', 'widgets/05_explorer')
 
 
 class Links(HTMLParser):

@@ -19,7 +19,7 @@ Defects that users saw in these panels, and the test that looks for each (here u
 | 13 labels of training curves run together at 20,000 steps | curves_of_20000_steps |
 | 14 points of a study with one seed stand on the frame | study_of_one_seed |
 | 15 the number of images is not shown, 9999 becomes 511 | test_widgets: handles_mouse_and_keyboard |
-| 16 exports and snapshots lose the selection | test_widgets: handles_mouse_and_keyboard; 04_explorer.ipynb |
+| 16 exports and snapshots lose the selection | test_widgets: handles_mouse_and_keyboard; 05_explorer.ipynb |
 | 17 negative bars grow to the right | negative_bars_grow_to_the_left |
 | 18 pale text, Type 3 fonts | text_of_panels_is_legible, text_of_pages_is_legible, pdf_has_truetype_fonts |
 | 19 `from memory_vlm.widgets import *` imports nothing | the first cell of `panels` |
