@@ -122,6 +122,17 @@ def test_outputs_and_long_lines(tmp_path, monkeypatch):
     nb['cells'].append(cell('x\nx'))
     assert list(check.check_outputs({path: nb})) == []
 
+def test_first_screens_and_numbers(monkeypatch):
+    monkeypatch.setattr(check, 'MAX_FIRST', 6)
+    nb, path = notebook('#| default_exp a', '#| hide\n' + 'x\n' * 9, '#| export\nx = 1', 'x\nx'), Path('nbs/00_a.ipynb')
+    nb['cells'][-1]['outputs'] = [{'output_type': 'stream', 'name': 'stdout', 'text': ['a']}]
+    assert check.lines_to_output(nb) == 6 and not list(check.check_first_screens({path: nb}))
+    nb['cells'].insert(1, cell('one\nmore', 'markdown'))
+    assert list(check.check_first_screens({path: nb})) == [
+        'nbs/00_a.ipynb: 8 lines before the first saved output, allowed: 6; begin with an example']
+    nbs = map(Path, ('nbs/00_a.ipynb', 'nbs/data/00_a.ipynb', 'nbs/data/00_b.ipynb', 'nbs/index.ipynb'))
+    assert list(check.check_numbers(dict.fromkeys(nbs))) == ['nbs/data/00_b.ipynb: 00_a.ipynb has the same number']
+
 def test_rules_of_one_notebook(tmp_path, monkeypatch):
     monkeypatch.setattr(check, 'ROOT', tmp_path)
     nb = notebook('#| default_exp bad', '#| export\nfrom math import *', title='No title')
