@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from collections.abc import Iterable
 from contextlib import contextmanager
+from copy import copy
 from ..attention import AttentionMaps, capture, checked_index
 from ..core import UserError, _check_finite, _counted, pick
 from ..evaluation.validation import _model_input, with_queries
@@ -65,8 +66,10 @@ class _ModelView:
         keep:int=8,       # Number of images in the cache
     ):
         loaded = as_model(model)
-        self.model, self.images, self.name, self.keep = loaded.model, images, name, keep
+        self.model, self.name, self.keep = loaded.model, name, keep
         tower = find_tower(self.model)
+        self.images = copy(images) # with images that are added later
+        self.images.size = tower.image_size # that of a second model may differ
         self.layout, self.layers, self.heads = tower.layout, len(tower.blocks), tower.num_heads
         self.encode_text = _text_encoder(loaded) # None without a text tower
         self.others = range(self.layout.num_memory or self.layout.num_patches) # numbers of the tokens other than CLS
