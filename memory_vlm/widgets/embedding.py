@@ -60,7 +60,7 @@ class _MapView(anywidget.AnyWidget):
 class EmbeddingMap(_LinkedPanel):
     "Images and captions in two dimensions, and the hardest pairs; a click opens the explorer."
     selected = T.List()          # Numbers of the images inside the lasso
-    color = T.Unicode('')        # Column that colors the points; empty: rank, or difference without captions
+    color = T.Unicode('')        # Column that colors the points; empty: the first in the list
     projection = T.Unicode('auto') # 'pca', 'umap', or 'auto': UMAP where umap-learn is installed, else PCA
 
     def __init__(
@@ -94,6 +94,7 @@ class EmbeddingMap(_LinkedPanel):
         found, *twin = [side.survey(self.num, step=step) for side in self.sides]
         n, names = len(found['feature']), ('rank', 'cosine', 'difference', 'outliers')
         columns = {k: found[k] for k in names if k in found}
+        if len(self.sides[0].others) < 2: del columns['difference'] # one token has none
         if twin and 'rank' in columns and 'rank' in twin[0]:
             columns |= dict(twin_rank=twin[0]['rank'], rank_change=columns['rank'] - twin[0]['rank'])
         captions = [(self.images.captions(i) or [''])[0] for i in range(n)]
@@ -185,7 +186,7 @@ class EmbeddingMap(_LinkedPanel):
 
     def snapshot(self):
         "Return a figure of the map."
-        frame, name = self.frame, self.color or ('rank' if 'rank' in self.frame else 'difference')
+        frame, name = self.frame, self.color or next(iter(self.view.data['columns']))
         how = self.view.data['how']
         fig = make_figure('Embeddings of images', f'Color: {name.replace("_", " ")}. {self._placed_by(how)}', (7, 4.6))
         ax, images = fig.add_subplot(), frame[frame.kind == 'image']
