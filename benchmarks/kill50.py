@@ -59,7 +59,8 @@ def same(run, other):
     assert weights.keys() == others.keys() and all(torch.equal(w, others[k]) for k,
                                                    w in weights.items()), 'weights differ'
     states = [read_state(f)['opt']['state'] for f in (a, b)]
-    assert all(torch.equal(v, states[1][i][k]) for i, s in states[0].items() for k, v in s.items()), 'optimizers differ'
+    def equal(a, b): return torch.equal(a, b) if torch.is_tensor(a) else a == b
+    assert all(equal(v, states[1][i][k]) for i, s in states[0].items() for k, v in s.items()), 'optimizers differ'
     tables = [pd.read_csv(f/'metrics.csv').drop(columns=TIMES) for f in (run, other)]
     pd.testing.assert_frame_equal(*tables)
     assert [p.name for p in list_checkpoints(run/'checkpoints')] == [p.name

@@ -19,6 +19,7 @@ from numbers import Number
 from omegaconf import DictConfig, OmegaConf
 from timm.models import group_parameters
 from timm.optim import Muon, create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.optim import muon as timm_muon
 
 # %% ../../nbs/training/01_optim.ipynb #d0029d19
 def optimizer_kwargs(
@@ -65,6 +66,15 @@ def _parameter_groups(model:MemoryCLIP, weight_decay:float, muon:bool=False, **s
     order = sorted(groups, key=lambda key: (key[0], key[1] == 1, *key[1:]))
     return [dict(params=groups[key], weight_decay=weight_decay * key[2], lr_scale=key[1], layer=_LAYERS[key[0]],
                  decays=key[2], **(dict(use_fallback=True) if key[3] else {})) for key in order]
+
+# %% ../../nbs/training/01_optim.ipynb #04ca5106
+_newton_schulz = timm_muon.zeropower_via_newtonschulz
+
+def _orthogonalize(matrix:torch.Tensor, *args, **kwargs)->torch.Tensor:
+    "Orthogonalize for Muon: timm's function, which works in bf16, in the precision of the matrix on a CPU."
+    return _newton_schulz(matrix, *args, **kwargs | (dict(dtype=matrix.dtype) if matrix.device.type == 'cpu' else {}))
+
+timm_muon.zeropower_via_newtonschulz = _orthogonalize
 
 # %% ../../nbs/training/01_optim.ipynb #e39b6bf3
 class _Hypers(dict):
@@ -131,6 +141,12 @@ class _ScaledOptimizer(OptimWrapper):
         return dict(state={number[old[i]]: s for i, s in state['state'].items()},
                     param_groups=[converted(g) for g in groups])
 
+def _optimizer_groups(model:MemoryCLIP, cfg:DictConfig)->list: # `cfg.training`
+    "Return `_parameter_groups` of a configuration."
+    muon = issubclass(get_optimizer_class(cfg.optimizer.split('_')[-1], bind_defaults=False), Muon)
+    return _parameter_groups(model, cfg.weight_decay, muon, layer_decay=cfg.layer_decay,
+                             memory_lr_scale=cfg.memory_lr_scale)
+
 def make_optimizer(
     model:MemoryCLIP, # What it trains
     cfg:DictConfig,   # `cfg.training`
@@ -138,10 +154,7 @@ def make_optimizer(
 )->_ScaledOptimizer:   # For fastai
     "Make a timm optimizer with parameter groups, wrapped for fastai."
     kwargs = optimizer_kwargs(cfg.optimizer, OmegaConf.to_container(cfg.optimizer_kwargs))
-    muon = issubclass(get_optimizer_class(cfg.optimizer.split('_')[-1], bind_defaults=False), Muon)
-    groups = _parameter_groups(model, cfg.weight_decay, muon, layer_decay=cfg.layer_decay,
-                               memory_lr_scale=cfg.memory_lr_scale)
-    lr = cfg.learning_rate if lr is None else lr
+    groups, lr = _optimizer_groups(model, cfg), cfg.learning_rate if lr is None else lr
     for g in groups: g['base_lr'] = lr
     opt = _ScaledOptimizer(create_optimizer_v2(groups, cfg.optimizer, lr=lr, weight_decay=cfg.weight_decay, **kwargs),
                           cfg.weight_decay, {p: i for i, p in enumerate(model.parameters())})

@@ -31,7 +31,7 @@ from ..models.attention_hooks import EAGER, WITHOUT_CUDNN_ATTENTION
 from ..models.cost import measure_cost
 from ..models.freeze import freeze
 from .fsdp import _sharded_modules, _sharded_names
-from .optim import optimizer_kwargs, schedule_kwargs
+from .optim import _optimizer_groups, optimizer_kwargs, schedule_kwargs
 from omegaconf import DictConfig, OmegaConf
 from pathlib import Path
 from statistics import median
@@ -195,11 +195,11 @@ def _try_step(learn, most:int=32, seconds:float=1.)->tuple:
     return took / min(pairs, len(batch[0])), size
 
 @lru_cache
-def _moments(name:str, kwargs:str)->float: # of an optimizer and its arguments as JSON
+def _moments(name:str, kwargs:str, **group)->float: # of an optimizer, its arguments as JSON, and those of a group
     "Return how many values an optimizer stores per parameter, such as 2 for AdamW."
     p = torch.zeros(16, 16, requires_grad=True)
     p.grad = torch.ones_like(p)
-    opt = create_optimizer_v2([dict(params=[p])], name, lr=1e-3, weight_decay=0., **json.loads(kwargs))
+    opt = create_optimizer_v2([dict(params=[p], **group)], name, lr=1e-3, weight_decay=0., **json.loads(kwargs))
     opt.step()
     return sum(v.numel() for v in opt.state[p].values() if torch.is_tensor(v) and v.numel() > 1) / p.numel()
 
@@ -227,14 +227,15 @@ def _rank_memory(net, t, world:int, fsdp:bool, activations:tuple)->_RankMemory:
     "Return what a rank of `world` needs to train a model with `cfg.training`. The last is that of `_activations`."
     units = _sharded_modules(net) if fsdp and world > 1 else []
     names = {*_sharded_names(net)} if units else set()
-    sizes = [(p.numel() * p.element_size(), n in names, p.requires_grad) for n, p in net.named_parameters()]
-    weights = sum(size / (world if split else 1) for size, split, _ in sizes)
-    trained = sum(size / (world if split else 1) for size, split, trains in sizes if trains)
+    sizes = {p: p.numel() * p.element_size() / (world if n in names else 1) for n, p in net.named_parameters()}
+    trained = sum(size for p, size in sizes.items() if p.requires_grad)
     unit = max((sum(p.numel() * p.element_size() for p in u.parameters()) for u in units), default=0)
-    kwargs = optimizer_kwargs(t.optimizer, OmegaConf.to_container(t.optimizer_kwargs))
-    optimizer = trained * _moments(t.optimizer, json.dumps(kwargs))
-    return _RankMemory(weights, trained, optimizer, activations[0] + activations[1] * t.batch_size, 3 * unit,
-                       sum(size for size, split, _ in sizes if split))
+    kwargs = json.dumps(optimizer_kwargs(t.optimizer, OmegaConf.to_container(t.optimizer_kwargs)))
+    def moments(group): return _moments(t.optimizer, kwargs, **{k: v for k, v in group.items() if k == 'use_fallback'})
+    optimizer = sum(moments(g) * sum(sizes[p] for p in g['params']) for g in _optimizer_groups(net, t))
+    whole = sum(p.numel() * p.element_size() for n, p in net.named_parameters() if n in names)
+    return _RankMemory(sum(sizes.values()), trained, optimizer, activations[0] + activations[1] * t.batch_size,
+                       3 * unit, whole)
 
 @lru_cache
 def _activations_of(cfg_yaml:str)->tuple:
