@@ -28,6 +28,7 @@ import statistics
 import tempfile
 import threading
 import time
+import timm
 import torch
 from dataclasses import dataclass, field
 from fastai.callback.core import Callback
@@ -154,7 +155,8 @@ class Peer(torch.nn.Module):
 
 def train_peer(run, options, pass_on, folder):
     "Train open_clip's model by a loop of its own."
-    m, o = compose([], config_name='quickstart').model, dict(betas=(.9, .98), decay=.1, warmup=.1) | options
+    m, o = compose([], config_name='quickstart').model, dict(betas=(.9, .98), decay=.1, warmup=.1,
+                                                              optimizer='adamw') | options
     sizes = dict(vision_cfg=dict(layers=m.depth, width=m.embed_dim, head_width=m.embed_dim//m.num_heads,
                                  patch_size=m.patch_size, image_size=o['pixels']),
                  text_cfg=dict(context_length=m.text.max_len, vocab_size=49408, width=m.text.embed_dim,
@@ -167,8 +169,15 @@ def train_peer(run, options, pass_on, folder):
     valid = make_loader(SceneSource('valid', 'easy'), image_size=o['pixels'], batch_size=256, train=False)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    opt = torch.optim.AdamW([dict(params=matrices, weight_decay=o['decay']), dict(params=rest, weight_decay=0.)],
-                            lr=o['lr'], betas=o['betas'], eps=1e-6)
+    if o['optimizer'] == 'adamw':
+        opt = torch.optim.AdamW([dict(params=matrices, weight_decay=o['decay']), dict(params=rest, weight_decay=0.)],
+                                lr=o['lr'], betas=o['betas'], eps=1e-6)
+    else: # Muon for the weights of blocks, AdamW for the rest
+        hidden = [p for n, p in model.named_parameters() if p.ndim > 1 and '.resblocks.' in n]
+        others = [p for p in matrices if all(p is not h for h in hidden)]
+        groups = (hidden, o['decay'], False), (others, o['decay'], True), (rest, 0., True)
+        opt = timm.optim.create_optimizer_v2([dict(params=ps, weight_decay=d, use_fallback=f) for ps, d, f in groups],
+                                             o['optimizer'], lr=o['lr'], betas=o['betas'])
     total = o['epochs']*len(SceneSource('train', 'easy'))//o['batch'] # an epoch: every image once
     rise, done, start = int(o['warmup']*total), 0, time.process_time()
     while done < total:
@@ -257,7 +266,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--recipes', nargs='+', default=['quickstart', 'peer'],
                    help="names, or 'NAME: WORDS' with words of train.py, or 'peer NAME: lr=1e-3 batch=64 epochs=10 "
-                        "pixels=48'")
+                        "pixels=48', also with optimizer=nmuon")
     p.add_argument('--ablation', action='store_true', help='leave out each choice of the quickstart')
     p.add_argument('--sweep', action='store_true', help="run the peer's sweep")
     p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
@@ -280,7 +289,7 @@ def main():
     names = [r.partition(': ')[0] for r in args.recipes]
     for name, _, words in (r.partition(': ') for r in args.recipes):
         if name.startswith('peer') and words:
-            PEERS[name] = {k: (float if k == 'lr' else int)(v) for k, v in
+            PEERS[name] = {k: dict(lr=float, optimizer=str).get(k, int)(v) for k, v in
                            (w.split('=') for w in words.split())}
         elif words: RECIPES[name] = words.split()
     path = RESULTS if args.show else Path(args.csv)

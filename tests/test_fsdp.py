@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 from test_ranks import SERVER, SHORT, resumed_after_a_kill
 
-SHARDED = [*SHORT, 'training.fsdp=true', 'model.drop_rate=0.1']
+SHARDED = [*SHORT, 'training.fsdp=true', 'training.optimizer=adamw', 'model.drop_rate=0.1']
 COMBINATIONS = {
     'attention': ['training.clip_grad=0.05'],
     'gated': ['model/memory=gated', 'training.precision=bf16'],
@@ -127,5 +127,5 @@ def test_what_cannot_be_sharded_is_refused(capfd):
     with pytest.raises(UserError) as e: compose(words, config_name='quickstart', checks=CONFIG_CHECKS)
     assert [line.partition(' ')[0] for line in str(e.value).splitlines()] == [
         'training.optimizer=lamb', 'training.ema_decay=0.9', 'training.compile=true']
-    make_learner(compose([*SHORT, 'training.fsdp=true'], config_name='quickstart'))
+    make_learner(compose([*SHORT, 'training.fsdp=true', 'training.optimizer=adamw'], config_name='quickstart'))
     assert 'No effect in a single process: training.fsdp=true' in capfd.readouterr().err
