@@ -30,7 +30,7 @@ HEADLINE = {name: VARIANTS[name] for name in ('no memory', *(f'{m}, 16' for m in
 WARMUP = 1.5 # epochs
 SMALL = ['model.image_size=64', 'model.patch_size=16', 'model.embed_dim=64', 'model.num_heads=2',
          'model.text.embed_dim=64', 'model.text.depth=1', 'model.text.num_heads=2',
-         'training.batch_size=64', 'training.learning_rate=2e-3',
+         'training.batch_size=64', 'training.optimizer=adamw', 'training.learning_rate=2e-3',
          'training.optimizer_kwargs.betas=[0.9,0.999]', f'training.scheduler_kwargs.warmup_epochs={WARMUP}',
          'training.logging.eval_interval=10000', 'training.logging.tensorboard=false',
          'training.checkpoint.save_last=false', 'training.checkpoint.save_top_k=0']

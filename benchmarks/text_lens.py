@@ -29,6 +29,9 @@ from results import store
 from torchvision import transforms as T
 
 RESULTS = Path(__file__).parent/'results'/'text_lens.csv'
+# That of the quickstart until December 2026
+OPTIMIZER = ['training.optimizer=adamw', 'training.batch_size=64', 'training.learning_rate=1e-3',
+             'training.scheduler_kwargs.warmup_epochs=0.7']
 MODELS = {'quickstart': [], 'late_interaction': ['model/memory=late_interaction']}
 
 
@@ -46,7 +49,7 @@ def judged(lens, name, part, images):
 def scenes(args):
     "Train two small models and fit a lens to the memory tokens and to CLS of each."
     for name, words in MODELS.items():
-        cfg = compose([f'training.max_steps={args.steps}', f'training.epochs={args.steps}', 'training.seed=0', *words],
+        cfg = compose([*OPTIMIZER, f'training.max_steps={args.steps}', f'training.epochs={args.steps}', 'training.seed=0', *words],
                       config_name='quickstart')
         learn = make_learner(cfg)
         with learn.no_logging(), learn.no_bar(): learn.fit_schedule(cfg.training.scheduler)
