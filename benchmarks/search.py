@@ -11,10 +11,12 @@ unless --model names one), so the goal is a ratio near 1 for a fast model. The l
 no image has changed.
 
 `--graph N` measures the graph that is used above a million images, on N drawn features, beside comparing all of them:
-recall@10, time of a query, time to build, and time to follow 1 % of changed images. The features are `clustered` (2000
-centers, each with as much noise as signal, queries drawn in the same way), `gap` (clustered, and captions are shifted
-against images as those of CLIP are: mean cosine near 0 between a caption and its center's images) or `random` (no
-structure: every neighbor is about as far as any other, which is the worst case). Goal: at least 0.98, except `random`.
+recall@10, time of a query, time to build, and time to follow 1 % of changed images. The features are `clustered`
+(around 2000 centers, each with as much noise as signal, queries drawn in the same way), `gap` (clustered, and captions
+are shifted against images as those of CLIP are: mean cosine near 0 between a caption and its center's images) or
+`random` (no structure: every neighbor is about as far as any other, which is the worst case). What is hard is the
+number of rows around one center: `--graph 200000 --centers 40` has as many as ten million rows. Goal: at least 0.98,
+except `random`.
 """
 import argparse
 import numpy as np
@@ -64,10 +66,10 @@ def query_times(model, args, at):
     return first, times
 
 
-def drawn_features(kind, num, dim, rng, is_query=False):
+def drawn_features(kind, num, dim, rng, num_centers, is_query=False):
     "Return float16 rows of unit length."
     fixed = np.random.default_rng(7)
-    centers, shifts = (fixed.standard_normal((n, dim), np.float32)/dim**.5 for n in (2000, 2))
+    centers, shifts = (fixed.standard_normal((n, dim), np.float32)/dim**.5 for n in (num_centers, 2))
     for start in range(0, num, 50_000):
         rows = rng.standard_normal((min(50_000, num - start), dim), np.float32)/dim**.5
         if kind != 'random': rows += centers[rng.integers(len(centers), size=len(rows))]
@@ -75,11 +77,22 @@ def drawn_features(kind, num, dim, rng, is_query=False):
         yield (rows/np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
+def draw_into(path, kind, num, dim, *args):
+    "Write drawn features to a file, which may be larger than memory, and return them."
+    rows = np.memmap(path, np.float16, 'w+', shape=(num, dim))
+    start = 0
+    for part in drawn_features(kind, num, dim, *args):
+        rows[start:start + len(part)] = part
+        start += len(part)
+    return torch.from_numpy(rows)
+
+
 def graph(args, kind, at):
-    "Print and return recall and times of the graph over drawn features."
+    "Print recall and times of the graph over drawn features, and return a row for each number of candidates."
     rng, path = np.random.default_rng(0), at/f'{kind}.graph'
-    features = torch.from_numpy(np.concatenate(list(drawn_features(kind, args.graph, args.dim, rng))))
-    queries = torch.from_numpy(np.concatenate(list(drawn_features(kind, args.queries, args.dim, rng, True)))).float()
+    features = draw_into(at/f'{kind}.features', kind, args.graph, args.dim, rng, args.centers)
+    queries = drawn_features(kind, args.queries, args.dim, rng, args.centers, True)
+    queries = torch.from_numpy(np.concatenate(list(queries))).float()
     index = ImageIndex(features, torch.ones(args.graph, dtype=torch.bool), [], None, '', ids=torch.arange(args.graph))
     silent, clock = lambda done, total: None, time.process_time # processor time: other load matters less
     def timed(call):
@@ -87,23 +100,29 @@ def graph(args, kind, at):
         result = call()
         return clock() - start, result
     build, made = timed(lambda: _Graph(index, path, silent))
-    def by_graph(query, num=_FROM_GRAPH):
+    def by_graph(query, num):
         rows = made.candidates(query, num)
         return {int(rows[k]) for k, _ in best_rows(features[rows], query, 10)}
-    by_graph(queries[0])
-    exact, quick = ([timed(lambda: f(q)) for q in queries] for f in
-                    (lambda q: {row for row, _ in best_rows(features, q, 10)}, by_graph))
-    recall = float(np.mean([len(a & b)/10 for (_, a), (_, b) in zip(exact, quick)]))
+    exact = [timed(lambda: {row for row, _ in best_rows(features, q, 10)}) for q in queries]
+    ms = lambda found: 1000*statistics.median(t for t, _ in found)
+    searched = {}
+    for num in args.candidates:
+        for q in queries: by_graph(q, num) # from the disk
+        searched[num] = [timed(lambda: by_graph(q, num)) for q in queries]
     index.ids[:args.graph//100] += args.graph # one percent is encoded again
     follow, _ = timed(lambda: _Graph(index, path, silent))
-    ms = [1000*statistics.median(t for t, _ in found) for found in (quick, exact)]
-    print(f'{kind}: {args.graph:,} rows of {args.dim}: recall@10 {recall:.3f}; a query takes {ms[0]:.1f} ms by the '
-          f'graph and {ms[1]:.1f} ms exactly; {build:.0f} s to build, {follow:.1f} s to follow 1 %, '
-          f'{path.stat().st_size/args.graph:.0f} bytes per row in the file')
-    return dict(kind=kind, rows=args.graph, dtype=made.graph.dtype.name.lower(), candidates=_FROM_GRAPH,
-                recall_at_10=round(recall, 3), graph_ms=round(ms[0], 2),
-                exact_ms=round(ms[1], 1), build_seconds=round(build), follow_seconds=round(follow, 1),
-                bytes_per_row=round(path.stat().st_size/args.graph))
+    size = path.stat().st_size/args.graph
+    print(f'{kind}: {args.graph:,} rows of {args.dim}: {ms(exact):.1f} ms exactly; {build:.0f} s to build, '
+          f'{follow:.1f} s to follow 1 %, {size:.0f} bytes per row in the file')
+    out = []
+    for num, found in searched.items():
+        recall = float(np.mean([len(a & b)/10 for (_, a), (_, b) in zip(exact, found)]))
+        print(f'  {num} candidates: recall@10 {recall:.3f}, {ms(found):.1f} ms a query')
+        out.append(dict(kind=kind, rows=args.graph, dtype=made.graph.dtype.name.lower(), candidates=num,
+                        recall_at_10=round(recall, 3), graph_ms=round(ms(found), 2),
+                        exact_ms=round(ms(exact), 1), build_seconds=round(build), follow_seconds=round(follow, 1),
+                        bytes_per_row=round(size)))
+    return out
 
 
 def main():
@@ -119,12 +138,17 @@ def main():
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     p.add_argument('--graph', type=int, help='measure the graph over this number of rows instead')
     p.add_argument('--kinds', nargs='+', default=['clustered', 'gap', 'random'], help='features with --graph')
+    p.add_argument('--centers', type=int, default=2000, help='centers of drawn features (count)')
+    p.add_argument('--candidates', type=int, nargs='+', default=[_FROM_GRAPH], help='images that the graph proposes')
+    p.add_argument('--at', help='folder for drawn features and their graph, 2.2 KB a row (default: a temporary one)')
     p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     torch.manual_seed(0)
     if args.graph:
-        with tempfile.TemporaryDirectory() as folder: rows = [graph(args, k, Path(folder)) for k in args.kinds]
-        if args.csv: store(args.csv, rows, dim=args.dim)
+        rows = []
+        for kind in args.kinds:
+            with tempfile.TemporaryDirectory(dir=args.at) as folder: rows += graph(args, kind, Path(folder))
+        if args.csv: store(args.csv, rows, dim=args.dim, centers=args.centers)
         return
     own = lambda *words: MemoryCLIP.from_config(compose(list(words), config_name='quickstart').model).eval()
     with tempfile.TemporaryDirectory() as folder:

@@ -49,7 +49,8 @@ def judged(lens, name, part, images):
 def scenes(args):
     "Train two small models and fit a lens to the memory tokens and to CLS of each."
     for name, words in MODELS.items():
-        cfg = compose([*OPTIMIZER, f'training.max_steps={args.steps}', f'training.epochs={args.steps}', 'training.seed=0', *words],
+        cfg = compose([*OPTIMIZER, f'training.max_steps={args.steps}', f'training.epochs={args.steps}',
+                       'training.seed=0', *words],
                       config_name='quickstart')
         learn = make_learner(cfg)
         with learn.no_logging(), learn.no_bar(): learn.fit_schedule(cfg.training.scheduler)

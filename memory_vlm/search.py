@@ -145,7 +145,7 @@ def read_index(
 # %% ../nbs/42_search.ipynb #6d69e9ee
 _SAVE_INTERVAL = 300. # Seconds between saves of an unfinished index or graph
 _EXACT_ROWS = 1_000_000 # Up to this number of images a query compares all of them
-_FROM_GRAPH = 768 # Images that the graph proposes, at least
+_FROM_GRAPH = 3072 # Images that the graph proposes, at least
 _MOST_FROM_GRAPH = 1000 # Longest answer by the graph (images); longer ones compare all images
 _END = b'memory-vlm graph' # Behind the graph, with the length of the file: usearch crashes on half a file
 
@@ -185,15 +185,16 @@ class _Graph:
             todo = np.arange(len(self.ids))
             graph = _graph_class()(ndim=index.features.shape[1], metric='ip', dtype='bf16')
         elif len(stale): graph.remove(stale.astype(np.uint64))
-        saved = time.monotonic()
+        saved, wait = time.monotonic(), _SAVE_INTERVAL
         for start in range(0, len(todo), part):
             chosen = todo[start:start + part]
             graph.add(self.ids[chosen].astype(np.uint64), index.features[self.rows[chosen]].numpy(),
                       threads=torch.get_num_threads())
             progress(min(start + part, len(todo)), len(todo))
-            if time.monotonic() - saved > _SAVE_INTERVAL:
+            if (before := time.monotonic()) - saved > wait: # a graph of many gigabytes is not saved all the time
                 _write_graph(graph, path)
                 saved = time.monotonic()
+                wait = max(_SAVE_INTERVAL, 20 * (saved - before))
         _write_graph(graph, path)
         self.graph = _read_graph(path, view=True)
 

@@ -18,8 +18,7 @@ from ..schema import default_value, schema_fields
 from numbers import Number
 from omegaconf import DictConfig, OmegaConf
 from timm.models import group_parameters
-from timm.optim import Muon, create_optimizer_v2, get_optimizer_class, list_optimizers
-from timm.optim import muon as timm_muon
+from timm.optim import Muon, create_optimizer_v2, get_optimizer_class, list_optimizers, muon as timm_muon
 
 # %% ../../nbs/training/01_optim.ipynb #d0029d19
 def optimizer_kwargs(
