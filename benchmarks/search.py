@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import time
 import torch
+from contextlib import nullcontext
 from data import photograph
 from memory_vlm.clip import MemoryCLIP
 from memory_vlm.config import compose
@@ -35,6 +36,7 @@ from memory_vlm.search import (
     _check_owner,
     _Graph,
     _ImagePaths,
+    _read_graph,
     _weights_digest,
     _write_index,
     best_rows,
@@ -78,8 +80,10 @@ def drawn_features(kind, num, dim, rng, num_centers, is_query=False):
 
 
 def draw_into(path, kind, num, dim, *args):
-    "Write drawn features to a file, which may be larger than memory, and return them."
-    rows = np.memmap(path, np.float16, 'w+', shape=(num, dim))
+    "Return drawn features from a file, which may be larger than memory; write it if it is missing."
+    done = path.exists() and path.stat().st_size == 2*num*dim
+    rows = np.memmap(path, np.float16, 'r+' if done else 'w+', shape=(num, dim))
+    if done: return torch.from_numpy(rows)
     start = 0
     for part in drawn_features(kind, num, dim, *args):
         rows[start:start + len(part)] = part
@@ -89,9 +93,9 @@ def draw_into(path, kind, num, dim, *args):
 
 def graph(args, kind, at):
     "Print recall and times of the graph over drawn features, and return a row for each number of candidates."
-    rng, path = np.random.default_rng(0), at/f'{kind}.graph'
+    rng, query_rng, path = *map(np.random.default_rng, (0, 1)), at/f'{kind}.graph'
     features = draw_into(at/f'{kind}.features', kind, args.graph, args.dim, rng, args.centers)
-    queries = drawn_features(kind, args.queries, args.dim, rng, args.centers, True)
+    queries = drawn_features(kind, args.queries, args.dim, query_rng, args.centers, True)
     queries = torch.from_numpy(np.concatenate(list(queries))).float()
     index = ImageIndex(features, torch.ones(args.graph, dtype=torch.bool), [], None, '', ids=torch.arange(args.graph))
     silent, clock = lambda done, total: None, time.process_time # processor time: other load matters less
@@ -99,6 +103,7 @@ def graph(args, kind, at):
         start = clock()
         result = call()
         return clock() - start, result
+    begun = 0 if (old := _read_graph(path, view=True)) is None else len(old) # by a run that was killed
     build, made = timed(lambda: _Graph(index, path, silent))
     def by_graph(query, num):
         rows = made.candidates(query, num)
@@ -112,7 +117,8 @@ def graph(args, kind, at):
     index.ids[:args.graph//100] += args.graph # one percent is encoded again
     follow, _ = timed(lambda: _Graph(index, path, silent))
     size = path.stat().st_size/args.graph
-    print(f'{kind}: {args.graph:,} rows of {args.dim}: {ms(exact):.1f} ms exactly; {build:.0f} s to build, '
+    print(f'{kind}: {args.graph:,} rows of {args.dim}: {ms(exact):.1f} ms exactly; {build:.0f} s to build'
+          f'{f" the last {args.graph - begun:,}" if begun else ""}, '
           f'{follow:.1f} s to follow 1 %, {size:.0f} bytes per row in the file')
     out = []
     for num, found in searched.items():
@@ -121,7 +127,7 @@ def graph(args, kind, at):
         out.append(dict(kind=kind, rows=args.graph, dtype=made.graph.dtype.name.lower(), candidates=num,
                         recall_at_10=round(recall, 3), graph_ms=round(ms(found), 2),
                         exact_ms=round(ms(exact), 1), build_seconds=round(build), follow_seconds=round(follow, 1),
-                        bytes_per_row=round(size)))
+                        bytes_per_row=round(size), rows_before=begun))
     return out
 
 
@@ -140,14 +146,15 @@ def main():
     p.add_argument('--kinds', nargs='+', default=['clustered', 'gap', 'random'], help='features with --graph')
     p.add_argument('--centers', type=int, default=2000, help='centers of drawn features (count)')
     p.add_argument('--candidates', type=int, nargs='+', default=[_FROM_GRAPH], help='images that the graph proposes')
-    p.add_argument('--at', help='folder for drawn features and their graph, 2.2 KB a row (default: a temporary one)')
+    p.add_argument('--at', help='folder that keeps features and graph (2.2 KB a row); a killed build goes on')
     p.add_argument('--csv', help='append the results to this file')
     args = p.parse_args()
     torch.manual_seed(0)
     if args.graph:
         rows = []
         for kind in args.kinds:
-            with tempfile.TemporaryDirectory(dir=args.at) as folder: rows += graph(args, kind, Path(folder))
+            with nullcontext(args.at) if args.at else tempfile.TemporaryDirectory() as folder:
+                rows += graph(args, kind, Path(folder))
         if args.csv: store(args.csv, rows, dim=args.dim, centers=args.centers)
         return
     own = lambda *words: MemoryCLIP.from_config(compose(list(words), config_name='quickstart').model).eval()
