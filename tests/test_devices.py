@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 META = torch.device('meta')
 MEMORY = sorted(p.stem for p in (Path(__file__).parents[1]/'configs/model/memory').glob('*.yaml'))
 SMALL = ['model.image_size=32', 'model.patch_size=16', 'model.embed_dim=32', 'model.num_heads=2',
-         'model.text.embed_dim=32', 'training.optimizer_kwargs.fused=false']
+         'model.text.embed_dim=32', 'training.optimizer=adamw', 'training.optimizer_kwargs.fused=false']
 
 
 class AnotherDevice(TorchDispatchMode):

@@ -272,7 +272,7 @@ fit_main()
 @pytest.mark.slow
 @pytest.mark.parametrize('fsdp', ['false', 'true'])
 def test_torchrun_restarts_a_lost_rank_and_the_run_continues(tmp_path, fsdp):
-    words = [*SHORT, 'model.drop_rate=0.1', f'training.fsdp={fsdp}', 'training.resume=auto']
+    words = [*SHORT, 'model.drop_rate=0.1', f'training.fsdp={fsdp}', 'training.optimizer=adamw', 'training.resume=auto']
     straight, _ = finish(tmp_path/'straight', *words)
     script = tmp_path/'train.py'
     script.write_text(LOSES_A_RANK)
