@@ -337,8 +337,11 @@ def search(
     if not index.good.any(): raise UserError(f'None of {len(index)} images can be read; give another folder')
     with evaluation_mode(model): query = _text_feature(model, caption)
     if index.graph is not None and top <= _MOST_FROM_GRAPH:
-        rows = index.graph.candidates(query if query.dim() == 1 else query[0], max(_FROM_GRAPH, 10*top))
-        vectors = None if index.vectors is None else index.vectors[rows]
+        text, vectors = query if query.dim() == 1 else query[0], None
+        rows = index.graph.candidates(text, max(_FROM_GRAPH, 10*top))
+        if index.vectors is not None: # reads them for the images that are compared by them only
+            rows = rows[[k for k, _ in best_rows(index.features[rows], text, max(_CANDIDATES, 10*top))]]
+            vectors = index.vectors[rows]
         found = [(int(rows[k]), cosine) for k, cosine in best_rows(index.features[rows], query, top, None, vectors)]
     else: found = best_rows(index.features, query, top, index.good, index.vectors)
     return [(cosine, index.path(row)) for row, cosine in found]
