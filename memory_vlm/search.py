@@ -8,8 +8,10 @@ __all__ = ['best_rows', 'ImageIndex', 'read_index', 'open_images', 'index_path',
 # %% ../nbs/42_search.ipynb #846efff1
 import hashlib
 import json
+import math
 import numpy as np
 import os
+import struct
 import time
 import torch
 import warnings
@@ -29,6 +31,7 @@ from .data.transforms import Preprocessing
 from .evaluation.validation import _mean_vector, evaluation_mode, image_vectors, with_queries
 from .loss import similarity
 from omegaconf import OmegaConf
+from open_clip import IMAGENET_CLASSNAMES
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -147,14 +150,15 @@ _SAVE_INTERVAL = 300. # Seconds between saves of an unfinished index or graph
 _EXACT_ROWS = 1_000_000 # Up to this number of images a query compares all of them
 _FROM_GRAPH = 3072 # Images that the graph proposes, at least
 _MOST_FROM_GRAPH = 1000 # Longest answer by the graph (images); longer ones compare all images
-_END = b'memory-vlm graph' # Behind the graph, with the length of the file: usearch crashes on half a file
+_LEAST_RECALL = .95 # With less, queries compare all images
+_END = b'memory-vlm graph' # Behind the graph, with the length of the file (usearch crashes on half a file) and recall
 
 def _write_graph(graph, path:Path):
     "Write a graph atomically."
     part = path.with_name(f'{path.name}-{os.getpid()}.part')
     try:
         graph.save(str(part))
-        with open(part, 'ab') as f: f.write(_END + f.tell().to_bytes(8, 'little'))
+        with open(part, 'ab') as f: f.write(_END + struct.pack('<qd', f.tell(), math.nan)) # recall is not known yet
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
@@ -164,8 +168,8 @@ def _read_graph(path:Path, view:bool):
     "Open a graph, with `view` without loading it. Returns None if the file is missing or damaged."
     try:
         with open(path, 'rb') as f:
-            size = f.seek(-24, os.SEEK_END)
-            if f.read() != _END + size.to_bytes(8, 'little'): return None
+            size = f.seek(-32, os.SEEK_END)
+            if f.read()[:-8] != _END + struct.pack('<q', size): return None
     except OSError: return None
     return _graph_class().restore(str(path), view=view)
 
@@ -204,11 +208,43 @@ class _Graph:
         found = self.graph.search(query.half().numpy(), num).keys.astype(np.int64)
         return self.rows[np.searchsorted(self.ids, found)]
 
-def _with_graph(index:ImageIndex, path:str|Path, progress:Callable)->ImageIndex:
-    "Add the graph to an index of many images. Warns if the package is missing: queries then compare all images."
-    if len(index) <= _EXACT_ROWS: return index
-    try: index.graph = _Graph(index, Path(f'{path}.graph'), progress)
-    except MissingPackage as e: warnings.warn(f'{e}. Without it a query compares all {len(index):,} images')
+    def recall(self, index:ImageIndex, queries:Tensor, num:int=10)->float:
+        "Return the share of the `num` nearest images that the graph proposes, in the mean of queries (Q, D)."
+        num, best = min(num, len(self.rows)), torch.empty(len(queries), 0)
+        for features, good in zip(index.features.split(2**14), index.good.split(2**14)):
+            cosine = torch.cat([best, queries @ features[good].float().T], 1)
+            best = cosine.topk(min(num, cosine.shape[1])).values
+        found = [best_rows(index.features[self.candidates(q, _FROM_GRAPH)], q, num) for q in queries]
+        hits = sum(cosine > last - 1e-5 for rows, last in zip(found, best[:, -1].tolist()) for _, cosine in rows)
+        return hits/(num * len(queries))
+
+def _check_recall(graph:_Graph, index:ImageIndex, model:MemoryCLIP, path:Path)->float:
+    "Return the recall of a graph on captions for trial. It is measured once, and kept in the file of the graph."
+    with open(path, 'rb') as f:
+        f.seek(-8, os.SEEK_END)
+        recall, = struct.unpack('<d', f.read())
+    if not math.isnan(recall): return recall
+    with evaluation_mode(model):
+        queries = [_text_feature(model, f'a photo of a {name}') for name in IMAGENET_CLASSNAMES[::20]]
+    recall = graph.recall(index, torch.stack([q if q.dim() == 1 else q[0] for q in queries]))
+    with open(path, 'r+b') as f:
+        f.seek(-8, os.SEEK_END)
+        f.write(struct.pack('<d', recall))
+    return recall
+
+def _with_graph(index:ImageIndex, path:str|Path, progress:Callable, model:MemoryCLIP)->ImageIndex:
+    """Add the graph to an index of many images. Warns if the package is missing or the graph misses too many images:
+    queries then compare all images."""
+    if len(index) <= _EXACT_ROWS or not index.good.any() or not hasattr(model, 'encode_text'): return index
+    try: graph = _Graph(index, path := Path(f'{path}.graph'), progress)
+    except MissingPackage as e:
+        warnings.warn(f'{e}. Without it a query compares all {len(index):,} images')
+        return index
+    recall = _check_recall(graph, index, model, path)
+    if recall >= _LEAST_RECALL: index.graph = graph
+    else:
+        warnings.warn(f'The graph finds {recall:.0%} of the ten nearest images of captions for trial, so a query '
+                      f'compares all {len(index):,} images, which is exact and takes longer')
     return index
 
 # %% ../nbs/42_search.ipynb #2a207309
@@ -302,7 +338,7 @@ def open_index(
     if old and old.model == digest:
         old.root, old_rows = root, {name: row for row, name in enumerate(old.names)}
         old.owner = _weights_state(model)
-        if names == old.names and torch.equal(marks, old.marks): return _with_graph(old, path, progress)
+        if names == old.names and torch.equal(marks, old.marks): return _with_graph(old, path, progress, model)
     before = np.array([old_rows.get(name, -1) for name in names])
     known = before >= 0
     if old_rows: known &= (old.marks[before] == marks).all(1).numpy() # row -1 is not known anyway
@@ -323,7 +359,7 @@ def open_index(
         _write_index(index if complete else index.rows(np.sort(np.r_[np.flatnonzero(known), todo[:done]])), path)
     if len(todo): _encode_into(index, model, source, todo, batch_size, num_workers, progress, save)
     else: save(0)
-    return _with_graph(index, path, progress)
+    return _with_graph(index, path, progress, model)
 
 def search(
     model:MemoryCLIP, # Model that made the index
