@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from ..core import UserError, _check_finite
-from .intervals import jackknife_values, mean_interval, share_interval
+from .intervals import mean_interval, share_interval
 from .validation import evaluation_mode
 from ..models.attention_hooks import attention_hooks
 from ..models.towers import find_tower
@@ -255,9 +255,7 @@ def dense_probe(
     rows = {}
     for name, x in inputs.items():
         fitted = _fit_probe(x[:n].flatten(0, 1)[used], labels[:n].flatten()[used])
-        counts = _class_overlaps(x[n:], masks[n:], grid, fitted, num)                             # (B,2,C)
-        whole = counts.sum(0)
-        left_out = _mean_iou(whole - counts, whole[1] > 0)
-        low, high = mean_interval(jackknife_values(_mean_iou(whole), left_out)).clamp(0, 1).tolist()
-        rows[name] = dict(mIoU=_mean_iou(whole).item(), low=low, high=high)
+        values = _iou_values(_class_overlaps(x[n:], masks[n:], grid, fitted, num)) # (B,)
+        low, high = mean_interval(values).clamp(0, 1).tolist()
+        rows[name] = dict(mIoU=values.mean().item(), low=low, high=high)
     return pd.DataFrame(rows).T
