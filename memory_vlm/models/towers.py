@@ -80,7 +80,9 @@ def _grid_of(vit):
 
 def _memory_vit_tower(vit)->Tower:
     M = vit.layout.num_memory
-    def stored(): return torch.stack([memory().reshape(M, -1) for memory in vit.memory_tokens()])
+    def stored():
+        tokens = torch.stack([memory().reshape(M, -1) for memory in vit.memory_tokens()])
+        return vit.norm_pre.forward(tokens) if vit.layout.in_sequence else tokens # no hooks: they may insert a register
     return Tower(vit, vit.layout, list(vit.blocks), vit.patch_embed, vit.patch_embed.img_size, stored if M else None,
                  grid_of=_grid_of(vit))
 
