@@ -1495,6 +1495,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                  'memory_vlm/interp/test_time_registers.py'),
                                                        'memory_vlm.interp.test_time_registers._mean_activations': ( 'interp/test_time_registers.html#_mean_activations',
                                                                                                                     'memory_vlm/interp/test_time_registers.py'),
+                                                       'memory_vlm.interp.test_time_registers._neuron_norms': ( 'interp/test_time_registers.html#_neuron_norms',
+                                                                                                                'memory_vlm/interp/test_time_registers.py'),
                                                        'memory_vlm.interp.test_time_registers._norms_and_outputs': ( 'interp/test_time_registers.html#_norms_and_outputs',
                                                                                                                      'memory_vlm/interp/test_time_registers.py'),
                                                        'memory_vlm.interp.test_time_registers._places': ( 'interp/test_time_registers.html#_places',

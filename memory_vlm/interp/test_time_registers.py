@@ -15,9 +15,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
+from ..attention import checked_index
 from ..core import UserError, _check_finite, _counted
 from ..evaluation.intervals import change_interval
 from ..evaluation.validation import evaluation_mode
+from .intervene import checked_tokens
 from .stats import median, outlier_thresholds
 from ..models.attention_hooks import EAGER
 from ..models.towers import Tower, find_tower
@@ -31,6 +33,12 @@ def _fc2(block:nn.Module)->nn.Module|None:
     "Return the second layer of a block's MLP; None if it has none that is known."
     mlp = getattr(block, 'mlp', None)
     return getattr(mlp, 'fc2', None) or getattr(mlp, 'c_proj', None)
+
+def _neuron_norms(block:nn.Module)->Tensor: # (F,)
+    "Return the norm that each neuron adds to a token at an activation of 1, after LayerScale."
+    scale, weight = getattr(block, 'ls2', None) or getattr(block, 'ls_2', None), _fc2(block).weight.detach().float()
+    gamma = getattr(block, 'gamma_2', None) if scale is None else getattr(scale, 'gamma', None)
+    return (weight if gamma is None else gamma.detach().float().unsqueeze(1) * weight).norm(dim=0).cpu() # of (D,F)
 
 def _find_tower(model)->Tower:
     "Describe the ViT in a model. Raises `UserError` if its neurons cannot be found, and for rotary positions."
@@ -104,8 +112,9 @@ def register_neurons(
     model,                # A model that `find_tower` takes
     images:Tensor,        # A few hundred images or fewer, as the model takes them (B, 3, height, width)
     num:int=10,           # Number of neurons (count)
-    layer:int=None,       # Block after which outliers are determined; None: the one with the most
-    layers:list=None,     # Blocks to search; None: from a quarter of the depth to one after that of the first outliers
+    layer:int=None,       # Block after which outliers are determined, negative from the last; None: the one with most
+    # Blocks to search, negative from the last; None: from a quarter of the depth to one after that of first outliers
+    layers:list=None,
     threshold:float=None, # Norm above which a patch is an outlier; None: three medians of the image
 )->list:                  # (block, hidden unit, activation, excess norm), largest excess first
     """Find the neurons that cause outliers. Raises `UserError` if there are none. Source: arXiv 2506.08010, ranked by
@@ -114,7 +123,7 @@ def register_neurons(
     norms = patch_norms(model, images)
     is_outlier = outliers(norms, threshold) # (B,L,P)
     rate = is_outlier.float().mean((0, 2))  # (L)
-    layer = int(rate.argmax()) if layer is None else range(len(rate))[layer]
+    layer = int(rate.argmax()) if layer is None else checked_index(layer, len(rate), 'layer')
     where = is_outlier[:, layer] # (B,P)
     if not where.any():
         contrast = (norms / median(norms).unsqueeze(-1)).max()
@@ -124,8 +133,10 @@ def register_neurons(
         share = (is_outlier & where[:, None]).sum((0, 2)) / where.sum() # (L)
         appear = int((share >= 0.5).nonzero()[0])
         layers = list(range(min(len(rate) // 4, appear), min(appear + 2, len(rate))))
+    layers = sorted({*checked_tokens(layers, len(rate), 'layer')})
+    if not layers: raise UserError('layers=[] searches no block; use layers=None to search those of the first outliers')
     means, others = _mean_activations(model, images, where, layers)
-    columns = torch.stack([_fc2(tower.blocks[l]).weight.detach().float().norm(dim=0).cpu() for l in layers])
+    columns = torch.stack([_neuron_norms(tower.blocks[l]) for l in layers])
     excess, F = (means - others).abs() * columns, means.shape[1] # (len(layers), F)
     best = excess.flatten().topk(min(num, excess.numel())).indices.tolist()
     return [_Neuron(layers[i // F], i % F, means.flatten()[i].item(), excess.flatten()[i].item()) for i in best]
@@ -225,9 +236,10 @@ def norm_maps(
     layer:int=-1,   # Block; negative from the last
 )->Tensor:          # (B, 2, rows, columns): before, with the register
     "Return the norms of patches before and with a test-time register; `viz.plots.show_norm_maps` draws them."
-    before = patch_norms(model, images)[:, layer]
+    before = patch_norms(model, images)
+    layer = checked_index(layer, before.shape[1], 'layer')
     with test_time_register(model, neurons): after = patch_norms(model, images)[:, layer]
-    return find_tower(model).layout_of(images).to_grid(torch.stack([before, after], 1))
+    return find_tower(model).layout_of(images).to_grid(torch.stack([before[:, layer], after], 1))
 
 # %% ../../nbs/interp/05_test_time_registers.ipynb #588d62c0
 @dataclass
@@ -366,8 +378,10 @@ def sweep_registers(
     def edited(size, half):
         with test_time_register(model, found[:size[0]], size[1]): return _norms_and_outputs(model, images[half])
     found = register_neurons(model, images[first], num=max(nums), layers=layers)
-    before, rows, rates = _norms_and_outputs(model, images[first]), [], {}
-    rates[0, 0, 'first'] = outliers(before[0]).float().mean((0, 2))
+    (before, judged), rows = (_norms_and_outputs(model, images[half]) for half in (first, other)), []
+    rates = {(0, 0, n): outliers(x[0]).float().mean((0, 2)) for n, x in dict(first=before, other=judged).items()}
+    if not rates[0, 0, 'other'].any():
+        raise UserError(f'no patch is an outlier in the {len(other)} images that judge the neurons; give more images')
     for size in product(sorted(nums), sorted(num_registers)):
         row, rates[(*size, 'first')] = _sweep_row(size, 'first', before, edited(size, first), scorer(first))
         rows.append(row)
@@ -376,9 +390,8 @@ def sweep_registers(
     if good: chosen = next((r for r in good if r['gone'] >= _AIM), max(good, key=lambda r: r['gone']))
     else: # what loses the least of those that remove enough, or removes the most
         chosen = max(rows, key=lambda r: (min(r['gone'], _MIN_GONE), r.get('change', 0)))
-    size, before = (chosen['neurons'], chosen['registers']), _norms_and_outputs(model, images[other])
-    rates[0, 0, 'other'] = outliers(before[0]).float().mean((0, 2))
-    row, rates[(*size, 'other')] = _sweep_row(size, 'other', before, edited(size, other), scorer(other))
+    size = chosen['neurons'], chosen['registers']
+    row, rates[(*size, 'other')] = _sweep_row(size, 'other', judged, edited(size, other), scorer(other))
     measured = {k: v for k, v in row.items() if k not in ('neurons', 'registers')}
     edit = RegisterEdit.of(model, found[:size[0]], size[1], **measured)
     return _RegisterSweep(pd.DataFrame([*rows, row]), rates, edit, bool(good), passes(row), score is not None)
