@@ -73,7 +73,7 @@ def _best_iou(maps:Tensor, masks:Tensor)->Tensor: # (B,M,h,w), bool (B,O,height,
 def center_prior(
     grid:tuple, # Rows and columns of patches (h, w)
 )->Tensor:      # (h, w), 0..1
-    "Return a Gaussian at the center of the image; its standard deviation is a quarter of each side."
+    "Return a Gaussian at the center; its standard deviation is a quarter of the distance between the outer patches."
     y, x = (torch.linspace(-2, 2, n) if n > 1 else torch.zeros(1) for n in grid)
     return torch.exp(-(y[:, None].square() + x.square()) / 2)
 
@@ -92,7 +92,8 @@ def _patch_states(model, images:Tensor, layer:int=-1)->tuple: # -> two of fp32 (
     """Return the output of a block at the patches, the keys of its attention, heads side by side, and the attention of
     the first token, which is CLS if there is one (of `kv_protected` the new CLS), mean over heads."""
     tower, keys, outputs, first = find_tower(model), [], [], []
-    layout = tower.layout_of(images)
+    layout, depth = tower.layout_of(images), len(tower.blocks)
+    if not -depth <= layer < depth: raise UserError(f'layer={layer} does not exist: there are {depth} (0..{depth - 1})')
     at = layout.patches
     def attention(q, k, v, weights):
         keys.append(k.float()[:, :, at].transpose(1, 2).flatten(2))
@@ -232,10 +233,11 @@ def dense_probe(
     images:Tensor,  # As the model takes them (B, 3, height, width)
     masks:Tensor,   # Class of each pixel, int64 (B, height, width): 0 background, -1 does not count
     num_train:int=None, # The first so many images train the probe; None: half of them
-    layer:int=-1,   # Block whose output is used
+    layer:int=-1,   # Block whose output is used; negative from the last
 )->pd.DataFrame:    # Rows: the probe and its controls; columns: mIoU and the ends of its 95 % CI, 0..1
     """Fit a linear classifier on frozen patch features and return its mean IoU on the other images, beside controls
-    without features. Raises `UserError` for masks that do not fit. Source: arXiv:2304.07193 section 7.4."""
+    without features. Raises `UserError` for masks that do not fit and for a block that does not exist. Source:
+    arXiv:2304.07193 section 7.4."""
     if masks.shape[:1] != images.shape[:1] or masks.dim() != 3 or masks.is_floating_point():
         raise UserError(f'got masks {masks.dtype} {tuple(masks.shape)} for {len(images)} images; give one class for '
                         'each pixel, int64')
