@@ -115,7 +115,7 @@ def _map_difference(maps:AttentionMaps, at:int=0)->Tensor: # (B,)
 def map_layer(
     depth:int, # Number of blocks
 )->int:        # Index of a block
-    "Return the last block whose memory can affect the output."
+    "Return the last block whose memory can affect the output, unless the output reads memory itself (`readout`)."
     return max(depth - 2, 0)
 
 def _token_maps(maps:AttentionMaps)->Tensor:

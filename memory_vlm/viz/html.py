@@ -55,7 +55,8 @@ def memory_figures(
         images, _, owner = loaded.valid_dl.one_batch()
         titles = [loaded.valid_dl.source.captions(i)[0] for i in owner.unique_consecutive()[:num].tolist()]
     else: images, titles = _own_images(loaded.model, images)
-    images, usual, last = images[:num], layer is None, map_layer(depth) if memory else depth - 1
+    images, usual, is_read = images[:num], layer is None, getattr(tower.vit, 'readout', 'none') != 'none'
+    last = map_layer(depth) if memory and not is_read else depth - 1
     layer = last if usual else checked_index(layer, depth, 'layer')
     with evaluation_mode(loaded.model), capture(loaded.model, layer) as maps:
         _make_encoder(loaded.model)(images.to(loaded.device))
@@ -67,7 +68,7 @@ def memory_figures(
                           title=f'Attention of {"each memory token" if memory else "CLS"}',
                           note=f'Layer {layer}{which * usual}; {"mean over heads" if head is None else f"head {head}"}.'
                                + f' {len(shown)} of {memory} tokens.' * bool(memory),
-                          uniform=1 / tower.layout.num_keys)
+                          uniform=1 / maps.layout.num_keys)
 
 # %% ../../nbs/viz/03_html.ipynb #0d3e9ec8
 _STYLE = '''
