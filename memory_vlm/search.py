@@ -11,16 +11,14 @@ import json
 import math
 import numpy as np
 import os
-import struct
 import time
 import torch
-import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from .clip import MemoryCLIP
-from .core import MissingPackage, UserError, _check_count, _check_finite, require
+from .core import UserError, _check_count, _check_finite
 from .data.base import FileSource, PathList, Source
 from .data.folders import is_image, walk_files
 from .data.loaders import make_loader
@@ -79,7 +77,7 @@ class ImageIndex:
     root:str=''     # Folder that the names are relative to
     vectors:Tensor=None # float16 (N, K, D), if the model compares captions with several vectors per image
     ids:Tensor=None # int64 (N,): a number that no other encoded image has; None: rows that are not from a file
-    graph:object=None # Graph of the features, if there are many images
+    lists:object=None # Inverted file of the features, if there are many images
     owner:tuple=()    # State of the weights that are known to have made it
 
     def __len__(self): return len(self.names)
@@ -120,18 +118,22 @@ def _check_owner(index:ImageIndex, model:MemoryCLIP):
                         'open_index(model, data, path), which encodes the images again')
     index.owner = state
 
+def _save_tensors(tensors:dict, path:Path, about:dict):
+    "Write a file of tensors atomically: an interruption leaves the old file."
+    part = path.with_name(f'{path.name}-{os.getpid()}.part')
+    try:
+        save_file(tensors, part, about)
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
 def _write_index(index:ImageIndex, path:str|Path):
-    "Write an index, without its `root`, atomically: an interruption leaves the old file."
+    "Write an index, without its `root`."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = np.frombuffer('\0'.join(index.names).encode(errors='surrogateescape'), np.uint8).copy()
-    part = path.with_name(f'{path.name}-{os.getpid()}.part')
     tensors = dict(features=index.features, good=index.good, marks=index.marks, names=torch.from_numpy(names))
     tensors |= {k: t for k in ('vectors', 'ids') if (t := getattr(index, k)) is not None}
-    try:
-        save_file(tensors, part, dict(model=index.model))
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    _save_tensors(tensors, path, dict(model=index.model))
 
 def read_index(
     path:str|Path,  # File of an index
@@ -146,105 +148,98 @@ def read_index(
     return ImageIndex(**parts, names=names, **about)
 
 # %% ../nbs/42_search.ipynb #6d69e9ee
-_SAVE_INTERVAL = 300. # Seconds between saves of an unfinished index or graph
+_SAVE_INTERVAL = 300. # Seconds between saves of an unfinished index, or of its lists
 _EXACT_ROWS = 1_000_000 # Up to this number of images a query compares all of them
-_FROM_GRAPH = 3072 # Images that the graph proposes, at least
-_MOST_FROM_GRAPH = 1000 # Longest answer by the graph (images); longer ones compare all images
-_LEAST_RECALL = .95 # With less, queries compare all images
-_END = b'memory-vlm graph' # Behind the graph, with the length of the file (usearch crashes on half a file) and recall
+_FROM_LISTS = 2**14 # Images that a query is compared with, at least
+_RECALL = .98 # What the lists have to find of the ten nearest images of captions for trial
 
-def _write_graph(graph, path:Path):
-    "Write a graph atomically."
-    part = path.with_name(f'{path.name}-{os.getpid()}.part')
-    try:
-        graph.save(str(part))
-        with open(part, 'ab') as f: f.write(_END + struct.pack('<qd', f.tell(), math.nan)) # recall is not known yet
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+def _nearest(features:Tensor, centroids:Tensor)->Tensor: # (N,D), (C,D) -> int32 (N,)
+    "Return the nearest centroid of each row."
+    return (features.float() @ centroids.T - centroids.square().sum(1)/2).argmax(1).int()
 
-def _graph_class(): return require('usearch.index', 'find images by a graph', 'search').Index
+def _centroids(features:Tensor, rows:Tensor, rounds:int=8, part:int=2**13)->Tensor: # (C,D)
+    """Return `4 sqrt(N)` centroids of the chosen rows, by k-means on a sample. Between rounds the smallest lists move
+    into those of more than twice the mean size: a list of several clusters has a centroid far from each of them."""
+    num, rng = min(len(rows), math.ceil(4 * len(rows)**.5)), torch.Generator().manual_seed(0)
+    sample = features[rows[torch.randperm(len(rows), generator=rng)[:32*num]]].float()
+    centroids, mean = sample[:num].clone(), len(sample) / num
+    for i in range(rounds):
+        lists = torch.cat([_nearest(x, centroids) for x in sample.split(part)])
+        sizes = torch.bincount(lists, minlength=num)
+        sums = torch.zeros_like(centroids).index_add_(0, lists, sample)
+        centroids = torch.where(sizes[:, None] > 0, sums / sizes[:, None], centroids)
+        large = sizes > 2*mean
+        moved = min(int((sizes[large]/mean - 1).sum()), num // 4) if i < rounds - 2 else 0
+        within = large[lists].nonzero()[:, 0]
+        centroids[sizes.argsort()[:moved]] = sample[within[torch.randperm(len(within), generator=rng)[:moved]]]
+    return centroids
 
-def _read_graph(path:Path, view:bool):
-    "Open a graph, with `view` without loading it. Returns None if the file is missing or damaged."
-    try:
-        with open(path, 'rb') as f:
-            size = f.seek(-32, os.SEEK_END)
-            if f.read()[:-8] != _END + struct.pack('<q', size): return None
-    except OSError: return None
-    return _graph_class().restore(str(path), view=view)
-
-class _Graph:
-    "Nearest images of a caption, by a graph of the features of an index. Updates its file."
-    def __init__(self, index:ImageIndex, path:Path, progress:Callable, part:int=10_000):
-        rows = index.good.nonzero()[:, 0].numpy()
-        self.rows = rows[np.argsort(index.ids[rows].numpy())] # by id
-        self.ids = index.ids[self.rows].numpy()
-        self.graph = _read_graph(path, view=True)
-        known = np.empty(0, np.int64) if self.graph is None else np.array(self.graph.keys[:]).astype(np.int64)
-        stale, todo = np.setdiff1d(known, self.ids), np.flatnonzero(~np.isin(self.ids, known))
-        if not len(stale) and not len(todo) and self.graph is not None: return
-        # half of it removed: a new graph is better, and takes no longer
-        graph = None if 2*len(stale) > len(known) else _read_graph(path, view=False)
-        if graph is None:
-            todo = np.arange(len(self.ids))
-            graph = _graph_class()(ndim=index.features.shape[1], metric='ip', dtype='bf16')
-        elif len(stale): graph.remove(stale.astype(np.uint64))
-        saved, wait = time.monotonic(), _SAVE_INTERVAL
-        for start in range(0, len(todo), part):
-            chosen = todo[start:start + part]
-            graph.add(self.ids[chosen].astype(np.uint64), index.features[self.rows[chosen]].numpy(),
-                      threads=torch.get_num_threads())
-            progress(min(start + part, len(todo)), len(todo))
-            if (before := time.monotonic()) - saved > wait: # a graph of many gigabytes is not saved all the time
-                _write_graph(graph, path)
+class _Lists:
+    """Nearest images of a caption by an inverted file: each image is in the list of its nearest centroid, and a query
+    is compared with the images of the nearest lists. Updates its file. Source: Jegou et al. 2011 (TPAMI 33)."""
+    def __init__(self, index:ImageIndex, path:Path, progress:Callable, part:int=2**13):
+        self.path, rows = path, index.good.nonzero()[:, 0]
+        rows = rows[index.ids[rows].argsort()]
+        self.ids, old = index.ids[rows], self._read()
+        place = torch.searchsorted(old['ids'], self.ids).clamp(max=len(old['ids']) - 1) if old else None
+        known = old['ids'][place] == self.ids if old else torch.zeros(len(rows), dtype=torch.bool)
+        if old and 2 * int(known.sum()) >= max(len(rows), len(old['ids'])) and len(rows) <= 4 * old['built']:
+            self.centroids, self.built = old['centroids'], old['built']
+            self.lists = torch.where(known, old['lists'][place], -1)
+        else: # most images are others, or there are many more
+            self.centroids, self.built = _centroids(index.features, rows), len(rows)
+            self.lists = torch.full((len(rows),), -1, dtype=torch.int32)
+        todo, saved = (self.lists < 0).nonzero()[:, 0], time.monotonic()
+        self.compared = 0 if len(todo) or len(rows) != len(old['ids']) else old['compared'] # 0: not measured yet
+        for done, chosen in enumerate(todo.split(part)):
+            self.lists[chosen] = _nearest(index.features[rows[chosen]], self.centroids)
+            progress(part*done + len(chosen), len(todo))
+            if time.monotonic() - saved > _SAVE_INTERVAL:
+                self._write()
                 saved = time.monotonic()
-                wait = max(_SAVE_INTERVAL, 20 * (saved - before))
-        _write_graph(graph, path)
-        self.graph = _read_graph(path, view=True)
+        if not self.compared: self._write()
+        self.sizes = torch.bincount(self.lists, minlength=len(self.centroids))
+        self.rows = rows[self.lists.argsort(stable=True)].split(self.sizes.tolist()) # of each list
 
-    def candidates(self, query:Tensor, num:int)->np.ndarray:
-        "Return the rows of about the `num` nearest images, for a query (D,)."
-        self.graph.expansion_search = num
-        found = self.graph.search(query.half().numpy(), num).keys.astype(np.int64)
-        return self.rows[np.searchsorted(self.ids, found)]
+    def _read(self)->dict|None:
+        "Return the tensors and numbers of the file; None if it is missing or damaged."
+        try:
+            with safe_open(self.path, 'pt') as f:
+                return {k: f.get_tensor(k) for k in f.keys()} | {k: int(v) for k, v in f.metadata().items()}
+        except (OSError, SafetensorError): return None
 
-    def recall(self, index:ImageIndex, queries:Tensor, num:int=10)->float:
-        "Return the share of the `num` nearest images that the graph proposes, in the mean of queries (Q, D)."
-        num, best = min(num, len(self.rows)), torch.empty(len(queries), 0)
+    def _write(self):
+        _save_tensors(dict(ids=self.ids, lists=self.lists, centroids=self.centroids), self.path,
+                      dict(built=str(self.built), compared=str(self.compared)))
+
+    def candidates(self, query:Tensor, num:int)->Tensor:
+        "Return the rows of the lists that are nearest to a query (D,), as many as hold `num` images."
+        order = (self.centroids @ query).argsort(descending=True)
+        count = 1 + int((self.sizes[order].cumsum(0) < num).sum())
+        return torch.cat([self.rows[i] for i in order[:count].tolist()]).sort().values
+
+    def measure(self, index:ImageIndex, queries:Tensor, num:int=10):
+        "Find out with how many images a query is compared, for the `num` nearest in the mean of queries (Q, D)."
+        num, best, self.compared = min(num, len(self.ids)), torch.empty(len(queries), 0), _FROM_LISTS
         for features, good in zip(index.features.split(2**14), index.good.split(2**14)):
             cosine = torch.cat([best, queries @ features[good].float().T], 1)
             best = cosine.topk(min(num, cosine.shape[1])).values
-        found = [best_rows(index.features[self.candidates(q, _FROM_GRAPH)], q, num) for q in queries]
-        hits = sum(cosine > last - 1e-5 for rows, last in zip(found, best[:, -1].tolist()) for _, cosine in rows)
-        return hits/(num * len(queries))
+        while self.compared < len(self.ids):
+            found = [best_rows(index.features.index_select(0, self.candidates(q, self.compared)), q, num)
+                     for q in queries]
+            hits = sum(cosine > last - 1e-5 for rows, last in zip(found, best[:, -1].tolist()) for _, cosine in rows)
+            if hits >= _RECALL * num * len(queries): break
+            self.compared *= 2
+        self._write()
 
-def _check_recall(graph:_Graph, index:ImageIndex, model:MemoryCLIP, path:Path)->float:
-    "Return the recall of a graph on captions for trial. It is measured once, and kept in the file of the graph."
-    with open(path, 'rb') as f:
-        f.seek(-8, os.SEEK_END)
-        recall, = struct.unpack('<d', f.read())
-    if not math.isnan(recall): return recall
-    with evaluation_mode(model):
-        queries = [_text_feature(model, f'a photo of a {name}') for name in IMAGENET_CLASSNAMES[::20]]
-    recall = graph.recall(index, torch.stack([q if q.dim() == 1 else q[0] for q in queries]))
-    with open(path, 'r+b') as f:
-        f.seek(-8, os.SEEK_END)
-        f.write(struct.pack('<d', recall))
-    return recall
-
-def _with_graph(index:ImageIndex, path:str|Path, progress:Callable, model:MemoryCLIP)->ImageIndex:
-    """Add the graph to an index of many images. Warns if the package is missing or the graph misses too many images:
-    queries then compare all images."""
+def _with_lists(index:ImageIndex, path:str|Path, progress:Callable, model:MemoryCLIP)->ImageIndex:
+    "Add the lists to an index of many images."
     if len(index) <= _EXACT_ROWS or not index.good.any() or not hasattr(model, 'encode_text'): return index
-    try: graph = _Graph(index, path := Path(f'{path}.graph'), progress)
-    except MissingPackage as e:
-        warnings.warn(f'{e}. Without it a query compares all {len(index):,} images')
-        return index
-    recall = _check_recall(graph, index, model, path)
-    if recall >= _LEAST_RECALL: index.graph = graph
-    else:
-        warnings.warn(f'The graph finds {recall:.0%} of the ten nearest images of captions for trial, so a query '
-                      f'compares all {len(index):,} images, which is exact and takes longer')
+    index.lists = _Lists(index, Path(f'{path}.lists'), progress)
+    if not index.lists.compared:
+        with evaluation_mode(model):
+            queries = [_text_feature(model, f'a photo of a {name}') for name in IMAGENET_CLASSNAMES[::20]]
+        index.lists.measure(index, torch.stack([q if q.dim() == 1 else q[0] for q in queries]))
     return index
 
 # %% ../nbs/42_search.ipynb #2a207309
@@ -338,7 +333,7 @@ def open_index(
     if old and old.model == digest:
         old.root, old_rows = root, {name: row for row, name in enumerate(old.names)}
         old.owner = _weights_state(model)
-        if names == old.names and torch.equal(marks, old.marks): return _with_graph(old, path, progress, model)
+        if names == old.names and torch.equal(marks, old.marks): return _with_lists(old, path, progress, model)
     before = np.array([old_rows.get(name, -1) for name in names])
     known = before >= 0
     if old_rows: known &= (old.marks[before] == marks).all(1).numpy() # row -1 is not known anyway
@@ -359,7 +354,7 @@ def open_index(
         _write_index(index if complete else index.rows(np.sort(np.r_[np.flatnonzero(known), todo[:done]])), path)
     if len(todo): _encode_into(index, model, source, todo, batch_size, num_workers, progress, save)
     else: save(0)
-    return _with_graph(index, path, progress, model)
+    return _with_lists(index, path, progress, model)
 
 def search(
     model:MemoryCLIP, # Model that made the index
@@ -369,15 +364,18 @@ def search(
 )->list:              # (cosine, path), best first
     """Return the images that match a caption best. Raises `UserError` if the index has no readable image, and for the
     index of another model or of other weights."""
+    _check_count(top, 'top')
     _check_owner(index, model)
     if not index.good.any(): raise UserError(f'None of {len(index)} images can be read; give another folder')
     with evaluation_mode(model): query = _text_feature(model, caption)
-    if index.graph is not None and top <= _MOST_FROM_GRAPH:
+    num = len(index) if index.lists is None else index.lists.compared * math.ceil(top / 10)
+    if 2 * num < len(index): # else comparing all is as fast
         text, vectors = query if query.dim() == 1 else query[0], None
-        rows = index.graph.candidates(text, max(_FROM_GRAPH, 10*top))
+        rows = index.lists.candidates(text, num)
+        features = index.features.index_select(0, rows) # nine times as fast as [rows]
         if index.vectors is not None: # reads them for the images that are compared by them only
-            rows = rows[[k for k, _ in best_rows(index.features[rows], text, max(_CANDIDATES, 10*top))]]
-            vectors = index.vectors[rows]
-        found = [(int(rows[k]), cosine) for k, cosine in best_rows(index.features[rows], query, top, None, vectors)]
+            best = [k for k, _ in best_rows(features, text, max(_CANDIDATES, 10*top))]
+            rows, features, vectors = rows[best], features[best], index.vectors[rows[best]]
+        found = [(int(rows[k]), cosine) for k, cosine in best_rows(features, query, top, None, vectors)]
     else: found = best_rows(index.features, query, top, index.good, index.vectors)
     return [(cosine, index.path(row)) for row, cosine in found]

@@ -170,7 +170,6 @@ MISSING = dict( # Extra -> what it brings, what asks for it, and what that is fo
     data=('webdataset',
           'from memory_vlm.data.sources import open_source; open_source("https://nowhere.invalid/x.tar", "train")',
           'read shards from a URL'),
-    search=('usearch', 'from memory_vlm.search import _graph_class; _graph_class()', 'find images by a graph'),
     map=('umap', 'from memory_vlm.widgets.embedding import _umap_class; _umap_class()', 'project embeddings by UMAP'),
     atlas=('embedding_atlas', 'from memory_vlm.widgets import EmbeddingMap; EmbeddingMap.embedding_atlas(None)',
            'show a map in Embedding Atlas'),
